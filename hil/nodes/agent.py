@@ -1,0 +1,164 @@
+"""The agent on a node: routes frames between the controller and worker processes.
+
+It runs nothing that could block: every job runs in a worker forked from it, which shares its imports. So it
+answers the clock at once, notices a worker's death at once, and workers can be killed at will.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hil.nodes.protocol import FrameBuffer, Message, decode, encode
+
+AGENT = 0
+READ_SIZE = 1 << 18
+
+
+@dataclass(slots=True)
+class _Worker:
+    number: int
+    pid: int
+    sock: socket.socket
+    frames: FrameBuffer = field(default_factory=FrameBuffer)
+
+
+class Agent:
+    """Serve one byte stream, a file descriptor open for reading and writing, until it ends."""
+
+    def __init__(self, stream_fd: int) -> None:
+        self._fd = stream_fd
+        self._frames = FrameBuffer()
+        self._workers: dict[int, _Worker] = {}
+        self._next_worker = 1
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(stream_fd, selectors.EVENT_READ, None)
+
+    def serve(self) -> None:
+        self._send({"from": AGENT, "event": {"kind": "agent ready", "t_ns": time.monotonic_ns()}})
+        while True:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    if not self._read_controller():
+                        return
+                elif key.data.number in self._workers:
+                    self._read_worker(key.data)
+
+    def _read_controller(self) -> bool:
+        data = os.read(self._fd, READ_SIZE)
+        for body in self._frames.feed(data):
+            message = decode(body)
+            target = message.get("to", AGENT)
+            if target == AGENT:
+                self._answer(message)
+            elif target in self._workers:
+                self._workers[target].sock.sendall(encode(message))
+            else:
+                self._fail(message, "LookupError", f"worker {target} is not there")
+        return bool(data)
+
+    def _answer(self, message: Message) -> None:
+        call = message.get("call")
+        if call == "clock":
+            value: object = time.monotonic_ns()
+        elif call == "spawn":
+            value = self._spawn(str(message["args"]["role"]))
+        elif call == "kill":
+            value = self._kill(message["args"]["worker"], message["args"].get("signal", signal.SIGKILL))
+        else:
+            self._fail(message, "LookupError", f"the agent has no call {call!r}")
+            return
+        self._send({"from": AGENT, "id": message["id"], "value": value})
+
+    def _fail(self, message: Message, kind: str, text: str) -> None:
+        error = {"kind": kind, "text": text, "traceback": ""}
+        self._send({"from": message.get("to", AGENT), "id": message.get("id"), "error": error})
+
+    def _spawn(self, role: str) -> dict[str, int]:
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(ours, theirs, role)
+        theirs.close()
+        worker = _Worker(self._next_worker, pid, ours)
+        self._next_worker += 1
+        self._workers[worker.number] = worker
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+        return {"worker": worker.number, "pid": pid}
+
+    def _become_worker(self, ours: socket.socket, theirs: socket.socket, role: str) -> None:
+        status = 1
+        try:
+            ours.close()
+            self._selector.close()
+            os.close(self._fd)
+            for sibling in self._workers.values():
+                sibling.sock.close()
+            from hil.nodes.worker import work
+
+            work(theirs, role)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _kill(self, number: int, signal_number: int) -> bool:
+        worker = self._workers.get(number)
+        if worker is None:
+            return False
+        os.kill(worker.pid, signal_number)
+        return True
+
+    def _read_worker(self, worker: _Worker) -> None:
+        try:
+            data = worker.sock.recv(READ_SIZE)
+        except ConnectionError:
+            data = b""
+        for body in worker.frames.feed(data):
+            self._send(decode(body) | {"from": worker.number})
+        if not data:
+            self._bury(worker)
+
+    def _bury(self, worker: _Worker) -> None:
+        self._selector.unregister(worker.sock)
+        worker.sock.close()
+        del self._workers[worker.number]
+        # A worker that closed its socket without ending is of no use any more.
+        try:
+            os.kill(worker.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        _, status = os.waitpid(worker.pid, 0)
+        self._send({"from": worker.number, "exit": os.waitstatus_to_exitcode(status)})
+
+    def _send(self, message: Message) -> None:
+        data = memoryview(encode(message))
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+def find_port(name: str) -> Path:
+    """The device of the virtio-serial port called ``name``. Raises FileNotFoundError."""
+    for entry in Path("/sys/class/virtio-ports").iterdir():
+        if (entry / "name").read_text().strip() == name:
+            return Path("/dev") / entry.name
+    raise FileNotFoundError(f"no virtio-serial port is called {name!r}")
+
+
+def main() -> None:
+    """Entry point in a clone: import what workers need, once, then serve the port named in argv."""
+    import hil.nodes.worker
+
+    hil.nodes.worker.preload()
+    Agent(os.open(find_port(sys.argv[1]), os.O_RDWR)).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""Build the guest image: a Debian root file system as an initramfs, and the kernel to boot it with.
+
+Nothing here needs root: mmdebstrap writes a tar, and the cpio archive is written from it entry by entry.
+"""
+
+import bz2
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import lzma
+import os
+import re
+import shutil
+import stat
+import struct
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hil.errors import ImageError
+from hil.nodes.cpio import CpioWriter
+from hil.progress import say, step
+
+SUITES = {"trixie": "librdmacm1t64", "bookworm": "librdmacm1"}
+PACKAGES = (
+    "base-files",
+    "libc6",
+    "libc-bin",
+    "python3-minimal",
+    "libpython3-stdlib",
+    "python3-pyverbs",
+    "ibverbs-providers",
+    "rdmacm-utils",
+    "ibverbs-utils",
+    "perftest",
+    "iproute2",
+    "busybox-static",
+    "kmod",
+    "linux-image-amd64",
+)
+MODULES = ("crc32_generic", "virtio_pci", "virtio_net", "virtio_console", "rdma_rxe", "rdma_ucm", "ib_umad")
+LEFT_OUT = re.compile(
+    r"^(usr/share/(doc|man|locale|info|lintian|perl|bug|zoneinfo|i18n|bash-completion|gcc|gdb)/|usr/lib/x86_64-linux-gnu/"
+    r"(perl|gconv|systemd)|boot/|var/|(usr/)?lib/(modules|systemd|udev|firmware)/|usr/lib/python3\.\d+/(test|idlelib|tkinter|"
+    r"ensurepip|lib2to3|pydoc_data|config-[^/]*)/|usr/(games|include|src)/)"
+)
+RECIPE_VERSION = 1
+INIT = """#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /tmp /run
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox --install -s /bin
+for module in $(cat /etc/hil-modules); do insmod /hil-modules/$module.ko || echo "hil: module $module did not load"; done
+ip link set lo up
+ulimit -l unlimited
+ulimit -n 65536
+export PYTHONPATH=/hil-code:/hil-lib PYTHONUNBUFFERED=1 HOME=/tmp
+cd /tmp
+exec python3 -m hil.nodes.agent hil
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A built image: ``kernel`` (vmlinux or bzImage), ``initrd`` (newc cpio), and what its recipe was."""
+
+    suite: str
+    key: str
+    kernel: Path
+    initrd: Path
+    packages: dict[str, str]
+
+
+def recipe(suite: str) -> dict[str, object]:
+    """Everything the image depends on. Raises ImageError for a suite that is not known."""
+    if suite not in SUITES:
+        raise ImageError(f"suite {suite!r} is not known; choose one of {', '.join(SUITES)}")
+    return {
+        "version": RECIPE_VERSION,
+        "suite": suite,
+        "packages": [*PACKAGES, SUITES[suite]],
+        "modules": MODULES,
+        "left out": LEFT_OUT.pattern,
+        "init": INIT,
+        "pyroute2": importlib.metadata.version("pyroute2"),
+    }
+
+
+def image_for(suite: str, cache: Path) -> Image:
+    """The image of ``suite`` from the cache; built first when missing, damaged or of another recipe."""
+    text = json.dumps(recipe(suite), sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = cache / "images" / f"{suite}-{key}"
+    if folder.is_dir():
+        problem = damage(folder)
+        if problem is None:
+            return _load(suite, key, folder)
+        say(f"the cached image {folder.name} is damaged ({problem}): building it again")
+        shutil.rmtree(folder)
+    with step(f"building the {suite} guest image"):
+        _build(suite, folder)
+    return _load(suite, key, folder)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a cache folder that ``seal`` completed, or None. Sizes and digests are compared."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, (size, digest) in manifest["files"].items():
+            if (folder / name).stat().st_size != size:
+                return f"{name} has the wrong size"
+            if file_digest(folder / name) != digest:
+                return f"{name} has the wrong content"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"manifest: {error}"
+    return None
+
+
+def seal(folder: Path, final: Path, extra: dict[str, object]) -> None:
+    """Write the manifest of ``folder`` and move it to its ``final`` place in one step."""
+    files = {p.name: (p.stat().st_size, file_digest(p)) for p in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({"files": files} | extra, indent=1))
+    if final.exists():
+        shutil.rmtree(final)
+    folder.rename(final)
+
+
+def file_digest(path: Path) -> str:
+    """A digest good enough to notice damage: SHA-1 of the whole file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()
+
+
+def _load(suite: str, key: str, folder: Path) -> Image:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return Image(suite, key, folder / "kernel", folder / "initrd", manifest["packages"])
+
+
+def _build(suite: str, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="building-", dir=folder.parent) as name:
+        work = Path(name)
+        tar = work / "root.tar"
+        _bootstrap(suite, tar)
+        out = work / "image"
+        out.mkdir()
+        try:
+            packages = _convert(tar, out)
+        except OSError as error:
+            raise ImageError(f"the image could not be written to {folder.parent}: {error}") from error
+        seal(out, folder, {"packages": packages, "recipe": recipe(suite)})
+
+
+def _bootstrap(suite: str, tar: Path) -> None:
+    program = shutil.which("mmdebstrap")
+    if program is None:
+        raise ImageError("mmdebstrap is missing; install it with: apt-get install mmdebstrap")
+    include = ",".join([*PACKAGES, SUITES[suite]])
+    command = [program, "--quiet", "--variant=extract", f"--include={include}", suite, str(tar)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()[-6:]
+        raise ImageError(
+            f"mmdebstrap could not fetch {suite}: is the network there, and is there room in {tar.parent}?\n"
+            + "\n".join(lines)
+        )
+
+
+def _convert(tar_path: Path, out: Path) -> dict[str, str]:
+    with tarfile.open(tar_path) as tar, (out / "initrd").open("wb") as raw:
+        members = {m.name.removeprefix("./"): m for m in tar.getmembers()}
+        cpio = CpioWriter(raw)
+        cpio.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
+        _copy_tree(tar, members, cpio)
+        order = _copy_modules(tar, members, cpio)
+        _copy_library("pyroute2", cpio)
+        cpio.add_file("init", INIT.encode(), 0o755)
+        cpio.add_file("etc/hil-modules", "\n".join(order).encode())
+        cpio.close()
+        kernel = next((m for n, m in members.items() if re.match(r"boot/vmlinuz-", n)), None)
+        if kernel is None:
+            raise ImageError("the package set holds no kernel")
+        (out / "kernel").write_bytes(uncompressed_kernel(_read(tar, kernel)))
+        return _package_versions(_read(tar, members["var/lib/dpkg/status"]).decode())
+
+
+def _copy_tree(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], cpio: CpioWriter) -> None:
+    for name in ("dev", "proc", "sys", "tmp", "run", "hil-modules", "hil-code", "hil-lib"):
+        cpio.add_directory(name)
+    for name, member in members.items():
+        if not name or name in {".", "dev", "proc", "sys", "tmp", "run"} or name.startswith("dev/"):
+            continue
+        if LEFT_OUT.match(name) or LEFT_OUT.match(name + "/"):
+            continue
+        if member.isdir():
+            cpio.add_directory(name)
+        elif member.issym():
+            cpio.add_link(name, member.linkname)
+        elif member.isfile() or member.islnk():
+            cpio.add_file(name, _read(tar, member), 0o755 if member.mode & 0o111 else 0o644)
+
+
+def _copy_modules(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], cpio: CpioWriter) -> list[str]:
+    available = {}
+    for name, member in members.items():
+        if found := re.search(r"lib/modules/.*/([^/]+)\.ko(\.xz)?$", name):
+            available[found[1].replace("-", "_")] = member
+    order: list[str] = []
+
+    def take(module: str) -> None:
+        if module in order or module not in available:
+            return
+        data = _read(tar, available[module])
+        if available[module].name.endswith(".xz"):
+            data = lzma.decompress(data)
+        for needed in module_dependencies(data):
+            take(needed)
+        cpio.add_file(f"hil-modules/{module}.ko", data)
+        order.append(module)
+
+    for module in MODULES:
+        take(module)
+    return order
+
+
+def module_dependencies(module: bytes) -> list[str]:
+    """The modules that a kernel module names in its ``depends=`` line, with underscores."""
+    found = re.search(rb"\0depends=([^\0]*)\0", module)
+    return [name.replace("-", "_") for name in found[1].decode().split(",") if name] if found else []
+
+
+def uncompressed_kernel(bz_image: bytes) -> bytes:
+    """The ELF inside a bzImage (Linux: x86/boot, header fields setup_sects and payload_*).
+
+    Booting it saves the guest's own decompression. An image packed in a way Python cannot unpack is returned whole.
+    """
+    sectors = bz_image[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", bz_image, 0x248)
+    start = (sectors + 1) * 512 + offset
+    payload = bz_image[start : start + length]
+    unpackers = {b"\xfd7zXZ": _unxz, b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress}
+    for magic, unpack in unpackers.items():
+        if payload.startswith(magic):
+            return unpack(payload)
+    return bz_image
+
+
+def _unxz(payload: bytes) -> bytes:
+    return lzma.LZMADecompressor().decompress(payload)
+
+
+def _copy_library(name: str, cpio: CpioWriter) -> None:
+    seen = set()
+    for file in importlib.metadata.files(name) or ():
+        if file.suffix != ".py" or ".." in file.parts:
+            continue
+        for parent in reversed(file.parents):
+            if str(parent) != "." and parent not in seen:
+                seen.add(parent)
+                cpio.add_directory(f"hil-lib/{parent}")
+        cpio.add_file(f"hil-lib/{file}", Path(str(file.locate())).read_bytes())
+
+
+def code_files() -> Iterator[tuple[str, Path]]:
+    """The project's node-side code: (name below the package's parent, path)."""
+    root = Path(__file__).parents[1]
+    folders = ("winsock", "verbs", "provider", "switch", "netlink", "adapters")
+    single = ["__init__.py", "errors.py"]
+    single += [f"nodes/{n}.py" for n in ("__init__", "agent", "worker", "protocol", "system")]
+    paths = [root / name for name in single]
+    for folder in folders:
+        paths += sorted((root / folder).rglob("*.py"))
+    for path in paths:
+        yield str(path.relative_to(root.parent)), path
+
+
+def write_code(out: Path) -> None:
+    """Write the node-side code as a cpio archive to append to an image."""
+    with out.open("wb") as raw:
+        cpio = CpioWriter(raw)
+        cpio.add_directory("hil-code")
+        seen: set[str] = set()
+        for name, path in code_files():
+            for parent in reversed(Path(name).parents):
+                if str(parent) != "." and str(parent) not in seen:
+                    seen.add(str(parent))
+                    cpio.add_directory(f"hil-code/{parent}")
+            cpio.add_file(f"hil-code/{name}", path.read_bytes())
+        cpio.close()
+
+
+def code_key() -> str:
+    """A key of the node-side code's content."""
+    digest = hashlib.sha256()
+    for name, path in code_files():
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    if file is None:
+        raise ImageError(f"{member.name} is not a file in the package set")
+    return file.read()
+
+
+def _package_versions(status: str) -> dict[str, str]:
+    found = re.findall(r"^Package: (.+)$(?:\n(?!\n).*)*?\nVersion: (.+)$", status, re.MULTILINE)
+    return dict(found)
+
+
+def cache_folder() -> Path:
+    """Where images and snapshots are kept: HIL_CACHE, else the user's cache folder."""
+    if named := os.environ.get("HIL_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hil"

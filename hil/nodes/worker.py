@@ -1,0 +1,53 @@
+"""A worker process on a node: serves the calls of one role, each in a thread of its own."""
+
+import importlib
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hil.nodes.protocol import FrameBuffer, Message, decode, encode
+
+ROLES = {"system": "hil.nodes.system", "provider": "hil.switch.service"}
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Outbox:
+    """Sends frames whole, from any thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        data = encode(message)
+        with self._lock:
+            self._sock.sendall(data)
+
+
+def preload() -> None:
+    """Import every role's code, and libraries that are slow to import, before workers are forked."""
+    for module in ROLES.values():
+        importlib.import_module(module)
+
+
+def work(sock: socket.socket, role: str) -> None:
+    """Serve calls for ``role`` until the agent closes ``sock``. Raises KeyError for an unknown role."""
+    outbox = Outbox(sock)
+    module = importlib.import_module(ROLES[role])
+    calls: Mapping[str, Callable[..., Any]] = module.serve(lambda event: outbox.send({"event": event}))
+    frames = FrameBuffer()
+    while data := sock.recv(1 << 18):
+        for body in frames.feed(data):
+            threading.Thread(target=_answer, args=(outbox, calls, decode(body)), daemon=True).start()
+
+
+def _answer(outbox: Outbox, calls: Mapping[str, Callable[..., Any]], message: Message) -> None:
+    try:
+        value = calls[message["call"]](**message.get("args", {}))
+        outbox.send({"id": message["id"], "value": value})
+    except Exception as error:
+        text = str(error) if str(error) else repr(error)
+        described = {"kind": type(error).__name__, "text": text, "traceback": traceback.format_exc()}
+        outbox.send({"id": message["id"], "error": described})
