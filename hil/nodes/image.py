@@ -48,7 +48,7 @@ LEFT_OUT = re.compile(
     r"(perl|gconv|systemd)|boot/|var/|(usr/)?lib/(modules|systemd|udev|firmware)/|usr/lib/python3\.\d+/(test|idlelib|tkinter|"
     r"ensurepip|lib2to3|pydoc_data|config-[^/]*)/|usr/(games|include|src)/)"
 )
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
 /bin/busybox mount -t proc proc /proc
@@ -161,7 +161,9 @@ def _bootstrap(suite: str, tar: Path) -> None:
     if program is None:
         raise ImageError("mmdebstrap is missing; install it with: apt-get install mmdebstrap")
     include = ",".join([*PACKAGES, SUITES[suite]])
-    command = [program, "--quiet", "--variant=extract", f"--include={include}", suite, str(tar)]
+    # The packages' names carry their versions; dpkg's own status file stays empty in this variant.
+    note = 'ls "$1/var/cache/apt/archives" > "$1/hil-packages"'
+    command = [program, "--quiet", "--variant=extract", f"--include={include}", f"--extract-hook={note}", suite, str(tar)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()[-6:]
@@ -186,7 +188,7 @@ def _convert(tar_path: Path, out: Path) -> dict[str, str]:
         if kernel is None:
             raise ImageError("the package set holds no kernel")
         (out / "kernel").write_bytes(uncompressed_kernel(_read(tar, kernel)))
-        return _package_versions(_read(tar, members["var/lib/dpkg/status"]).decode())
+        return package_versions(_read(tar, members["hil-packages"]).decode())
 
 
 def _copy_tree(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], cpio: CpioWriter) -> None:
@@ -243,7 +245,7 @@ def uncompressed_kernel(bz_image: bytes) -> bytes:
     offset, length = struct.unpack_from("<II", bz_image, 0x248)
     start = (sectors + 1) * 512 + offset
     payload = bz_image[start : start + length]
-    unpackers = {b"\xfd7zXZ": _unxz, b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress}
+    unpackers = {b"\xfd7zXZ": _unxz, b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\x28\xb5\x2f\xfd": _unzstd}
     for magic, unpack in unpackers.items():
         if payload.startswith(magic):
             return unpack(payload)
@@ -252,6 +254,14 @@ def uncompressed_kernel(bz_image: bytes) -> bytes:
 
 def _unxz(payload: bytes) -> bytes:
     return lzma.LZMADecompressor().decompress(payload)
+
+
+def _unzstd(payload: bytes) -> bytes:
+    # The last four bytes are the unpacked size, which the kernel's build adds and zstd does not know.
+    done = subprocess.run(["zstd", "-dcq"], input=payload[:-4], capture_output=True)
+    if done.returncode != 0:
+        raise ImageError(f"the kernel could not be unpacked: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
 
 
 def _copy_library(name: str, cpio: CpioWriter) -> None:
@@ -309,9 +319,10 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def _package_versions(status: str) -> dict[str, str]:
-    found = re.findall(r"^Package: (.+)$(?:\n(?!\n).*)*?\nVersion: (.+)$", status, re.MULTILINE)
-    return dict(found)
+def package_versions(listing: str) -> dict[str, str]:
+    """Package versions from a listing of ``name_version_architecture.deb`` file names."""
+    found = re.findall(r"^([^_\s]+)_([^_]+)_[^_]+\.deb$", listing, re.MULTILINE)
+    return {name: version.replace("%3a", ":") for name, version in found}
 
 
 def cache_folder() -> Path:

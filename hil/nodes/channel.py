@@ -1,0 +1,189 @@
+"""The controller's end of an agent's byte stream: calls with time-outs, events, death, and the clock."""
+
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hil.errors import NodeDied, PhaseTimeout, RemoteError
+from hil.nodes.protocol import BadFrame, FrameBuffer, Message, decode, encode
+
+HANG_TIMEOUT_S = 10.0
+CLOCK_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ClockRelation:
+    """controller_ns = node_ns + offset_ns, right within +-uncertainty_ns, both monotonic clocks."""
+
+    offset_ns: int
+    uncertainty_ns: int
+
+    def to_controller(self, node_ns: int) -> int:
+        return node_ns + self.offset_ns
+
+
+class _Call:
+    __slots__ = ("done", "reply")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.reply: Message | None = None
+
+
+class Channel:
+    """Calls to a node's agent and its workers over ``sock``; several at a time, from any thread.
+
+    ``on_event(worker, event)`` gets what workers say unasked. ``last_words()`` is added to the message of NodeDied.
+    """
+
+    def __init__(
+        self, sock: socket.socket, name: str, on_event: Callable[[int, Message], None], last_words: Callable[[], str]
+    ) -> None:
+        self.name = name
+        self._sock = sock
+        self._on_event = on_event
+        self._last_words = last_words
+        self._send_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._calls: dict[tuple[int, int], _Call] = {}
+        self._exits: dict[int, int] = {}
+        self._exit_changed = threading.Condition(self._lock)
+        self._dead: str | None = None
+        self.ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, name=f"channel {name}", daemon=True)
+        self._reader.start()
+
+    def call(self, worker: int, call: str, timeout_s: float, phase: str, **arguments: Any) -> Any:
+        """The value of one remote call.
+
+        Raises RemoteError when it raised, NodeDied when node or worker are gone or the node hangs, PhaseTimeout when
+        the node lives but the answer did not come in ``timeout_s``.
+        """
+        pending = _Call()
+        number = next(self._ids)
+        with self._lock:
+            self._check(worker)
+            self._calls[worker, number] = pending
+        try:
+            self._send({"to": worker, "id": number, "call": call, "args": arguments})
+            if not pending.done.wait(timeout_s):
+                self._explain_silence(call, timeout_s, phase)
+        finally:
+            with self._lock:
+                self._calls.pop((worker, number), None)
+        return self._value(worker, pending.reply)
+
+    def spawn(self, role: str) -> tuple[int, int]:
+        """Start a worker for ``role``; its number and its process id on the node."""
+        value = self.call(0, "spawn", HANG_TIMEOUT_S, "start of a worker", role=role)
+        return value["worker"], value["pid"]
+
+    def kill(self, worker: int, signal_number: int = 9) -> None:
+        self.call(0, "kill", HANG_TIMEOUT_S, "kill of a worker", worker=worker, signal=signal_number)
+
+    def wait_exit(self, worker: int, timeout_s: float) -> int:
+        """The exit status of a worker, negative for a signal. Raises PhaseTimeout."""
+        with self._exit_changed:
+            if not self._exit_changed.wait_for(lambda: worker in self._exits or self._dead, timeout_s):
+                raise PhaseTimeout(f"{self.name}: worker {worker} did not end within {timeout_s} s")
+            if worker not in self._exits:
+                raise NodeDied(f"{self.name}: {self._dead}")
+            return self._exits[worker]
+
+    def clock(self) -> ClockRelation:
+        """The clock relation now: the best of a few round trips; half its round trip is the uncertainty."""
+        best: ClockRelation | None = None
+        for _ in range(CLOCK_SAMPLES):
+            before_ns = time.monotonic_ns()
+            node_ns = self.call(0, "clock", HANG_TIMEOUT_S, "clock")
+            after_ns = time.monotonic_ns()
+            half_ns = (after_ns - before_ns + 1) // 2
+            if best is None or half_ns < best.uncertainty_ns:
+                best = ClockRelation(before_ns + half_ns - node_ns, half_ns)
+        assert best is not None
+        return best
+
+    def close(self) -> None:
+        self._die("the channel was closed")
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._reader.join(5)
+
+    def _check(self, worker: int) -> None:
+        if self._dead is not None:
+            raise NodeDied(f"{self.name}: {self._dead}")
+        if worker in self._exits:
+            raise NodeDied(f"{self.name}: worker {worker} ended with {self._exits[worker]}")
+
+    def _explain_silence(self, call: str, timeout_s: float, phase: str) -> None:
+        where = f"{self.name}: {call} did not answer within {timeout_s} s ({phase})"
+        if call == "clock":
+            raise NodeDied(f"{where}: the node hangs; {self._last_words()}")
+        self.call(0, "clock", HANG_TIMEOUT_S, "is the node alive?")
+        raise PhaseTimeout(where)
+
+    def _value(self, worker: int, reply: Message | None) -> Any:
+        if reply is None:
+            with self._lock:
+                self._check(worker)
+            raise NodeDied(f"{self.name}: worker {worker} ended")
+        if error := reply.get("error"):
+            raise RemoteError(error["kind"], error["text"], error["traceback"])
+        return reply.get("value")
+
+    def _send(self, message: Message) -> None:
+        try:
+            with self._send_lock:
+                self._sock.sendall(encode(message))
+        except OSError as error:
+            self._die(f"the node's stream broke: {error}; {self._last_words()}")
+            raise NodeDied(f"{self.name}: {self._dead}") from error
+
+    def _read(self) -> None:
+        frames = FrameBuffer()
+        try:
+            while data := self._sock.recv(1 << 18):
+                for body in frames.feed(data):
+                    self._take(decode(body))
+            self._die(f"the node is gone; {self._last_words()}")
+        except (OSError, BadFrame, KeyError, TypeError) as error:
+            self._die(f"the node's stream broke: {error!r}; {self._last_words()}")
+
+    def _take(self, message: Message) -> None:
+        worker = message["from"]
+        if "event" in message:
+            if message["event"].get("kind") == "agent ready":
+                self.ready.set()
+            self._on_event(worker, message["event"])
+        elif "exit" in message:
+            self._worker_ended(worker, message["exit"])
+        else:
+            with self._lock:
+                pending = self._calls.get((worker, message["id"]))
+            if pending is not None:
+                pending.reply = message
+                pending.done.set()
+
+    def _worker_ended(self, worker: int, status: int) -> None:
+        with self._exit_changed:
+            self._exits[worker] = status
+            ended = [call for (number, _), call in self._calls.items() if number == worker]
+            self._exit_changed.notify_all()
+        for call in ended:
+            call.done.set()
+
+    def _die(self, reason: str) -> None:
+        with self._exit_changed:
+            if self._dead is None:
+                self._dead = reason
+            calls = list(self._calls.values())
+            self._exit_changed.notify_all()
+        for call in calls:
+            call.done.set()

@@ -1,0 +1,186 @@
+"""One QEMU machine: its command line, its life, its monitor. Everything is handed over as open descriptors.
+
+No socket has a name on disk, and the kernel kills QEMU when the bench dies (PR_SET_PDEATHSIG), so nothing can
+be left behind, not even by kill -9.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from hil.errors import NodeError, SetupError
+
+PORT_NAME = "hil"
+QMP_TIMEOUT_S = 20.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a snapshot and its clones must agree on."""
+
+    kernel: Path
+    initrd: Path
+    memory_mib: int
+    accelerator: str
+
+
+@dataclass(slots=True)
+class Sockets:
+    """Our ends of a machine's descriptors: ``agent`` a byte stream, ``frames`` one Ethernet frame a datagram."""
+
+    agent: socket.socket
+    frames: socket.socket
+    monitor: socket.socket
+
+    def close(self) -> None:
+        for end in (self.agent, self.frames, self.monitor):
+            end.close()
+
+
+def qemu_program() -> str:
+    """Path of the QEMU program. Raises SetupError."""
+    program = shutil.which("qemu-system-x86_64")
+    if program is None:
+        raise SetupError("qemu-system-x86_64 is missing; install it with: apt-get install qemu-system-x86")
+    return program
+
+
+def qemu_version() -> str:
+    """The first line of ``--version``."""
+    done = subprocess.run([qemu_program(), "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[0]
+
+
+def die_with_parent() -> None:
+    """In a child before exec: be killed when the parent dies, also if it already has."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Machine:
+    """A running QEMU. ``ram`` is the file behind its memory: shared while a snapshot is made, private in clones."""
+
+    def __init__(self, hardware: Hardware, ram: Path, console: Path, *, share: bool, incoming: bool) -> None:
+        self.console = console
+        pairs = [socket.socketpair() for _ in range(3)]
+        pairs[1][0].close()
+        pairs[1][1].close()
+        pairs[1] = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for end in pairs[1]:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self.sockets = Sockets(*(ours for ours, _ in pairs))
+        theirs = [end.fileno() for _, end in pairs]
+        command = self._command(hardware, ram, *theirs, share=share, incoming=incoming)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=theirs,
+                preexec_fn=die_with_parent,
+                start_new_session=True,
+            )
+        finally:
+            for _, end in pairs:
+                end.close()
+        self._lock = threading.Lock()
+        self._monitor: QEMUMonitorProtocol | None = None
+
+    def _command(
+        self, hardware: Hardware, ram: Path, agent: int, frames: int, monitor: int, *, share: bool, incoming: bool
+    ) -> list[str]:
+        size = f"{hardware.memory_mib}M"
+        on = "on" if share else "off"
+        cpu = "host" if hardware.accelerator == "kvm" else "max"
+        command = [qemu_program(), "-accel", hardware.accelerator, "-cpu", cpu, "-smp", "1", "-m", size]
+        command += ["-object", f"memory-backend-file,id=m0,size={size},mem-path={ram},share={on}"]
+        command += ["-M", "q35,memory-backend=m0", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        command += ["-kernel", str(hardware.kernel), "-initrd", str(hardware.initrd)]
+        command += ["-append", "console=ttyS0 quiet mitigations=off rdinit=/init panic=-1 oops=panic"]
+        command += ["-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console"]
+        command += ["-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci"]
+        command += ["-device", f"virtserialport,chardev=agent,name={PORT_NAME}"]
+        command += ["-netdev", f"dgram,id=net0,local.type=fd,local.str={frames}"]
+        command += ["-device", "virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:00:00:01,romfile="]
+        command += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
+        return command + (["-incoming", "defer"] if incoming else [])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def monitor(self, command: str, **arguments: Any) -> Any:
+        """One monitor command. Raises NodeError when QEMU is gone or refuses."""
+        with self._lock:
+            try:
+                if self._monitor is None:
+                    self._monitor = QEMUMonitorProtocol(self.sockets.monitor)
+                    self._monitor.settimeout(QMP_TIMEOUT_S)
+                    self._monitor.connect()
+                return self._monitor.cmd(command, **arguments)
+            except Exception as error:
+                raise NodeError(f"QEMU's monitor failed at {command}: {error}; {self.last_words()}") from error
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def memory_kib(self) -> dict[str, int]:
+        """Resident and private memory of this machine's process in KiB."""
+        values = {"Rss": 0, "Private_Clean": 0, "Private_Dirty": 0}
+        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, amount = line.split(":")
+            if name in values:
+                values[name] = int(amount.split()[0])
+        return {"resident": values["Rss"], "private": values["Private_Clean"] + values["Private_Dirty"]}
+
+    def last_words(self) -> str:
+        """QEMU's own message if it has ended, and the last lines of the console."""
+        words = []
+        if not self.alive() and self._process.stderr and not self._process.stderr.closed:
+            message = self._process.stderr.read().decode(errors="replace").strip()
+            words.append(f"QEMU ended with {self._process.returncode}: {message or 'no message'}")
+        lines = console_tail(self.console)
+        return "; ".join(words + [f"console ends: {lines or 'nothing'}"])
+
+    def stop(self) -> None:
+        """End QEMU and close every descriptor; safe to call twice."""
+        if self._monitor is not None:
+            with self._lock:
+                monitor, self._monitor = self._monitor, None
+                self._process.kill()
+                try:
+                    monitor.close()
+                except Exception:
+                    pass
+        self._process.kill()
+        self._process.wait()
+        if self._process.stderr:
+            self._process.stderr.close()
+        self.sockets.close()
+
+
+def console_tail(console: Path, lines: int = 6) -> str:
+    """The last lines of a console file, control characters made harmless."""
+    try:
+        text = console.read_bytes()[-4096:].decode(errors="replace")
+    except OSError:
+        return ""
+    kept = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
+    return " | ".join(line for line in kept if line)[-800:] if kept else ""
+
+
+def fresh_file(path: Path, size: int) -> None:
+    """Make a sparse file of ``size`` bytes."""
+    with path.open("wb") as file:
+        os.truncate(file.fileno(), size)
