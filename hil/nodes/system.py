@@ -1,18 +1,17 @@
 """Calls of the ``system`` role on a node: provisioning, the kernel's resources, counters, programs."""
 
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hil.adapters.provision import counters, provision
+from hil.netlink.audit import resources
+
 
 def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:
     """The calls of this role."""
-    from hil.adapters.provision import counters, provision
-    from hil.netlink.audit import resources
-
     return {
         "provision": provision,
         "counters": counters,
@@ -43,4 +42,3 @@ def panic() -> None:
     """Crash this node's kernel, for tests of the bench."""
     Path("/proc/sys/kernel/sysrq").write_text("1")
     Path("/proc/sysrq-trigger").write_text("c")
-    os.pause() if hasattr(os, "pause") else None
