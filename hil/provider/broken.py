@@ -1,0 +1,44 @@
+"""Providers that break one rule each: the bench must name every one of them."""
+
+from hil.provider.provider import Provider
+from hil.provider.sockets import SanSocket
+from hil.verbs.connection import Connection
+from hil.winsock.codes import Code
+
+
+class NoDreq(Provider):
+    """Never tells the wire: breaks CLOSE-35."""
+
+    def _send_reset(self, socket: SanSocket) -> bool:
+        return False
+
+    def _release_cm_id(self, socket: SanSocket, disconnecting: bool) -> None:
+        # Destroying the id would make the kernel send the DREQ.
+        return
+
+
+class NoFlush(Provider):
+    """Leaves the peer's QP in RTS, so its receives never end: breaks RECV-13."""
+
+    def _flush_at_peer(self, connection: Connection) -> None:
+        return
+
+
+class LeakMr(Provider):
+    """Forgets to deregister: breaks CLOSE-18."""
+
+    def _release_memory(self, socket: SanSocket) -> None:
+        return
+
+    def _free(self, connection: Connection) -> None:
+        connection.qp.close()
+
+
+class WrongCode(Provider):
+    """Reports the closer's own operations as reset by the peer: breaks CLOSE-13."""
+
+    def _flush_code(self, socket: SanSocket) -> Code:
+        return Code.WSAECONNRESET
+
+
+BROKEN: dict[str, type[Provider]] = {c.__name__: c for c in (NoDreq, NoFlush, LeakMr, WrongCode)}

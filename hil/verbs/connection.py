@@ -1,0 +1,192 @@
+"""Verbs objects of one socket: PD, CQ with its channel, QP, MRs; made by pyverbs, closed in order.
+
+Nothing here blocks: the completion channel's descriptor is polled before pyverbs, which holds the GIL, is asked.
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import pyverbs.device as d
+from pyverbs.addr import AHAttr, GlobalRoute
+from pyverbs.cq import CQ, CompChannel
+from pyverbs.mr import MR
+from pyverbs.pd import PD
+from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
+from pyverbs.wr import SGE, RecvWR, SendWR
+
+from hil.verbs.cm import CmId, QpAttr
+
+try:
+    from pyverbs import libibverbs_enums as e
+except ImportError:
+    from pyverbs import enums as e
+
+SEND_DEPTH = 64
+RECV_DEPTH = 256
+MAX_SGE = 8
+INIT, RTR, RTS, ERR = 1, 2, 3, 6
+WC_SUCCESS, WC_LOC_LEN_ERR, WC_WR_FLUSH_ERR = 0, 1, 5
+LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ = 1, 2, 4
+_fd_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A work completion: ``status`` is ibv_wc_status, ``length`` in bytes (0 unless it succeeded)."""
+
+    wr_id: int
+    status: int
+    length: int
+    qp_num: int
+
+
+def device_names() -> list[str]:
+    """Names of the RDMA devices libibverbs sees; empty without any."""
+    try:
+        return [device.name.decode() for device in d.get_device_list()]
+    except Exception:
+        return []
+
+
+class Device:
+    """An open device, shared by the sockets of a provider."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.context = d.Context(name=name)
+
+    def close(self) -> None:
+        self.context.close()
+
+
+def _channel_with_fd(context: Any) -> tuple[Any, int]:
+    # pyverbs hides the descriptor before version 59: the kernel gives the lowest free number, which we learn first.
+    with _fd_lock:
+        probe = os.open("/dev/null", os.O_RDONLY)
+        os.close(probe)
+        channel = CompChannel(context)
+    for fd in (probe, *sorted(int(n) for n in os.listdir("/proc/self/fd"))[::-1]):
+        try:
+            if "infinibandevent" in os.readlink(f"/proc/self/fd/{fd}"):
+                os.set_blocking(fd, False)
+                return channel, fd
+        except OSError:
+            continue
+    raise OSError("the completion channel's descriptor was not found")
+
+
+class Connection:
+    """PD, channel, CQ and QP of one socket, bound to ``cm_id``'s device. Methods raise OSError or PyverbsError."""
+
+    def __init__(self, device: Device, cm_id: CmId) -> None:
+        self._cm_id = cm_id
+        self.pd = PD(device.context)
+        self._channel, self.fd = _channel_with_fd(device.context)
+        self.cq = CQ(device.context, SEND_DEPTH + RECV_DEPTH, None, self._channel, 0)
+        self.cq.req_notify()
+        cap = QPCap(SEND_DEPTH, RECV_DEPTH, MAX_SGE, MAX_SGE, 0)
+        self.qp = QP(self.pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq, rcq=self.cq, cap=cap, sq_sig_all=1))
+        self.qp_num: int = self.qp.qp_num
+        self._lock = threading.Lock()
+        self._error = False
+
+    def to_init(self) -> None:
+        self._modify(INIT)
+
+    def to_rts(self) -> None:
+        self._modify(RTR)
+        self._modify(RTS)
+
+    def to_error(self) -> None:
+        """Stop all work: nothing is sent from now on and every posted request flushes."""
+        with self._lock:
+            if not self._error:
+                self._error = True
+                self.qp.modify(QPAttr(qp_state=ERR, cur_qp_state=RTS), int(e.IBV_QP_STATE))
+
+    def register(self, address: int, length: int, access: int) -> Any:
+        return MR(self.pd, length, access, address=address)
+
+    def post_recv(self, wr_id: int, parts: list[tuple[int, int, int]]) -> None:
+        """Post a receive of ``parts`` (address, length, lkey)."""
+        elements = [SGE(*part) for part in parts]
+        try:
+            with RecvWR(wr_id=wr_id, num_sge=len(elements), sg=elements) as request, self._lock:
+                self.qp.post_recv(request)
+        finally:
+            for element in elements:
+                element.close()
+
+    def post_send(self, wr_id: int, parts: list[tuple[int, int, int]]) -> None:
+        """Post a SEND gathered from ``parts`` (address, length, lkey)."""
+        elements = [SGE(*part) for part in parts]
+        try:
+            with (
+                SendWR(
+                    wr_id=wr_id,
+                    opcode=e.IBV_WR_SEND,
+                    num_sge=len(elements),
+                    sg=elements,
+                    send_flags=int(e.IBV_SEND_SIGNALED),
+                ) as request,
+                self._lock,
+            ):
+                self.qp.post_send(request)
+        finally:
+            for element in elements:
+                element.close()
+
+    def take_events(self) -> None:
+        """After ``fd`` polled readable: consume the event and ask for the next one."""
+        self._channel.get_cq_event(self.cq)
+        self.cq.ack_events(1)
+        self.cq.req_notify()
+
+    def poll(self) -> list[Completion]:
+        """All completions now in the CQ, oldest first."""
+        found = []
+        while True:
+            count, completions = self.cq.poll(64)
+            for wc in completions or ():
+                length = wc.byte_len if wc.status == WC_SUCCESS else 0
+                found.append(Completion(wc.wr_id, int(wc.status), length, wc.qp_num))
+            if count < 64:
+                return found
+
+    def close_qp(self) -> None:
+        self.qp.close()
+
+    def close(self) -> None:
+        """Close what is left, children first: QP, CQ, channel, PD."""
+        self.qp.close()
+        self.cq.close()
+        self._channel.close()
+        self.pd.close()
+
+    def _modify(self, state: int) -> None:
+        attr, mask = self._cm_id.qp_attr(state)
+        self.qp.modify(_pyverbs_attr(attr), mask)
+
+
+def _pyverbs_attr(attr: QpAttr) -> Any:
+    result = QPAttr(qp_state=attr.qp_state, cur_qp_state=attr.cur_qp_state, port_num=attr.port_num)
+    for name in ("path_mtu", "path_mig_state", "qkey", "rq_psn", "sq_psn", "dest_qp_num", "qp_access_flags"):
+        setattr(result, name, getattr(attr, name))
+    for name in ("pkey_index", "max_rd_atomic", "max_dest_rd_atomic", "min_rnr_timer", "timeout", "retry_cnt", "rnr_retry"):
+        setattr(result, name, getattr(attr, name))
+    ah = attr.ah_attr
+    if ah.is_global:
+        route = GlobalRoute(_gid(bytes(ah.dgid)), ah.sgid_index)
+        route.flow_label, route.hop_limit, route.traffic_class = ah.flow_label, ah.hop_limit, ah.traffic_class
+        result.ah_attr = AHAttr(
+            dlid=ah.dlid, sl=ah.sl, port_num=ah.port_num or 1, is_global=1, static_rate=ah.static_rate, gr=route
+        )
+    return result
+
+
+def _gid(raw: bytes) -> Any:
+    from pyverbs.addr import GID
+
+    return GID(":".join(raw[i : i + 2].hex() for i in range(0, 16, 2)))
