@@ -58,7 +58,7 @@ class Channel:
         self._reader = threading.Thread(target=self._read, name=f"channel {name}", daemon=True)
         self._reader.start()
 
-    def call(self, worker: int, call: str, timeout_s: float, phase: str, **arguments: Any) -> Any:
+    def call(self, worker: int, call: str, timeout_s: float, phase: str, /, **arguments: Any) -> Any:
         """The value of one remote call.
 
         Raises RemoteError when it raised, NodeDied when node or worker are gone or the node hangs, PhaseTimeout when

@@ -25,6 +25,8 @@ class Clone:
         try:
             capability = {"capability": "x-ignore-shared", "state": True}
             self.machine.monitor("migrate-set-capabilities", capabilities=[capability])
+            # A restored QEMU would announce its old MAC address on the wire.
+            self.machine.monitor("migrate-set-parameters", **{"announce-rounds": 0})
             self.machine.monitor("migrate-incoming", uri=f"exec:cat '{snapshot.state}'")
             wait_for_migration(self.machine)
             self.machine.monitor("cont")
@@ -39,11 +41,11 @@ class Clone:
         )
         self._system: int | None = None
 
-    def system(self, call: str, timeout_s: float = SYSTEM_TIMEOUT_S, **arguments: Any) -> Any:
+    def system(self, call: str, /, **arguments: Any) -> Any:
         """A call of the node's ``system`` role: provisioning, resources, counters, programs."""
         if self._system is None:
             self._system, _ = self.channel.spawn("system")
-        return self.channel.call(self._system, call, timeout_s, "system call", **arguments)
+        return self.channel.call(self._system, call, SYSTEM_TIMEOUT_S, "system call", **arguments)
 
     def clock(self) -> ClockRelation:
         return self.channel.clock()

@@ -387,7 +387,8 @@ class Provider:
                 socket.connection.to_rts()
                 socket.state = State.CONNECTED
                 request.new_id.accept(self._conn_param(socket.connection))
-            except OSError as error:
+            except Exception as error:
+                self._observe("accept failed", handle=socket.handle, error=repr(error))
                 self._drop(socket)
                 raise Refused(Code.WSAECONNRESET) from error
         return socket

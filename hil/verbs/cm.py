@@ -183,8 +183,9 @@ class CmId:
     """A connection manager id. Methods raise OSError with the errno of librdmacm."""
 
     def __init__(self, pointer: "c._Pointer[_CmId]") -> None:
-        self._pointer = pointer
         self.key = c.cast(pointer, c.c_void_p).value
+        # A copy of the pointer: one read from an event lives in the event's memory, which goes with its ack.
+        self._pointer = c.cast(c.c_void_p(self.key), _IdPointer)
 
     @property
     def local(self) -> tuple[str, int]:

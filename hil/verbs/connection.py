@@ -3,6 +3,7 @@
 Nothing here blocks: the completion channel's descriptor is polled before pyverbs, which holds the GIL, is asked.
 """
 
+import errno
 import os
 import threading
 from dataclasses import dataclass
@@ -167,7 +168,16 @@ class Connection:
 
     def _modify(self, state: int) -> None:
         attr, mask = self._cm_id.qp_attr(state)
-        self.qp.modify(_pyverbs_attr(attr), mask)
+        try:
+            self.qp.modify(_pyverbs_attr(attr), mask)
+        except Exception as error:
+            raise OSError(errno.EINVAL, f"QP to state {state}, mask {mask:#x}, {_described(attr)}: {error}") from error
+
+
+def _described(attr: QpAttr) -> str:
+    names = ("path_mtu", "rq_psn", "sq_psn", "dest_qp_num", "max_rd_atomic", "max_dest_rd_atomic", "timeout", "port_num")
+    ah = attr.ah_attr
+    return ", ".join(f"{n}={getattr(attr, n)}" for n in names) + f", dgid={bytes(ah.dgid).hex()}, sgid_index={ah.sgid_index}, is_global={ah.is_global}, ah.port_num={ah.port_num}"
 
 
 def _pyverbs_attr(attr: QpAttr) -> Any:
@@ -179,10 +189,11 @@ def _pyverbs_attr(attr: QpAttr) -> Any:
     ah = attr.ah_attr
     if ah.is_global:
         route = GlobalRoute(_gid(bytes(ah.dgid)), ah.sgid_index)
-        route.flow_label, route.hop_limit, route.traffic_class = ah.flow_label, ah.hop_limit, ah.traffic_class
-        result.ah_attr = AHAttr(
-            dlid=ah.dlid, sl=ah.sl, port_num=ah.port_num or 1, is_global=1, static_rate=ah.static_rate, gr=route
-        )
+        made = AHAttr(dlid=ah.dlid, sl=ah.sl, port_num=ah.port_num or 1, is_global=1, gr=route)
+        # The constructor does not take all of the route over; the properties do.
+        made.sgid_index, made.flow_label = ah.sgid_index, ah.flow_label
+        made.hop_limit, made.traffic_class = ah.hop_limit, ah.traffic_class
+        result.ah_attr = made
     return result
 
 
