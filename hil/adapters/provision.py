@@ -68,11 +68,11 @@ def gids(device: str) -> dict[str, int]:
     folder = Path(f"/sys/class/infiniband/{device}/ports/1/gids")
     for index in range(16):
         try:
-            gid = ipaddress.IPv6Address((folder / str(index)).read_text().strip())
-        except (OSError, ValueError):
+            gid = (folder / str(index)).read_text().strip()
+        except OSError:
             continue
-        if int(gid):
-            found.setdefault(gid.exploded, index)
+        if gid.strip("0:"):
+            found.setdefault(gid, index)
     return found
 
 
@@ -80,7 +80,8 @@ def gid_of(address: str) -> str:
     """The RoCE v2 GID of an IP address (InfiniBand annex A17: IPv4 is mapped into IPv6)."""
     parsed = ipaddress.ip_address(address)
     number = int(parsed) if parsed.version == 6 else 0xFFFF << 32 | int(parsed)
-    return ipaddress.IPv6Address(number).exploded
+    digits = f"{number:032x}"
+    return ":".join(digits[i : i + 4] for i in range(0, 32, 4))
 
 
 def counters(netdev: str) -> dict[str, int]:

@@ -16,32 +16,35 @@ KINDS = {
 _NUMBER = {"QP": "RES_LQPN", "CQ": "RES_CQN", "MR": "RES_MRN", "PD": "RES_PDN", "CM_ID": "RES_CM_IDN"}
 
 
-def resources(pid: int | None = None) -> list[dict[str, Any]]:
-    """Every resource owned by a process (only ``pid``'s when given): kind, number, pid, device, details.
+def resources() -> list[dict[str, Any]]:
+    """Every resource that user space holds: kind, device, number, owner's pid and command, details.
 
-    Raises OSError when the kernel refuses a dump: a failed dump is never an empty list.
+    The kernel names the *thread* that made a resource, and nobody once that thread has ended: such a resource is
+    listed with pid None, and only one with a kernel owner's name is left out. Raises OSError when a dump is refused.
     """
     found = []
     with RdmaLink() as link:
         for device in link.devices():
             for kind, command in KINDS.items():
                 for entry in link.resources(command, device["DEV_INDEX"]):
-                    owner = entry.get("RES_PID")
-                    if owner is None or (pid is not None and owner != pid):
-                        continue
-                    found.append(_described(kind, entry, owner, device["DEV_NAME"]))
+                    if "RES_KERN_NAME" not in entry:
+                        found.append(_described(kind, entry, device["DEV_NAME"]))
     return found
 
 
-def _described(kind: str, entry: dict[str, Any], owner: int, device: str) -> dict[str, Any]:
+def _described(kind: str, entry: dict[str, Any], device: str) -> dict[str, Any]:
     known = {"number": entry.get(_NUMBER[kind]), "length": entry.get("RES_MRLEN"), "state": entry.get("RES_STATE")}
     details = {name: value for name, value in known.items() if value is not None}
-    return {"kind": kind, "pid": owner, "device": device, "command": command_of(owner)} | details
+    thread = entry.get("RES_PID")
+    pid, command = process_of(thread) if thread else (None, "its thread has ended")
+    return {"kind": kind, "device": device, "pid": pid, "command": command} | details
 
 
-def command_of(pid: int) -> str:
-    """The name of a process, or "ended"."""
+def process_of(thread: int) -> tuple[int | None, str]:
+    """The process id and name that a thread belongs to, or (None, "ended")."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        lines = Path(f"/proc/{thread}/status").read_text().splitlines()
     except OSError:
-        return "ended"
+        return None, "ended"
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return int(fields["Tgid"]), fields["Name"]

@@ -1,0 +1,101 @@
+"""Packets of a capture as facts: what the rules over evidence need of each RoCE frame."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scapy.contrib.roce import BTH
+
+from hil.wire.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, addresses, dissect
+from hil.wire.pcapng import CapturedFrame
+
+
+@dataclass(frozen=True, slots=True)
+class RocePacket:
+    """One RoCE packet. ``cm`` names a CM message, and the comm ids and QPN are that message's; -1 is absent."""
+
+    frame: int
+    time_ns: int
+    source: str
+    destination: str
+    opcode: int
+    dest_qp: int
+    psn: int
+    cm: str = ""
+    local_comm_id: int = -1
+    remote_comm_id: int = -1
+    qpn: int = -1
+
+    def facts(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value not in ("", -1)}
+
+
+def roce_packets(frames: Iterable[CapturedFrame]) -> Iterator[RocePacket]:
+    """The RoCE packets among ``frames``, in capture order."""
+    for frame in frames:
+        packet = dissect(frame.data)
+        if packet is None:
+            continue
+        bth, mad = packet[BTH], packet.getlayer(MAD)
+        source, destination = addresses(packet)
+        base = (frame.number, frame.time_ns, source, destination, bth.opcode, bth.dqpn, bth.psn)
+        if mad is None or mad.attribute_id not in set(CmAttribute):
+            yield RocePacket(*base)
+            continue
+        message = mad.payload
+        qpn = -1
+        if isinstance(message, CMREQ | CMREP):
+            qpn = message.local_qpn
+        elif isinstance(message, CMDREQ):
+            qpn = message.remote_qpn
+        yield RocePacket(
+            *base,
+            cm=CmAttribute(mad.attribute_id).name,
+            local_comm_id=getattr(message, "local_comm_id", -1),
+            remote_comm_id=getattr(message, "remote_comm_id", -1),
+            qpn=qpn,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A connection seen in a capture: its REQ and REP, from ``active`` to ``passive``, with both QPNs and comm ids."""
+
+    active: str
+    passive: str
+    active_qpn: int
+    passive_qpn: int
+    active_comm_id: int
+    passive_comm_id: int
+
+    def packets(self, packets: Iterable[RocePacket]) -> list[RocePacket]:
+        """Data packets and CM messages that belong to this connection, in capture order."""
+        return [p for p in packets if self._owns(p)]
+
+    def _owns(self, packet: RocePacket) -> bool:
+        ends = {(self.active, self.passive): self.passive_qpn, (self.passive, self.active): self.active_qpn}
+        qpn = ends.get((packet.source, packet.destination))
+        if qpn is None:
+            return False
+        if not packet.cm:
+            return packet.dest_qp == qpn
+        mine, theirs = self.active_comm_id, self.passive_comm_id
+        if packet.source != self.active:
+            mine, theirs = theirs, mine
+        return packet.local_comm_id == mine and packet.remote_comm_id in (theirs, -1)
+
+
+def connections(packets: Iterable[RocePacket]) -> list[Connection]:
+    """Connections whose REQ and REP are both in the capture."""
+    requests: dict[tuple[str, str, int], RocePacket] = {}
+    found: dict[tuple[str, str, int], Connection] = {}
+    for p in packets:
+        if p.cm == "REQ":
+            requests.setdefault((p.source, p.destination, p.local_comm_id), p)
+        elif p.cm == "REP":
+            key = (p.destination, p.source, p.remote_comm_id)
+            if (request := requests.get(key)) is not None and key not in found:
+                found[key] = Connection(
+                    request.source, p.source, request.qpn, p.qpn, request.local_comm_id, p.local_comm_id
+                )
+    return list(found.values())
