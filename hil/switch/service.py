@@ -64,6 +64,13 @@ class Service:
             self._switch.memories[made["memory"]].write(0, data)
         return made
 
+    def write_memory(self, memory: int, offset: int, data: bytes) -> None:
+        self._switch.memories[memory].write(offset, data)
+
+    def handle_of(self, s: int) -> int:
+        """The switch handle that was made for a descriptor."""
+        return self._switch.handle_of(s)
+
     def read_memory(self, memory: int, offset: int, length: int) -> bytes:
         return self._switch.memories[memory].read(offset, length)
 

@@ -52,6 +52,11 @@ class Switch:
     def journal(self, kind: str, **facts: Any) -> None:
         self._emit({"kind": kind, "t_ns": time.monotonic_ns(), "thread": threading.get_native_id()} | facts)
 
+    def handle_of(self, context: int) -> int:
+        """The handle created with this context. Raises LookupError."""
+        with self._lock:
+            return next(handle for handle, known in self._handles.items() if known == context)
+
     def new_memory(self, size: int) -> dict[str, int]:
         memory, number = Memory(size), next(self._numbers)
         self.memories[number] = memory

@@ -1,0 +1,60 @@
+"""What a test recorded, and the one timeline that joins it. Times are the controller's monotonic clock in ns."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hil.evidence.packets import Connection, RocePacket, connections
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything rules may look at.
+
+    ``events``: journal entries of both nodes, each with ``node`` and ``at_ns``. ``addresses``: node to its IP addresses.
+    ``resources``: node to what the kernel held at the end. ``problems``: why the evidence cannot carry a judgement.
+    """
+
+    addresses: dict[str, list[str]]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    packets: list[RocePacket] = field(default_factory=list)
+    packet_times_ns: dict[int, int] = field(default_factory=dict)
+    resources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def connections(self) -> list[Connection]:
+        return connections(self.packets)
+
+    def of(self, node: str, kind: str, **facts: Any) -> list[dict[str, Any]]:
+        """The journal entries of a node of one kind that carry these facts, in order."""
+        return [
+            e
+            for e in self.events
+            if e["node"] == node and e["kind"] == kind and all(e.get(n) == v for n, v in facts.items())
+        ]
+
+    def timeline(self) -> list[dict[str, Any]]:
+        """Calls, up-calls, CM events, completions and packets in one order of time."""
+        packets = [
+            {"at_ns": self.packet_times_ns[p.frame], "node": "wire", "kind": "packet"} | p.facts() for p in self.packets
+        ]
+        return sorted([*self.events, *packets], key=lambda entry: entry["at_ns"])
+
+    def write(self, path: Path) -> None:
+        """Write the timeline as JSON lines."""
+        with path.open("w") as out:
+            for entry in self.timeline():
+                out.write(json.dumps(entry, default=repr) + "\n")
+
+
+def describe(entry: dict[str, Any], start_ns: int) -> str:
+    """One line of a timeline for people: milliseconds since ``start_ns``, where, what."""
+    skipped = {"at_ns", "t_ns", "node", "kind", "thread", "begun_ns", "time_ns"}
+    facts = " ".join(f"{name}={value}" for name, value in entry.items() if name not in skipped)
+    return f"{(entry['at_ns'] - start_ns) / 1e6:10.3f} ms  {entry['node']:>5}  {entry['kind']:<8} {facts}"
+
+
+def show(timeline: list[dict[str, Any]]) -> str:
+    """The whole timeline for people."""
+    return "\n".join(describe(entry, timeline[0]["at_ns"]) for entry in timeline)

@@ -1,0 +1,171 @@
+"""The rules of a hard close, as pure functions over evidence. Each finding names the link of the chain and its rules."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hil.evidence.evidence import Evidence
+from hil.evidence.packets import Connection, RocePacket
+from hil.winsock.codes import Code
+
+PENDING = int(Code.WSA_IO_PENDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One link of the chain: its name, the requirements it stands for, whether it held, and what was seen."""
+
+    link: str
+    requirements: tuple[str, ...]
+    held: bool
+    seen: str
+
+    def __str__(self) -> str:
+        return f"{'held ' if self.held else 'BROKE'} {self.link} [{', '.join(self.requirements)}]: {self.seen}"
+
+
+@dataclass(frozen=True, slots=True)
+class HardClose:
+    """Which close is judged: the closer's and the peer's node, socket descriptor and switch handle."""
+
+    closer: str
+    closer_socket: int
+    closer_handle: int
+    peer: str
+    peer_socket: int
+    peer_handle: int
+    killed: bool = False
+    both: bool = False
+
+
+def judge(evidence: Evidence, close: HardClose) -> list[Finding]:
+    """Every link of one hard close."""
+    findings = list(wire_links(evidence, close))
+    if not close.killed:
+        findings += closer_links(evidence, close)
+    if not close.both:
+        findings += peer_links(evidence, close)
+    return findings
+
+
+def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
+    """The closer's side: cancelled operations, their code, the order of up-calls."""
+    node, handle = close.closer, close.closer_handle
+    calls = evidence.of(node, "call", function="WSPCloseSocket", socket=close.closer_socket, result=0)
+    begun = evidence.of(node, "begin", function="WSPCloseSocket", socket=close.closer_socket)
+    yield Finding("WSPCloseSocket returns 0", ("CLOSE-01",), bool(calls), f"{len(calls)} calls returned 0")
+    started_ns = begun[0]["at_ns"] if begun else 0
+    posted = _posted(evidence, node, close.closer_socket)
+    upcalls = [e for e in evidence.of(node, "upcall", handle=handle) if e["function"] != "WPUCreateSocketHandle"]
+    done = [e for e in upcalls if e["function"] == "WPUCompleteOverlappedRequest"]
+    counts = {o: sum(e["overlapped"] == o for e in done) for o in posted}
+    yield Finding(
+        "each operation completes exactly once",
+        ("CLOSE-11", "CLOSE-12", "CLOSE-14", "OVL-02"),
+        all(n == 1 for n in counts.values()) and len(done) == len(posted),
+        f"completions by operation: {counts}",
+    )
+    late = [e for e in done if e["at_ns"] >= started_ns]
+    cancelled = [e for e in late if e["code"]]
+    codes = {str(Code(e["code"])) for e in cancelled}
+    yield Finding(
+        "cancelled operations end with WSA_OPERATION_ABORTED and zero bytes",
+        ("CLOSE-13", "CLOSE-16"),
+        all(e["code"] == Code.WSA_OPERATION_ABORTED and e["transferred"] == 0 for e in cancelled),
+        f"{len(cancelled)} cancelled with {sorted(codes)}",
+    )
+    closes = [i for i, e in enumerate(upcalls) if e["function"] == "WPUCloseSocketHandle"]
+    yield Finding(
+        "WPUCloseSocketHandle is the last up-call, made once",
+        ("CLOSE-23", "CLOSE-24", "CLOSE-25", "CLOSE-26"),
+        closes == [len(upcalls) - 1],
+        f"up-calls: {[e['function'] for e in upcalls]}",
+    )
+
+
+def peer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
+    """The peer's side: the news arrives, and what was pending ends with WSAECONNRESET."""
+    events = evidence.of(close.peer, "cm", event="DISCONNECTED", handle=close.peer_handle)
+    yield Finding("the peer's CM hears of it", ("CLOSE-31",), bool(events), f"{len(events)} DISCONNECTED events")
+    posted = _posted(evidence, close.peer, close.peer_socket)
+    done = evidence.of(close.peer, "upcall", function="WPUCompleteOverlappedRequest", handle=close.peer_handle)
+    counts = {o: sum(e["overlapped"] == o for e in done) for o in posted}
+    yield Finding(
+        "each operation at the peer completes exactly once",
+        ("RECV-13", "CLOSE-31", "CLOSE-34"),
+        all(n == 1 for n in counts.values()),
+        f"completions by operation: {counts}",
+    )
+    failed = [e for e in done if e["code"] and not _closed_before(evidence, close, e)]
+    yield Finding(
+        "operations pending at the peer end with WSAECONNRESET and zero bytes",
+        ("RECV-13", "CLOSE-31"),
+        all(e["code"] == Code.WSAECONNRESET and e["transferred"] == 0 for e in failed),
+        f"{len(failed)} failed with {sorted({str(Code(e['code'])) for e in failed})}",
+    )
+
+
+def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
+    """The wire: DREQ and DREP of this very connection, in the right place, and nothing after."""
+    connection = _connection(evidence, close)
+    if connection is None:
+        yield Finding("the connection is in the capture", ("CLOSE-35",), False, "no REQ and REP of these nodes found")
+        return
+    packets = connection.packets(evidence.packets)
+    closer, peer = evidence.addresses[close.closer], evidence.addresses[close.peer]
+    dreqs = [p for p in packets if p.cm == "DREQ" and (p.source in closer or close.both)]
+    dreps = [p for p in packets if p.cm == "DREP" and (p.source in peer or close.both)]
+    qpns = {True: connection.passive_qpn, False: connection.active_qpn}
+    right = [p for p in dreqs if p.qpn == qpns[p.source == connection.active]]
+    yield Finding(
+        "the closer's DREQ is on the wire, for this connection",
+        ("CLOSE-35",),
+        bool(dreqs) and right == dreqs,
+        f"DREQ in frames {[p.frame for p in dreqs]} of connection {connection}",
+    )
+    if dreqs:
+        yield _nothing_after(packets, dreqs[0], "no data leaves the closer after its DREQ", ("CLOSE-36",), closer)
+    answered = bool(dreps) and bool(dreqs) and dreps[0].frame > dreqs[0].frame
+    yield Finding("the peer's DREP follows", ("CLOSE-35",), answered, f"DREP in frames {[p.frame for p in dreps]}")
+    if dreps:
+        everyone = [*closer, *peer]
+        yield _nothing_after(packets, dreps[-1], "nothing of the connection follows the DREP", ("CLOSE-36",), everyone)
+
+
+def leak_links(evidence: Evidence) -> Iterable[Finding]:
+    """Neither kernel holds anything any more."""
+    for node, left in evidence.resources.items():
+        names = [f"{r['kind']} {r.get('number')} pid {r['pid']} ({r['command']})" for r in left]
+        requirements = ("CLOSE-18", "CLOSE-27", "CLEAN-04")
+        yield Finding(f"node {node}'s kernel holds nothing", requirements, not left, "; ".join(names) or "nothing left")
+
+
+def broken(findings: Iterable[Finding]) -> list[Finding]:
+    return [f for f in findings if not f.held]
+
+
+def _nothing_after(
+    packets: list[RocePacket], last: RocePacket, link: str, requirements: tuple[str, ...], sources: list[str]
+) -> Finding:
+    after = [p for p in packets if p.frame > last.frame and p.source in sources and p.cm not in ("DREQ", "DREP")]
+    return Finding(link, requirements, not after, f"after frame {last.frame}: frames {[p.frame for p in after]}")
+
+
+def _connection(evidence: Evidence, close: HardClose) -> Connection | None:
+    ends = set(evidence.addresses[close.closer]), set(evidence.addresses[close.peer])
+    qpn = next((e["qp_num"] for e in evidence.of(close.closer, "qp", handle=close.closer_handle)), None)
+    matches: Callable[[Connection], bool] = lambda c: (  # noqa: E731
+        (c.active in ends[0] and c.passive in ends[1] and c.active_qpn == qpn)
+        or (c.active in ends[1] and c.passive in ends[0] and c.passive_qpn == qpn)
+    )
+    return next((c for c in evidence.connections() if matches(c)), None)
+
+
+def _posted(evidence: Evidence, node: str, socket: int) -> list[int]:
+    calls = [e for e in evidence.of(node, "call", socket=socket) if e["function"] in ("WSPSend", "WSPRecv")]
+    return [e["overlapped"] for e in calls if e["code"] == PENDING]
+
+
+def _closed_before(evidence: Evidence, close: HardClose, entry: dict[str, Any]) -> bool:
+    begun = evidence.of(close.peer, "begin", function="WSPCloseSocket", socket=close.peer_socket)
+    return bool(begun) and begun[0]["at_ns"] <= entry["at_ns"]

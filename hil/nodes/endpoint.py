@@ -1,0 +1,125 @@
+"""One provider in its worker process, as a test drives it: SPI calls by name, and the switch's usual sequences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hil.errors import HilError
+from hil.nodes.clone import Clone
+from hil.winsock.codes import MEM_READWRITE, Code
+
+CALL_TIMEOUT_S = 30.0
+EVENT_TIMEOUT_S = 10.0
+FD_ACCEPT, FD_CONNECT = 0x08, 0x10
+
+
+class UnexpectedResult(HilError):
+    """A step that only prepares a test did not end as it must."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a WSP function returned: its value and the code stored in lpErrno."""
+
+    result: Any
+    code: Code
+    more: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A socket of an endpoint: descriptor, switch handle, its event object, and a registered buffer."""
+
+    s: int
+    handle: int
+    event: int
+    address: int = 0
+    memory: int = 0
+
+
+class Endpoint:
+    """A provider process on ``node``. ``provider`` names a broken one."""
+
+    def __init__(self, node: Clone, ip: str, provider: str = "") -> None:
+        self.node, self.ip = node, ip
+        self.worker, self.pid = node.channel.spawn("provider")
+        code = self.ask("start", provider=provider)
+        if code:
+            raise UnexpectedResult(f"WSPStartupEx on node {node.name}: {Code(code)}")
+
+    def ask(self, call: str, /, **arguments: Any) -> Any:
+        return self.node.channel.call(self.worker, call, CALL_TIMEOUT_S, "provider call", **arguments)
+
+    def wsp(self, function: str, /, **arguments: Any) -> Answer:
+        """Call a WSP function by name."""
+        answer = dict(self.ask(function, **arguments))
+        return Answer(answer.pop("result"), Code(answer.pop("code")), answer)
+
+    def must(self, function: str, code: Code = Code.OK, /, **arguments: Any) -> Answer:
+        """A call that prepares the test. Raises UnexpectedResult when it ends with another code."""
+        answer = self.wsp(function, **arguments)
+        if answer.code is not code:
+            raise UnexpectedResult(f"{function} on node {self.node.name}: {answer.code}, expected {code}")
+        return answer
+
+    def socket(self, port: int, events: int) -> Socket:
+        """A bound socket with an event object selected for ``events`` (SWITCH-04)."""
+        s = self.must("WSPSocket", af=23 if ":" in self.ip else 2).result
+        self.must("WSPBind", s=s, address=self.ip, port=port)
+        event = self.ask("event")
+        self.must("WSPEventSelect", s=s, event=event, mask=events)
+        return Socket(s, self.handle_of(s), event)
+
+    def handle_of(self, s: int) -> int:
+        return int(self.ask("handle_of", s=s))
+
+    def listen(self, port: int, backlog: int = 5) -> Socket:
+        listener = self.socket(port, FD_ACCEPT)
+        self.must("WSPListen", s=listener.s, backlog=backlog)
+        return listener
+
+    def accept(self, listener: Socket) -> Socket:
+        """Wait for FD_ACCEPT, accept, and register a buffer."""
+        if not self.ask("wait_event", event=listener.event, timeout_s=EVENT_TIMEOUT_S):
+            raise UnexpectedResult("no connection request came")
+        s = self.must("WSPAccept", s=listener.s).result
+        return self.with_memory(Socket(s, self.handle_of(s), listener.event))
+
+    def connected(self, socket: Socket) -> Socket:
+        """Wait for FD_CONNECT with code 0, and register a buffer."""
+        if not self.ask("wait_event", event=socket.event, timeout_s=EVENT_TIMEOUT_S):
+            raise UnexpectedResult("the connect did not end")
+        answer = self.must("WSPEnumNetworkEvents", s=socket.s, event=socket.event)
+        if answer.more["codes"][4]:
+            raise UnexpectedResult(f"the connect failed: {Code(answer.more['codes'][4])}")
+        return self.with_memory(socket)
+
+    def with_memory(self, socket: Socket, size: int = 65536) -> Socket:
+        made = self.ask("memory", size=size)
+        self.must("WSPRegisterMemory", s=socket.s, address=made["address"], length=size, flags=MEM_READWRITE)
+        return Socket(socket.s, socket.handle, socket.event, made["address"], made["memory"])
+
+    def recv(self, socket: Socket, length: int = 256, offset: int = 0) -> int:
+        """Post a receive into the socket's buffer; its WSAOVERLAPPED's number."""
+        overlapped = int(self.ask("overlapped"))
+        buffers = [[length, socket.address + offset]]
+        self.must("WSPRecv", Code.WSA_IO_PENDING, s=socket.s, buffers=buffers, overlapped=overlapped)
+        return overlapped
+
+    def send(self, socket: Socket, data: bytes, offset: int = 32768) -> int:
+        """Send ``data`` from the socket's buffer; its WSAOVERLAPPED's number."""
+        self.ask("write_memory", memory=socket.memory, offset=offset, data=data)
+        overlapped = int(self.ask("overlapped"))
+        buffers = [[len(data), socket.address + offset]]
+        self.must("WSPSend", Code.WSA_IO_PENDING, s=socket.s, buffers=buffers, overlapped=overlapped)
+        return overlapped
+
+    def completion(self, overlapped: int, timeout_s: float = 10.0) -> tuple[Code, int] | None:
+        """Code and bytes an operation was completed with, or None when it was not in time."""
+        done = self.ask("wait_completion", overlapped=overlapped, timeout_s=timeout_s)
+        return (Code(done["code"]), done["transferred"]) if done else None
+
+    def data(self, socket: Socket, length: int, offset: int = 0) -> bytes:
+        return bytes(self.ask("read_memory", memory=socket.memory, offset=offset, length=length))
+
+    def close(self, socket: Socket) -> Answer:
+        return self.wsp("WSPCloseSocket", s=socket.s)
