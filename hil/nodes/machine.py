@@ -112,7 +112,7 @@ class Machine:
         command += ["-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci"]
         command += ["-device", f"virtserialport,chardev=agent,name={PORT_NAME}"]
         command += ["-netdev", f"dgram,id=net0,local.type=fd,local.str={frames}"]
-        command += ["-device", "virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:00:00:01,guest_announce=off,romfile="]
+        command += ["-device", "virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:00:00:01,guest_announce=off,ctrl_rx=off,ctrl_rx_extra=off,romfile="]
         command += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
         return command + (["-incoming", "defer"] if incoming else [])
 
