@@ -54,5 +54,10 @@ def run(suite: str, results: str, tests: tuple[str, ...]) -> None:
         click.echo(f"hil: error: {error}", err=True)
         sys.exit(2)
     folder = Path(results or f"results/{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    arguments = [f"--rootdir={ROOT}", f"--results={folder}", f"--suite={suite}", f"--junit-xml={folder / 'junit.xml'}"]
+    arguments = [
+        f"--rootdir={ROOT}",
+        f"--results={folder}",
+        f"--suite={suite}",
+        f"--junit-xml={folder / 'junit.xml'}",
+    ]
     sys.exit(int(pytest.main([*arguments, *(tests or [str(ROOT / "tests" / "contract")])])))

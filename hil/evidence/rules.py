@@ -21,7 +21,9 @@ class Finding:
     seen: str
 
     def __str__(self) -> str:
-        return f"{'held ' if self.held else 'BROKE'} {self.link} [{', '.join(self.requirements)}]: {self.seen}"
+        return (
+            f"{'held ' if self.held else 'BROKE'} {self.link} [{', '.join(self.requirements)}]: {self.seen}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     yield Finding("WSPCloseSocket returns 0", ("CLOSE-01",), bool(calls), f"{len(calls)} calls returned 0")
     started_ns = begun[0]["at_ns"] if begun else 0
     posted = _posted(evidence, node, close.closer_socket)
-    upcalls = [e for e in evidence.of(node, "upcall", handle=handle) if e["function"] != "WPUCreateSocketHandle"]
+    upcalls = [
+        e for e in evidence.of(node, "upcall", handle=handle) if e["function"] != "WPUCreateSocketHandle"
+    ]
     done = [e for e in upcalls if e["function"] == "WPUCompleteOverlappedRequest"]
     counts = {o: sum(e["overlapped"] == o for e in done) for o in posted}
     yield Finding(
@@ -86,9 +90,13 @@ def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
 def peer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     """The peer's side: the news arrives, and what was pending ends with WSAECONNRESET."""
     events = evidence.of(close.peer, "cm", event="DISCONNECTED", handle=close.peer_handle)
-    yield Finding("the peer's CM hears of it", ("CLOSE-31",), bool(events), f"{len(events)} DISCONNECTED events")
+    yield Finding(
+        "the peer's CM hears of it", ("CLOSE-31",), bool(events), f"{len(events)} DISCONNECTED events"
+    )
     posted = _posted(evidence, close.peer, close.peer_socket)
-    done = evidence.of(close.peer, "upcall", function="WPUCompleteOverlappedRequest", handle=close.peer_handle)
+    done = evidence.of(
+        close.peer, "upcall", function="WPUCompleteOverlappedRequest", handle=close.peer_handle
+    )
     counts = {o: sum(e["overlapped"] == o for e in done) for o in posted}
     yield Finding(
         "each operation at the peer completes exactly once",
@@ -109,7 +117,9 @@ def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     """The wire: DREQ and DREP of this very connection, in the right place, and nothing after."""
     connection = _connection(evidence, close)
     if connection is None:
-        yield Finding("the connection is in the capture", ("CLOSE-35",), False, "no REQ and REP of these nodes found")
+        yield Finding(
+            "the connection is in the capture", ("CLOSE-35",), False, "no REQ and REP of these nodes found"
+        )
         return
     packets = connection.packets(evidence.packets)
     closer, peer = evidence.addresses[close.closer], evidence.addresses[close.peer]
@@ -124,20 +134,35 @@ def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
         f"DREQ in frames {[p.frame for p in dreqs]} of connection {connection}",
     )
     if dreqs:
-        yield _nothing_after(packets, dreqs[0], "no data leaves the closer after its DREQ", ("CLOSE-36",), closer)
+        yield _nothing_after(
+            packets, dreqs[0], "no data leaves the closer after its DREQ", ("CLOSE-36",), closer
+        )
     answered = bool(dreps) and bool(dreqs) and dreps[0].frame > dreqs[0].frame
-    yield Finding("the peer's DREP follows", ("CLOSE-35",), answered, f"DREP in frames {[p.frame for p in dreps]}")
+    yield Finding(
+        "the peer's DREP follows", ("CLOSE-35",), answered, f"DREP in frames {[p.frame for p in dreps]}"
+    )
     if dreps:
         everyone = [*closer, *peer]
-        yield _nothing_after(packets, dreps[-1], "nothing of the connection follows the DREP", ("CLOSE-36",), everyone)
+        yield _nothing_after(
+            packets, dreps[-1], "nothing of the connection follows the DREP", ("CLOSE-36",), everyone
+        )
+
+
+def held(resources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What counts as left behind: everything but the one idle PD that librdmacm keeps for itself in each process."""
+    idle = [r for r in resources if r["kind"] == "PD" and r.get("use_count") == 0]
+    return [r for r in resources if r not in idle[:1]]
 
 
 def leak_links(evidence: Evidence) -> Iterable[Finding]:
     """Neither kernel holds anything any more."""
-    for node, left in evidence.resources.items():
+    for node, found in evidence.resources.items():
+        left = held(found)
         names = [f"{r['kind']} {r.get('number')} pid {r['pid']} ({r['command']})" for r in left]
         requirements = ("CLOSE-18", "CLOSE-27", "CLEAN-04")
-        yield Finding(f"node {node}'s kernel holds nothing", requirements, not left, "; ".join(names) or "nothing left")
+        yield Finding(
+            f"node {node}'s kernel holds nothing", requirements, not left, "; ".join(names) or "nothing left"
+        )
 
 
 def broken(findings: Iterable[Finding]) -> list[Finding]:
@@ -147,8 +172,12 @@ def broken(findings: Iterable[Finding]) -> list[Finding]:
 def _nothing_after(
     packets: list[RocePacket], last: RocePacket, link: str, requirements: tuple[str, ...], sources: list[str]
 ) -> Finding:
-    after = [p for p in packets if p.frame > last.frame and p.source in sources and p.cm not in ("DREQ", "DREP")]
-    return Finding(link, requirements, not after, f"after frame {last.frame}: frames {[p.frame for p in after]}")
+    after = [
+        p for p in packets if p.frame > last.frame and p.source in sources and p.cm not in ("DREQ", "DREP")
+    ]
+    return Finding(
+        link, requirements, not after, f"after frame {last.frame}: frames {[p.frame for p in after]}"
+    )
 
 
 def _connection(evidence: Evidence, close: HardClose) -> Connection | None:

@@ -33,7 +33,12 @@ def resources() -> list[dict[str, Any]]:
 
 
 def _described(kind: str, entry: dict[str, Any], device: str) -> dict[str, Any]:
-    known = {"number": entry.get(_NUMBER[kind]), "length": entry.get("RES_MRLEN"), "state": entry.get("RES_STATE")}
+    known = {
+        "number": entry.get(_NUMBER[kind]),
+        "length": entry.get("RES_MRLEN"),
+        "state": entry.get("RES_STATE"),
+    }
+    known |= {"use_count": entry.get("RES_USECNT"), "context": entry.get("RES_CTXN")}
     details = {name: value for name, value in known.items() if value is not None}
     thread = entry.get("RES_PID")
     pid, command = process_of(thread) if thread else (None, "its thread has ended")

@@ -41,7 +41,11 @@ class Channel:
     """
 
     def __init__(
-        self, sock: socket.socket, name: str, on_event: Callable[[int, Message], None], last_words: Callable[[], str]
+        self,
+        sock: socket.socket,
+        name: str,
+        on_event: Callable[[int, Message], None],
+        last_words: Callable[[], str],
     ) -> None:
         self.name = name
         self._sock = sock

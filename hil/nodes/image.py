@@ -163,7 +163,15 @@ def _bootstrap(suite: str, tar: Path) -> None:
     include = ",".join([*PACKAGES, SUITES[suite]])
     # The packages' names carry their versions; dpkg's own status file stays empty in this variant.
     note = 'ls "$1/var/cache/apt/archives" > "$1/hil-packages"'
-    command = [program, "--quiet", "--variant=extract", f"--include={include}", f"--extract-hook={note}", suite, str(tar)]
+    command = [
+        program,
+        "--quiet",
+        "--variant=extract",
+        f"--include={include}",
+        f"--extract-hook={note}",
+        suite,
+        str(tar),
+    ]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()[-6:]
@@ -245,7 +253,12 @@ def uncompressed_kernel(bz_image: bytes) -> bytes:
     offset, length = struct.unpack_from("<II", bz_image, 0x248)
     start = (sectors + 1) * 512 + offset
     payload = bz_image[start : start + length]
-    unpackers = {b"\xfd7zXZ": _unxz, b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\x28\xb5\x2f\xfd": _unzstd}
+    unpackers = {
+        b"\xfd7zXZ": _unxz,
+        b"\x1f\x8b": gzip.decompress,
+        b"BZh": bz2.decompress,
+        b"\x28\xb5\x2f\xfd": _unzstd,
+    }
     for magic, unpack in unpackers.items():
         if payload.startswith(magic):
             return unpack(payload)

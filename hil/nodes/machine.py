@@ -98,21 +98,45 @@ class Machine:
         self._monitor: QEMUMonitorProtocol | None = None
 
     def _command(
-        self, hardware: Hardware, ram: Path, agent: int, frames: int, monitor: int, *, share: bool, incoming: bool
+        self,
+        hardware: Hardware,
+        ram: Path,
+        agent: int,
+        frames: int,
+        monitor: int,
+        *,
+        share: bool,
+        incoming: bool,
     ) -> list[str]:
         size = f"{hardware.memory_mib}M"
         on = "on" if share else "off"
         cpu = "host" if hardware.accelerator == "kvm" else "max"
         command = [qemu_program(), "-accel", hardware.accelerator, "-cpu", cpu, "-smp", "1", "-m", size]
         command += ["-object", f"memory-backend-file,id=m0,size={size},mem-path={ram},share={on}"]
-        command += ["-M", "q35,memory-backend=m0", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        command += [
+            "-M",
+            "q35,memory-backend=m0",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]
         command += ["-kernel", str(hardware.kernel), "-initrd", str(hardware.initrd)]
         command += ["-append", "console=ttyS0 quiet mitigations=off rdinit=/init panic=-1 oops=panic"]
-        command += ["-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console"]
+        command += [
+            "-chardev",
+            f"file,id=console,path={self.console},append=on",
+            "-serial",
+            "chardev:console",
+        ]
         command += ["-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci"]
         command += ["-device", f"virtserialport,chardev=agent,name={PORT_NAME}"]
         command += ["-netdev", f"dgram,id=net0,local.type=fd,local.str={frames}"]
-        command += ["-device", "virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:00:00:01,guest_announce=off,ctrl_rx=off,ctrl_rx_extra=off,romfile="]
+        command += [
+            "-device",
+            "virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:00:00:01,guest_announce=off,ctrl_rx=off,ctrl_rx_extra=off,romfile=",
+        ]
         command += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
         return command + (["-incoming", "defer"] if incoming else [])
 
@@ -130,7 +154,9 @@ class Machine:
                     self._monitor.connect()
                 return self._monitor.cmd(command, **arguments)
             except Exception as error:
-                raise NodeError(f"QEMU's monitor failed at {command}: {error}; {self.last_words()}") from error
+                raise NodeError(
+                    f"QEMU's monitor failed at {command}: {error}; {self.last_words()}"
+                ) from error
 
     def alive(self) -> bool:
         return self._process.poll() is None

@@ -11,6 +11,7 @@ from typing import Any
 from hil.errors import CaptureError, NodeError
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import roce_packets
+from hil.evidence.rules import held
 from hil.nodes.channel import ClockRelation
 from hil.nodes.clone import Clone
 from hil.nodes.protocol import Message
@@ -96,7 +97,9 @@ class SoftPair:
             events = list(self._events)
         for node, event in events:
             if "t_ns" in event and event["kind"] != "agent ready":
-                evidence.events.append({"node": node, "at_ns": relations[node].to_controller(event["t_ns"])} | event)
+                evidence.events.append(
+                    {"node": node, "at_ns": relations[node].to_controller(event["t_ns"])} | event
+                )
         evidence.events.sort(key=lambda e: e["at_ns"])
         self._read_capture(evidence)
         return evidence
@@ -115,7 +118,7 @@ class SoftPair:
         for name, node in self.nodes.items():
             try:
                 left = node.system("resources")
-                while left and time.monotonic_ns() < end_ns:
+                while held(left) and time.monotonic_ns() < end_ns:
                     time.sleep(0.05)
                     left = node.system("resources")
                 evidence.resources[name] = left
@@ -147,7 +150,7 @@ class SoftPair:
             before = self.wire.counts()
             counters = {name: node.system("counters", netdev="eth0") for name, node in self.nodes.items()}
             after = self.wire.counts()
-            if before == after and not any(after.queued.values()) or time.monotonic_ns() > end_ns:
+            if (before == after and not any(after.queued.values())) or time.monotonic_ns() > end_ns:
                 known = {"received": after.received, "sent": after.sent, "capture_error": after.capture_error}
                 return counters, known | {"epoch_ns": after.epoch_ns}
 
@@ -175,5 +178,7 @@ class SoftPair:
     def __enter__(self) -> "SoftPair":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self.close()

@@ -159,7 +159,9 @@ class Provider:
         if af not in _FAMILIES:
             raise Refused(Code.WSAEAFNOSUPPORT)
         if type != w.SOCK_STREAM:
-            raise Refused(Code.WSAEPROTOTYPE if protocol == w.IPPROTO_TCP and type == 2 else Code.WSAESOCKTNOSUPPORT)
+            raise Refused(
+                Code.WSAEPROTOTYPE if protocol == w.IPPROTO_TCP and type == 2 else Code.WSAESOCKTNOSUPPORT
+            )
         if protocol not in (0, w.IPPROTO_TCP):
             raise Refused(Code.WSAEPROTONOSUPPORT)
         if group:
@@ -186,7 +188,10 @@ class Provider:
             self._check_open(socket)
             if socket.state is not State.CREATED:
                 raise Refused(Code.WSAEINVAL)
-            if not ipaddress.ip_address(name.sin_addr).is_unspecified and name.sin_addr not in self._addresses():
+            if (
+                not ipaddress.ip_address(name.sin_addr).is_unspecified
+                and name.sin_addr not in self._addresses()
+            ):
                 raise Refused(Code.WSAEADDRNOTAVAIL)
             cm_id = self._channel.create_id()
             try:
@@ -194,7 +199,9 @@ class Provider:
             except OSError as error:
                 cm_id.destroy()
                 raise Refused(
-                    Code.WSAEADDRNOTAVAIL if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV) else Code.WSAENOBUFS
+                    Code.WSAEADDRNOTAVAIL
+                    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
+                    else Code.WSAENOBUFS
                 ) from error
             socket.local = SockAddr(socket.family, *cm_id.local)
             self._adopt(socket, cm_id)
@@ -227,7 +234,9 @@ class Provider:
 
     # --- events --------------------------------------------------------------------------------------------------
 
-    def WSPEventSelect(self, s: int, hEventObject: WSAEVENT | None, lNetworkEvents: int, lpErrno: LpErrno) -> int:
+    def WSPEventSelect(
+        self, s: int, hEventObject: WSAEVENT | None, lNetworkEvents: int, lpErrno: LpErrno
+    ) -> int:
         return self._answer(
             lpErrno, w.SOCKET_ERROR, lambda: self._event_select(self._find(s), hEventObject, lNetworkEvents)
         )
@@ -371,7 +380,9 @@ class Provider:
             addrlen[0] = 16 if listener.family == w.AF_INET else 28
         return socket.descriptor
 
-    def _accept_request(self, listener: SanSocket, request: CmEvent, peer: SockAddr, local: SockAddr) -> SanSocket:
+    def _accept_request(
+        self, listener: SanSocket, request: CmEvent, peer: SockAddr, local: SockAddr
+    ) -> SanSocket:
         assert request.new_id is not None
         try:
             socket = self._new_socket(listener.family)
@@ -488,7 +499,9 @@ class Provider:
             return w.SOCKET_ERROR
         parts = lpBuffers[:dwBufferCount]
         return self._answer(
-            lpErrno, w.SOCKET_ERROR, lambda: self._post(self._find(s), "send", parts, lpOverlapped, w.MEM_READ)
+            lpErrno,
+            w.SOCKET_ERROR,
+            lambda: self._post(self._find(s), "send", parts, lpOverlapped, w.MEM_READ),
         )
 
     def WSPRecv(
@@ -505,7 +518,9 @@ class Provider:
     ) -> int:
         parts = lpBuffers[:dwBufferCount]
         return self._answer(
-            lpErrno, w.SOCKET_ERROR, lambda: self._post(self._find(s), "recv", parts, lpOverlapped, w.MEM_WRITE)
+            lpErrno,
+            w.SOCKET_ERROR,
+            lambda: self._post(self._find(s), "recv", parts, lpOverlapped, w.MEM_WRITE),
         )
 
     def _post(
@@ -547,12 +562,19 @@ class Provider:
     ) -> bool:
         return bool(
             self._answer(
-                lpErrno, False, lambda: self._result(self._find(s), lpOverlapped, lpcbTransfer, fWait, lpdwFlags)
+                lpErrno,
+                False,
+                lambda: self._result(self._find(s), lpOverlapped, lpcbTransfer, fWait, lpdwFlags),
             )
         )
 
     def _result(
-        self, socket: SanSocket, overlapped: WSAOVERLAPPED, transferred: list[int], wait: bool, flags: list[int]
+        self,
+        socket: SanSocket,
+        overlapped: WSAOVERLAPPED,
+        transferred: list[int],
+        wait: bool,
+        flags: list[int],
     ) -> bool:
         self._collect(socket)
         self._deliver(socket)
@@ -584,7 +606,9 @@ class Provider:
         return self._answer(
             lpErrno,
             w.SOCKET_ERROR,
-            lambda: self._ioctl(self._find(s), dwIoControlCode, lpvInBuffer, lpvOutBuffer, cbOutBuffer, lpcbBytesReturned),
+            lambda: self._ioctl(
+                self._find(s), dwIoControlCode, lpvInBuffer, lpvOutBuffer, cbOutBuffer, lpcbBytesReturned
+            ),
         )
 
     def _ioctl(
@@ -600,7 +624,9 @@ class Provider:
             returned[:] = [8]
             return 0
         if code == w.SIO_ADDRESS_LIST_QUERY:
-            addresses = sorted(a for a in self._addresses() if ipaddress.ip_address(a).version == _FAMILIES[socket.family])
+            addresses = sorted(
+                a for a in self._addresses() if ipaddress.ip_address(a).version == _FAMILIES[socket.family]
+            )
             # SOCKET_ADDRESS_LIST: a count, then {pointer, length} and the sockaddr of each (64-bit layout).
             needed = 8 + len(addresses) * (16 + (16 if socket.family == w.AF_INET else 28))
             if room < needed:

@@ -218,7 +218,10 @@ class CmId:
         _lib.rdma_set_option(self._pointer, _OPTION_ID, _OPTION_ACK_TIMEOUT, c.byref(value), 1)
 
     def resolve_addr(self, address: str, port: int, timeout_ms: int) -> None:
-        _checked(_lib.rdma_resolve_addr(self._pointer, None, sockaddr(address, port), timeout_ms), "rdma_resolve_addr")
+        _checked(
+            _lib.rdma_resolve_addr(self._pointer, None, sockaddr(address, port), timeout_ms),
+            "rdma_resolve_addr",
+        )
 
     def resolve_route(self, timeout_ms: int) -> None:
         _checked(_lib.rdma_resolve_route(self._pointer, timeout_ms), "rdma_resolve_route")
@@ -298,7 +301,11 @@ class CmChannel:
         is_request = kind is CmEventType.CONNECT_REQUEST
         carries = kind in (CmEventType.CONNECT_REQUEST, CmEventType.CONNECT_RESPONSE, CmEventType.REJECTED)
         size = event.param.private_data_len
-        data = c.string_at(event.param.private_data, size) if carries and event.param.private_data and size else b""
+        data = (
+            c.string_at(event.param.private_data, size)
+            if carries and event.param.private_data and size
+            else b""
+        )
         copy = CmEvent(
             kind,
             event.status,

@@ -88,7 +88,9 @@ class Connection:
         self.cq = CQ(device.context, SEND_DEPTH + RECV_DEPTH, None, self._channel, 0)
         self.cq.req_notify()
         cap = QPCap(SEND_DEPTH, RECV_DEPTH, MAX_SGE, MAX_SGE, 0)
-        self.qp = QP(self.pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq, rcq=self.cq, cap=cap, sq_sig_all=1))
+        self.qp = QP(
+            self.pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq, rcq=self.cq, cap=cap, sq_sig_all=1)
+        )
         self.qp_num: int = self.qp.qp_num
         self._lock = threading.Lock()
         self._error = False
@@ -171,20 +173,42 @@ class Connection:
         try:
             self.qp.modify(_pyverbs_attr(attr), mask)
         except Exception as error:
-            raise OSError(errno.EINVAL, f"QP to state {state}, mask {mask:#x}, {_described(attr)}: {error}") from error
+            raise OSError(
+                errno.EINVAL, f"QP to state {state}, mask {mask:#x}, {_described(attr)}: {error}"
+            ) from error
 
 
 def _described(attr: QpAttr) -> str:
-    names = ("path_mtu", "rq_psn", "sq_psn", "dest_qp_num", "max_rd_atomic", "max_dest_rd_atomic", "timeout", "port_num")
+    names = (
+        "path_mtu",
+        "rq_psn",
+        "sq_psn",
+        "dest_qp_num",
+        "max_rd_atomic",
+        "max_dest_rd_atomic",
+        "timeout",
+        "port_num",
+    )
     ah = attr.ah_attr
-    return ", ".join(f"{n}={getattr(attr, n)}" for n in names) + f", dgid={bytes(ah.dgid).hex()}, sgid_index={ah.sgid_index}, is_global={ah.is_global}, ah.port_num={ah.port_num}"
+    return (
+        ", ".join(f"{n}={getattr(attr, n)}" for n in names)
+        + f", dgid={bytes(ah.dgid).hex()}, sgid_index={ah.sgid_index}, is_global={ah.is_global}, ah.port_num={ah.port_num}"
+    )
 
 
 def _pyverbs_attr(attr: QpAttr) -> Any:
     result = QPAttr(qp_state=attr.qp_state, cur_qp_state=attr.cur_qp_state, port_num=attr.port_num)
     for name in ("path_mtu", "path_mig_state", "qkey", "rq_psn", "sq_psn", "dest_qp_num", "qp_access_flags"):
         setattr(result, name, getattr(attr, name))
-    for name in ("pkey_index", "max_rd_atomic", "max_dest_rd_atomic", "min_rnr_timer", "timeout", "retry_cnt", "rnr_retry"):
+    for name in (
+        "pkey_index",
+        "max_rd_atomic",
+        "max_dest_rd_atomic",
+        "min_rnr_timer",
+        "timeout",
+        "retry_cnt",
+        "rnr_retry",
+    ):
         setattr(result, name, getattr(attr, name))
     ah = attr.ah_attr
     if ah.is_global:

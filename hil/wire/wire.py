@@ -36,7 +36,11 @@ class Wire:
         fds = [side_a.fileno(), side_b.fileno(), theirs.fileno()]
         command = [sys.executable, "-m", "hil.wire.forwarder", *map(str, fds), str(path)]
         self._process = subprocess.Popen(
-            command, pass_fds=fds, preexec_fn=die_with_parent, start_new_session=True, stdin=subprocess.DEVNULL
+            command,
+            pass_fds=fds,
+            preexec_fn=die_with_parent,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
         theirs.close()
 

@@ -1,0 +1,26 @@
+"""The bench names each deliberately broken provider by the link it breaks."""
+
+import pytest
+
+from fixtures.bench import Bench
+from hil.evidence.rules import broken
+
+
+@pytest.mark.parametrize(
+    ("provider", "requirement"),
+    [("NoDreq", "CLOSE-35"), ("NoFlush", "RECV-13"), ("LeakMr", "CLOSE-18"), ("WrongCode", "CLOSE-13")],
+)
+def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: str) -> None:
+    """Each broken rule shows up as a broken link that names its requirement."""
+    at_peer = provider == "NoFlush"
+    bench.start(provider_a="" if at_peer else provider, provider_b=provider if at_peer else "")
+    closer, peer = bench.connect()
+    closer.recv()
+    peer.recv()
+    closer.close()
+
+    findings = broken(bench.findings(bench.hard_close(closer, peer)))
+
+    assert requirement in {r for finding in findings for r in finding.requirements}, "\n".join(
+        map(str, findings)
+    )

@@ -1,0 +1,28 @@
+"""The frames between controller and node."""
+
+import pytest
+
+from hil.nodes.protocol import MAX_FRAME, BadFrame, FrameBuffer, decode, encode
+
+
+def test_a_message_survives_the_way_in_any_pieces() -> None:
+    """However the stream is cut, whole messages come out, bytes included."""
+    messages = [{"id": n, "value": [1, "x", None, {"data": bytes(range(n))}]} for n in (0, 3, 200)]
+    stream = b"".join(encode(m) for m in messages)
+    for size in (1, 7, len(stream)):
+        buffer = FrameBuffer()
+        pieces = [stream[i : i + size] for i in range(0, len(stream), size)]
+        assert [decode(body) for piece in pieces for body in buffer.feed(piece)] == messages
+
+
+def test_an_absurd_length_is_refused_at_once() -> None:
+    """A length beyond the limit raises instead of waiting for the bytes."""
+    with pytest.raises(BadFrame, match="announced"):
+        FrameBuffer().feed((MAX_FRAME + 1).to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"[1]", b"{", b"[" * 100000])
+def test_foreign_bytes_are_a_bad_frame(body: bytes) -> None:
+    """Bytes that are not a message raise BadFrame, whatever they are."""
+    with pytest.raises(BadFrame):
+        decode(body)
