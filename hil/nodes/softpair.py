@@ -19,7 +19,7 @@ from hil.nodes.snapshot import Snapshot
 from hil.wire.pcapng import read_pcapng
 from hil.wire.wire import Wire
 
-SETTLE_TIMEOUT_S = 8.0
+SETTLE_TIMEOUT_S = 4.0
 CALL_TIMEOUT_S = 30.0
 COUNTED = ("tx_packets", "rx_packets")
 

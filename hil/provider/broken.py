@@ -9,10 +9,10 @@ from hil.winsock.codes import Code
 class NoDreq(Provider):
     """Never tells the wire: breaks CLOSE-35."""
 
-    def _send_reset(self, socket: SanSocket) -> bool:
-        return False
+    def _send_reset(self, socket: SanSocket) -> None:
+        return
 
-    def _release_cm_id(self, socket: SanSocket, disconnecting: bool) -> None:
+    def _release_cm_id(self, socket: SanSocket) -> None:
         # Destroying the id would make the kernel send the DREQ.
         return
 

@@ -114,7 +114,7 @@ class Provider:
         self._sockets: dict[int, SanSocket] = {}
         self._by_cm: dict[int, SanSocket] = {}
         self._by_fd: dict[int, SanSocket] = {}
-        self._lingering: dict[int, tuple[CmId, int]] = {}
+        self._lingering: dict[int, CmId] = {}
         self._linger_changed = threading.Condition(self._lock)
         self._devices: dict[str, Device] = {}
         self._channel = CmChannel()
@@ -132,7 +132,7 @@ class Provider:
                 self._linger_changed.wait(left_ns / 1e9)
         os.write(self._wake_write, b"x")
         self._thread.join()
-        for cm_id, _ in self._lingering.values():
+        for cm_id in self._lingering.values():
             cm_id.destroy()
         for device in self._devices.values():
             device.close()
@@ -656,19 +656,18 @@ class Provider:
         for request in requests:
             assert request.new_id is not None
             self._refuse(request.new_id)
-        disconnecting = False
         if connection is not None:
             self._unwatch(connection)
             connection.to_error()
             if was is State.CONNECTED:
-                disconnecting = self._send_reset(socket)
+                self._send_reset(socket)
             self._flush(socket, connection)
             self._release_memory(socket)
         self._deliver(socket, wait=True)
         self._upcalls.lpWPUCloseSocketHandle(socket.handle, LpErrno())
         if connection is not None:
             self._free(connection)
-        self._release_cm_id(socket, disconnecting)
+        self._release_cm_id(socket)
         return 0
 
     def _unwatch(self, connection: Connection) -> None:
@@ -676,15 +675,23 @@ class Provider:
             if self._by_fd.pop(connection.fd, None) is not None:
                 self._epoll.unregister(connection.fd)
 
-    def _send_reset(self, socket: SanSocket) -> bool:
-        assert socket.cm_id is not None
+    def _send_reset(self, socket: SanSocket) -> None:
+        cm_id = socket.cm_id
+        assert cm_id is not None and cm_id.key is not None
+        # Destroying the id would also stop the retransmission of a lost DREQ: it lingers until its DISCONNECTED
+        # event, and from here on that event is not the socket's any more.
+        with socket.lock, self._lock:
+            if socket.state is not State.CONNECTED:
+                return
+            self._by_cm.pop(cm_id.key, None)
+            self._lingering[cm_id.key] = cm_id
+            socket.cm_id = None
         # The QP is in ERR already, so nothing of the connection can follow the DREQ (CLOSE-36).
         try:
-            socket.cm_id.disconnect()
+            cm_id.disconnect()
         except OSError as error:
             self._observe("cm", handle=socket.handle, event="rdma_disconnect failed", status=error.errno)
-            return False
-        return True
+            self._end_lingering(cm_id.key)
 
     def _flush(self, socket: SanSocket, connection: Connection) -> None:
         """Wait for every posted request's completion, then end without one what the adapter did not flush."""
@@ -713,17 +720,24 @@ class Provider:
     def _free(self, connection: Connection) -> None:
         connection.close()
 
-    def _release_cm_id(self, socket: SanSocket, disconnecting: bool) -> None:
-        cm_id = socket.cm_id
-        if cm_id is None or cm_id.key is None:
-            return
-        with self._lock:
-            self._by_cm.pop(cm_id.key, None)
-            # Destroying the id now would also stop the retransmission of a lost DREQ: it stays until the DREP.
-            if disconnecting and socket.state is State.CONNECTED:
-                self._lingering[cm_id.key] = (cm_id, time.monotonic_ns())
+    def _release_cm_id(self, socket: SanSocket) -> None:
+        with socket.lock, self._lock:
+            cm_id, socket.cm_id = socket.cm_id, None
+            if cm_id is None or cm_id.key is None:
                 return
+            self._by_cm.pop(cm_id.key, None)
         cm_id.destroy()
+
+    def _end_lingering(self, key: int) -> None:
+        with self._linger_changed:
+            cm_id = self._lingering.pop(key, None)
+            if cm_id is None:
+                return
+            # Crossed DREQs: this answers the peer's with the DREP; after a DREP it fails, which is as well.
+            with contextlib.suppress(OSError):
+                cm_id.disconnect()
+            cm_id.destroy()
+            self._linger_changed.notify_all()
 
     # --- progress --------------------------------------------------------------------------------------------------
 
@@ -777,15 +791,8 @@ class Provider:
         if event.new_id is not None:
             self._refuse(event.new_id)
             return
-        with self._linger_changed:
-            if event.kind is not CmEventType.DISCONNECTED or event.id_key not in self._lingering:
-                return
-            cm_id, _ = self._lingering.pop(event.id_key)
-            # Crossed DREQs: this answers the peer's with the DREP; after a DREP it fails, which is as well.
-            with contextlib.suppress(OSError):
-                cm_id.disconnect()
-            cm_id.destroy()
-            self._linger_changed.notify_all()
+        if event.kind is CmEventType.DISCONNECTED:
+            self._end_lingering(event.id_key)
 
     def _on_addr_resolved(self, socket: SanSocket, event: CmEvent) -> None:
         with socket.lock:
@@ -842,14 +849,17 @@ class Provider:
 
     def _on_disconnected(self, socket: SanSocket, event: CmEvent) -> None:
         with socket.lock:
-            if socket.state is not State.CONNECTED or socket.closing:
-                socket.state = State.DISCONNECTED if socket.state is State.CONNECTED else socket.state
+            was = socket.state
+            if was is State.CONNECTED:
+                socket.state, socket.error = State.DISCONNECTED, Code.WSAECONNRESET
+            # The close may have let the id linger between the event's arrival and here.
+            self._end_lingering(event.id_key)
+            if was is not State.CONNECTED or socket.closing:
                 self._answer_reset(socket)
                 return
             assert socket.connection is not None
-            socket.state, socket.error = State.DISCONNECTED, Code.WSAECONNRESET
             self._flush_at_peer(socket.connection)
-        self._answer_reset(socket)
+            self._answer_reset(socket)
         self._collect(socket)
         self._deliver(socket)
 
@@ -858,9 +868,9 @@ class Provider:
         connection.to_error()
 
     def _answer_reset(self, socket: SanSocket) -> None:
-        assert socket.cm_id is not None
-        with contextlib.suppress(OSError):
-            socket.cm_id.disconnect()
+        if socket.cm_id is not None:
+            with contextlib.suppress(OSError):
+                socket.cm_id.disconnect()
 
     # --- completions -------------------------------------------------------------------------------------------------
 
