@@ -1,16 +1,18 @@
 """The ``hil`` command."""
 
 import sys
+import time
 from pathlib import Path
 
 import click
 
 from hil import __version__
 from hil.errors import HilError
-from hil.nodes.image import cache_folder, image_for
-from hil.nodes.snapshot import snapshot_for
+from hil.nodes.labfile import read_lab_file
+from hil.nodes.snapshot import Snapshot, lab_snapshot
 
 ROOT = Path(__file__).parents[1]
+DEFAULT_LAB = ROOT / "lab" / "soft-pair.toml"
 
 
 @click.group()
@@ -19,45 +21,61 @@ def main() -> None:
     """Test bench for SAN adapters: closes Winsock Direct sockets the hard way and proves the reset on the wire."""
 
 
-@main.command()
-@click.option("--suite", default="trixie", help="Debian suite of the guests: trixie or bookworm.")
-def prepare(suite: str) -> None:
-    """Build or reuse the guest image and the snapshot of the soft pair."""
+LAB = click.option(
+    "--lab",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_LAB,
+    show_default="lab/soft-pair.toml",
+    help="The lab file: which kernel, how much memory, which MTU.",
+)
+
+
+def ready_snapshot(lab: Path) -> Snapshot:
+    """The snapshot of a lab file's guests, built when needed; ends the program with 2 when it cannot be made."""
     try:
-        cache = cache_folder()
-        cache.mkdir(parents=True, exist_ok=True)
-        snapshot = snapshot_for(image_for(suite, cache), cache)
+        return lab_snapshot(read_lab_file(lab))
     except (HilError, OSError) as error:
         click.echo(f"hil: error: {error}", err=True)
         sys.exit(2)
-    click.echo(f"hil: the soft pair ({suite}, {snapshot.hardware.accelerator}) is ready in {cache}")
 
 
 @main.command()
-@click.option("--suite", default="trixie", help="Debian suite of the guests: trixie or bookworm.")
+@LAB
+def prepare(lab: Path) -> None:
+    """Build or reuse the guest image and the snapshot of a soft lab."""
+    snapshot = ready_snapshot(lab)
+    click.echo(f"hil: {lab.name} ({snapshot.image.suite}, {snapshot.hardware.accelerator}) is ready")
+
+
+@main.command()
+@LAB
 @click.option("--results", default="", help="Folder for evidence (default: results/<time>).")
 @click.argument("tests", nargs=-1)
-def run(suite: str, results: str, tests: tuple[str, ...]) -> None:
-    """Run the teardown contract on the soft pair; TESTS are pytest arguments (default: all of the contract).
+def run(lab: Path, results: str, tests: tuple[str, ...]) -> None:
+    """Run the teardown contract on a lab; TESTS are pytest arguments (default: all of the contract).
 
     Exit code 0: nothing failed and nothing was invalid. 1: a fail. 2: invalid, or the set-up could not be made.
     """
-    import time
-
     import pytest
 
-    try:
-        cache = cache_folder()
-        cache.mkdir(parents=True, exist_ok=True)
-        snapshot_for(image_for(suite, cache), cache)
-    except (HilError, OSError) as error:
-        click.echo(f"hil: error: {error}", err=True)
-        sys.exit(2)
+    ready_snapshot(lab)
     folder = Path(results or f"results/{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    arguments = [
-        f"--rootdir={ROOT}",
-        f"--results={folder}",
-        f"--suite={suite}",
-        f"--junit-xml={folder / 'junit.xml'}",
-    ]
-    sys.exit(int(pytest.main([*arguments, *(tests or [str(ROOT / "tests" / "contract")])])))
+    options = [f"--rootdir={ROOT}", f"--results={folder}", f"--lab={lab.absolute()}"]
+    options += [f"--junit-xml={folder / 'junit.xml'}"]
+    sys.exit(exit_code(pytest.main([*options, *(tests or [str(ROOT / "tests" / "contract")])])))
+
+
+def exit_code(status: int) -> int:
+    """pytest's exit status as the bench's: whatever is neither all right nor a fail is a set-up that broke."""
+    return status if status in (0, 1) else 2
+
+
+@main.command()
+@click.option("--pairs", default=5, show_default=True, help="How many pristine pairs to time.")
+@LAB
+def figures(lab: Path, pairs: int) -> None:
+    """Measure on this machine: time of a pristine provisioned pair, and memory of each node."""
+    from hil.nodes.softpair import measure
+
+    for line in measure(ready_snapshot(lab), pairs):
+        click.echo(line)

@@ -2,6 +2,7 @@
 
 HilError                  anything the bench says about itself
   SetupError              a prerequisite is missing or broken: exit code 2, never a pass
+    LabFileError          a lab file holds mistakes
     ImageError            the guest image could not be built
     SnapshotError         a node could not be booted or snapshotted
   NodeError               something went wrong on or with a node
@@ -18,6 +19,10 @@ class HilError(Exception):
 
 class SetupError(HilError):
     """A prerequisite is missing or broken."""
+
+
+class LabFileError(SetupError):
+    """A lab file holds mistakes; the message lists each with its place."""
 
 
 class ImageError(SetupError):

@@ -18,6 +18,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def image_for(suite: str, cache: Path) -> Image:
     text = json.dumps(recipe(suite), sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache / "images" / f"{suite}-{key}"
+    sweep(folder.parent)
     if folder.is_dir():
         problem = damage(folder)
         if problem is None:
@@ -105,6 +107,23 @@ def image_for(suite: str, cache: Path) -> Image:
     with step(f"building the {suite} guest image"):
         _build(suite, folder)
     return _load(suite, key, folder)
+
+
+@contextmanager
+def building(parent: Path) -> Iterator[Path]:
+    """A folder to build in below ``parent``, removed at the end. Its name carries our process id for ``sweep``."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"building-{os.getpid()}-", dir=parent) as name:
+        yield Path(name)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what a killed process was building below ``parent``."""
+    for left in parent.glob("building-*"):
+        owner = left.name.split("-")[1]
+        if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+            say(f"removing {left.name}, left by a bench that was killed")
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def damage(folder: Path) -> str | None:
@@ -142,9 +161,7 @@ def _load(suite: str, key: str, folder: Path) -> Image:
 
 
 def _build(suite: str, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="building-", dir=folder.parent) as name:
-        work = Path(name)
+    with building(folder.parent) as work:
         tar = work / "root.tar"
         _bootstrap(suite, tar)
         out = work / "image"

@@ -4,14 +4,24 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from hil.errors import NodeError, SnapshotError
 from hil.nodes.channel import Channel
-from hil.nodes.image import Image, code_key, damage, seal, write_code
+from hil.nodes.image import (
+    Image,
+    building,
+    cache_folder,
+    code_key,
+    damage,
+    image_for,
+    seal,
+    sweep,
+    write_code,
+)
+from hil.nodes.labfile import LabFile
 from hil.nodes.machine import Hardware, Machine, fresh_file, qemu_version
 from hil.progress import say, step
 
@@ -28,11 +38,13 @@ class Snapshot:
     image: Image
 
 
-def snapshot_for(image: Image, cache: Path, memory_mib: int = 640) -> Snapshot:
+def snapshot_for(image: Image, cache: Path, memory_mib: int = 640, accelerator: str = "auto") -> Snapshot:
     """The snapshot of ``image`` with today's node-side code; made first when missing, damaged or outdated."""
-    accelerator = working_accelerator(image, cache, memory_mib)
+    if accelerator == "auto":
+        accelerator = working_accelerator(image, cache, memory_mib)
     inputs = json.dumps([image.key, code_key(), memory_mib, accelerator, qemu_version(), _cpu()])
     folder = cache / "snapshots" / f"{image.suite}-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
+    sweep(folder.parent)
     if folder.is_dir():
         problem = damage(folder)
         if problem is None:
@@ -43,6 +55,14 @@ def snapshot_for(image: Image, cache: Path, memory_mib: int = 640) -> Snapshot:
         _make(image, folder, memory_mib, accelerator)
     _forget_old(folder)
     return _load(image, folder, memory_mib, accelerator)
+
+
+def lab_snapshot(lab: LabFile) -> Snapshot:
+    """The snapshot that a lab file asks for, from the cache or built. Raises SetupError or OSError."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    image = image_for(lab.guest.suite, cache)
+    return snapshot_for(image, cache, lab.guest.memory_mib, lab.guest.accelerator)
 
 
 def working_accelerator(image: Image, cache: Path, memory_mib: int) -> str:
@@ -58,10 +78,11 @@ def working_accelerator(image: Image, cache: Path, memory_mib: int) -> str:
     if memory.is_file() and (answer := memory.read_text().strip()) in BOOT_TIMEOUT_S:
         return answer
     answer = "tcg"
-    with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as name:
+    sweep(cache)
+    with building(cache) as work:
         try:
             with step("finding out whether KVM works here"):
-                _make(image, Path(name) / "trial", memory_mib, "kvm")
+                _make(image, work / "trial", memory_mib, "kvm")
             answer = "kvm"
         except (NodeError, SnapshotError) as error:
             say(f"KVM is present but does not work here, using TCG: {str(error)[:300]}")
@@ -80,9 +101,8 @@ def _load(image: Image, folder: Path, memory_mib: int, accelerator: str) -> Snap
 
 
 def _make(image: Image, folder: Path, memory_mib: int, accelerator: str) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="building-", dir=folder.parent) as name:
-        work = Path(name) / "snapshot"
+    with building(folder.parent) as place:
+        work = place / "snapshot"
         work.mkdir()
         try:
             _join(image.initrd, work)

@@ -1,8 +1,10 @@
 """The soft pair: two clones joined by the wire, provisioned, with everything recorded."""
 
 import json
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -182,3 +184,22 @@ class SoftPair:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         self.close()
+
+
+def measure(snapshot: Snapshot, pairs: int) -> Iterator[str]:
+    """Time ``pairs`` pristine provisioned pairs and weigh their nodes; a line of text for each figure."""
+    times, first, memory = [], [], {}
+    for _ in range(pairs):
+        with tempfile.TemporaryDirectory(prefix="hil-figures-") as name:
+            started_ns = time.monotonic_ns()
+            with SoftPair(snapshot, Path(name)) as pair:
+                times.append((time.monotonic_ns() - started_ns) / 1e9)
+                frame = next(read_pcapng(pair.wire.path), None)
+                if frame is not None:
+                    first.append((frame.time_ns - pair.wire.counts().epoch_ns - started_ns) / 1e9)
+                memory = {n: node.machine.memory_kib() for n, node in pair.nodes.items()}
+    yield f"pristine provisioned pair: {min(times):.2f} to {max(times):.2f} s over {pairs}"
+    if first:
+        yield f"first packet on the wire: after {min(first):.2f} to {max(first):.2f} s"
+    for node, kib in memory.items():
+        yield f"node {node}: {kib['resident'] // 1024} MiB resident, {kib['private'] // 1024} MiB of its own"
