@@ -13,7 +13,7 @@ class Evidence:
     """Everything rules may look at.
 
     ``events``: journal entries of both nodes, each with ``node`` and ``at_ns``. ``addresses``: node to its IP addresses.
-    ``resources``: node to what the kernel held at the end. ``problems``: why the evidence cannot carry a judgement.
+    ``during``: node to what the kernel held while connections were open. ``resources``: the same at the end. ``problems``: why the evidence cannot carry a judgement.
     """
 
     addresses: dict[str, list[str]]
@@ -21,6 +21,8 @@ class Evidence:
     packets: list[RocePacket] = field(default_factory=list)
     packet_times_ns: dict[int, int] = field(default_factory=dict)
     resources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    during: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    after_close: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def connections(self) -> list[Connection]:
@@ -47,6 +49,7 @@ class Evidence:
         with path.open("w") as out:
             for entry in self.timeline():
                 out.write(json.dumps(entry, default=repr) + "\n")
+        path.with_suffix(".txt").write_text(show(self.timeline()) + "\n")
 
 
 def describe(entry: dict[str, Any], start_ns: int) -> str:
@@ -58,4 +61,4 @@ def describe(entry: dict[str, Any], start_ns: int) -> str:
 
 def show(timeline: list[dict[str, Any]]) -> str:
     """The whole timeline for people."""
-    return "\n".join(describe(entry, timeline[0]["at_ns"]) for entry in timeline)
+    return "\n".join(describe(entry, timeline[0]["at_ns"]) for entry in timeline) or "nothing was recorded"

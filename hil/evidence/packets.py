@@ -1,5 +1,6 @@
 """Packets of a capture as facts: what the rules over evidence need of each RoCE frame."""
 
+import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +26,8 @@ class RocePacket:
     local_comm_id: int = -1
     remote_comm_id: int = -1
     qpn: int = -1
+    local_gid: str = ""
+    remote_gid: str = ""
 
     def facts(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value not in ("", -1)}
@@ -43,7 +46,9 @@ def roce_packets(frames: Iterable[CapturedFrame]) -> Iterator[RocePacket]:
             yield RocePacket(*base)
             continue
         message = mad.payload
-        qpn = -1
+        qpn, gids = -1, ("", "")
+        if isinstance(message, CMREQ):
+            gids = ip_of(message.primary_local_gid), ip_of(message.primary_remote_gid)
         if isinstance(message, CMREQ | CMREP):
             qpn = message.local_qpn
         elif isinstance(message, CMDREQ):
@@ -54,12 +59,21 @@ def roce_packets(frames: Iterable[CapturedFrame]) -> Iterator[RocePacket]:
             local_comm_id=getattr(message, "local_comm_id", -1),
             remote_comm_id=getattr(message, "remote_comm_id", -1),
             qpn=qpn,
+            local_gid=gids[0],
+            remote_gid=gids[1],
         )
+
+
+def ip_of(gid: bytes) -> str:
+    """The IP address a RoCE v2 GID stands for (InfiniBand annex A17: IPv4 is mapped into IPv6)."""
+    address = ipaddress.IPv6Address(gid)
+    return str(address.ipv4_mapped or address)
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A connection seen in a capture: its REQ and REP, from ``active`` to ``passive``, with both QPNs and comm ids."""
+    """A connection seen in a capture: its REQ and REP, from ``active`` to ``passive``, with both QPNs,
+    comm ids, and the GIDs of the REQ's primary path as IP addresses (active, passive)."""
 
     active: str
     passive: str
@@ -67,6 +81,7 @@ class Connection:
     passive_qpn: int
     active_comm_id: int
     passive_comm_id: int
+    gids: tuple[str, str] = ("", "")
 
     def packets(self, packets: Iterable[RocePacket]) -> list[RocePacket]:
         """Data packets and CM messages that belong to this connection, in capture order."""
@@ -96,6 +111,12 @@ def connections(packets: Iterable[RocePacket]) -> list[Connection]:
             key = (p.destination, p.source, p.remote_comm_id)
             if (request := requests.get(key)) is not None and key not in found:
                 found[key] = Connection(
-                    request.source, p.source, request.qpn, p.qpn, request.local_comm_id, p.local_comm_id
+                    request.source,
+                    p.source,
+                    request.qpn,
+                    p.qpn,
+                    request.local_comm_id,
+                    p.local_comm_id,
+                    (request.local_gid, request.remote_gid),
                 )
     return list(found.values())

@@ -78,6 +78,14 @@ def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
         all(e["code"] == Code.WSA_OPERATION_ABORTED and e["transferred"] == 0 for e in cancelled),
         f"{len(cancelled)} cancelled with {sorted(codes)}",
     )
+    released = [e["at_ns"] for e in evidence.of(node, "mr", handle=handle, event="released")]
+    early = [e["overlapped"] for e in cancelled if released and e["at_ns"] < max(released)]
+    yield Finding(
+        "memory is released before operations are cancelled",
+        ("CLOSE-17",),
+        not early,
+        f"{len(released)} regions released; completed before: {early}",
+    )
     closes = [i for i, e in enumerate(upcalls) if e["function"] == "WPUCloseSocketHandle"]
     yield Finding(
         "WPUCloseSocketHandle is the last up-call, made once",
@@ -117,14 +125,36 @@ def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     """The wire: DREQ and DREP of this very connection, in the right place, and nothing after."""
     connection = _connection(evidence, close)
     if connection is None:
-        yield Finding(
-            "the connection is in the capture", ("CLOSE-35",), False, "no REQ and REP of these nodes found"
-        )
+        seen = "no REQ and REP of these nodes found"
+        yield Finding("the connection is in the capture", ("CLOSE-35",), False, seen)
         return
-    packets = connection.packets(evidence.packets)
     closer, peer = evidence.addresses[close.closer], evidence.addresses[close.peer]
-    dreqs = [p for p in packets if p.cm == "DREQ" and (p.source in closer or close.both)]
-    dreps = [p for p in packets if p.cm == "DREP" and (p.source in peer or close.both)]
+    yield from disconnect_links(evidence, connection, closer, peer, both=close.both)
+    if not close.killed:
+        yield _reset_by_close(evidence, close, connection)
+
+
+def _reset_by_close(evidence: Evidence, close: HardClose, connection: Connection) -> Finding:
+    # Ending the process or the library sends a DREQ too; the contract's comes from the close itself.
+    times = [evidence.packet_times_ns[p.frame] for p in connection.packets(evidence.packets) if p.cm == "DREQ"]
+    ends = [e["at_ns"] for e in evidence.of(close.closer, "begin", function="WSPCleanup")]
+    link = "the DREQ is the close's, not WSPCleanup's"
+    held = bool(times) and (not ends or min(times) < ends[0])
+    return Finding(link, ("CLOSE-35",), held, f"{len(times)} DREQ, the first {'before' if held else 'not before'} it")
+
+
+def disconnect_links(
+    evidence: Evidence, connection: Connection, closer: list[str], peer: list[str], *, both: bool = False
+) -> Iterable[Finding]:
+    """A connection's end on the wire, whoever made it; ``closer`` and ``peer`` are the ends' addresses.
+
+    ``both``: either end may have sent the DREQ.
+    """
+    packets = connection.packets(evidence.packets)
+    ends = (connection.active, connection.passive)
+    yield Finding("the REQ's GIDs are the ends'", ("CLOSE-35",), connection.gids == ends, f"{connection.gids}")
+    dreqs = [p for p in packets if p.cm == "DREQ" and (p.source in closer or both)]
+    dreps = [p for p in packets if p.cm == "DREP" and (p.source in peer or both)]
     qpns = {True: connection.passive_qpn, False: connection.active_qpn}
     right = [p for p in dreqs if p.qpn == qpns[p.source == connection.active]]
     yield Finding(
@@ -134,35 +164,73 @@ def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
         f"DREQ in frames {[p.frame for p in dreqs]} of connection {connection}",
     )
     if dreqs:
-        yield _nothing_after(
-            packets, dreqs[0], "no data leaves the closer after its DREQ", ("CLOSE-36",), closer
-        )
+        link = "no data leaves the closer after its DREQ"
+        yield _nothing_after(packets, dreqs[0], link, ("CLOSE-36",), [dreqs[0].source])
     answered = bool(dreps) and bool(dreqs) and dreps[0].frame > dreqs[0].frame
     yield Finding(
         "the peer's DREP follows", ("CLOSE-35",), answered, f"DREP in frames {[p.frame for p in dreps]}"
     )
     if dreps:
-        everyone = [*closer, *peer]
-        yield _nothing_after(
-            packets, dreps[-1], "nothing of the connection follows the DREP", ("CLOSE-36",), everyone
-        )
+        link = "nothing of the connection follows the DREP"
+        yield _nothing_after(packets, dreps[-1], link, ("CLOSE-36",), [*closer, *peer])
 
 
-def held(resources: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What counts as left behind: everything but the one idle PD that librdmacm keeps for itself in each process."""
-    idle = [r for r in resources if r["kind"] == "PD" and r.get("use_count") == 0]
-    return [r for r in resources if r not in idle[:1]]
+AUDITED = ("QP", "CQ", "MR", "PD", "CM_ID")
+
+
+def held(resources: list[dict[str, Any]], during: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What counts as left behind: everything but an idle PD of librdmacm's.
+
+    librdmacm allocates a PD of its own with the first id of a process and may keep it until the process ends. It is
+    told from a socket's PD by never having carried a QP or MR ``during`` the connection.
+    """
+    carried = {(r["device"], r.get("pd")) for r in during if r["kind"] in ("QP", "MR")}
+    idle = [
+        r
+        for r in resources
+        if r["kind"] == "PD" and r.get("use_count") == 0 and (r["device"], r.get("number")) not in carried
+    ]
+    return [r for r in resources if r not in idle]
+
+
+def of_sockets(resources: list[dict[str, Any]], during: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of ``resources`` that belonged to a connected socket ``during`` the connection: no listener's, no idle PD."""
+    known = {(r["kind"], r["device"], r["number"]) for r in held(during, during) if not _is_listener(r)}
+    return [r for r in resources if (r["kind"], r["device"], r["number"]) in known]
+
+
+def _is_listener(resource: dict[str, Any]) -> bool:
+    return resource["kind"] == "CM_ID" and not resource.get("qp")
 
 
 def leak_links(evidence: Evidence) -> Iterable[Finding]:
-    """Neither kernel holds anything any more."""
+    """Nothing of a closed socket is left before WSPCleanup, and nothing at all after it."""
+    for node, left in evidence.after_close.items():
+        link = f"node {node}'s kernel holds nothing of the closed socket"
+        yield Finding(link, ("CLOSE-18", "CLOSE-27"), not left, named(left))
     for node, found in evidence.resources.items():
-        left = held(found)
-        names = [f"{r['kind']} {r.get('number')} pid {r['pid']} ({r['command']})" for r in left]
-        requirements = ("CLOSE-18", "CLOSE-27", "CLEAN-04")
-        yield Finding(
-            f"node {node}'s kernel holds nothing", requirements, not left, "; ".join(names) or "nothing left"
-        )
+        left = held(found, evidence.during.get(node, []))
+        link = f"node {node}'s kernel holds nothing after WSPCleanup"
+        yield Finding(link, ("CLOSE-18", "CLOSE-27", "CLEAN-04"), not left, named(left))
+
+
+def named(resources: list[dict[str, Any]]) -> str:
+    """Resources for people."""
+    texts = []
+    for r in resources:
+        size = f", {r['length']} bytes" if "length" in r else ""
+        texts.append(f"{r['kind']} {r['number']}{size}, {r['device']}, pid {r['pid']} ({r['command']})")
+    return "; ".join(texts) or "nothing left"
+
+
+def unseen(evidence: Evidence) -> list[str]:
+    """Kinds of resource that an audit during an open connection should have seen and did not, by node."""
+    return [
+        f"{kind} on node {node}"
+        for node, found in evidence.during.items()
+        for kind in AUDITED
+        if kind not in {r["kind"] for r in found}
+    ]
 
 
 def broken(findings: Iterable[Finding]) -> list[Finding]:
@@ -175,9 +243,9 @@ def _nothing_after(
     after = [
         p for p in packets if p.frame > last.frame and p.source in sources and p.cm not in ("DREQ", "DREP")
     ]
-    return Finding(
-        link, requirements, not after, f"after frame {last.frame}: frames {[p.frame for p in after]}"
-    )
+    data = [p.frame for p in packets if not p.cm and p.source in sources]
+    seen = f"last data in frame {max(data, default=None)}; after frame {last.frame}: {[p.frame for p in after]}"
+    return Finding(link, requirements, not after, seen)
 
 
 def _connection(evidence: Evidence, close: HardClose) -> Connection | None:

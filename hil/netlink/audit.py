@@ -38,7 +38,8 @@ def _described(kind: str, entry: dict[str, Any], device: str) -> dict[str, Any]:
         "length": entry.get("RES_MRLEN"),
         "state": entry.get("RES_STATE"),
     }
-    known |= {"use_count": entry.get("RES_USECNT"), "context": entry.get("RES_CTXN")}
+    known |= {"use_count": entry.get("RES_USECNT"), "context": entry.get("RES_CTXN"), "pd": entry.get("RES_PDN")}
+    known |= {"qp": entry.get("RES_LQPN") if kind == "CM_ID" else None}
     details = {name: value for name, value in known.items() if value is not None}
     thread = entry.get("RES_PID")
     pid, command = process_of(thread) if thread else (None, "its thread has ended")

@@ -129,7 +129,8 @@ class Channel:
     def _explain_silence(self, call: str, timeout_s: float, phase: str) -> None:
         where = f"{self.name}: {call} did not answer within {timeout_s} s ({phase})"
         if call == "clock":
-            raise NodeDied(f"{where}: the node hangs; {self._last_words()}")
+            self._die(f"the node hangs; {self._last_words()}")
+            raise NodeDied(f"{where}: {self._dead}")
         self.call(0, "clock", HANG_TIMEOUT_S, "is the node alive?")
         raise PhaseTimeout(where)
 

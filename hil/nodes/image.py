@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hil.errors import ImageError
 from hil.nodes.cpio import CpioWriter
+from hil.nodes.machine import die_with_parent
 from hil.progress import say, step
 
 SUITES = {"trixie": "librdmacm1t64", "bookworm": "librdmacm1"}
@@ -189,7 +190,15 @@ def _bootstrap(suite: str, tar: Path) -> None:
         suite,
         str(tar),
     ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    # Its temporary files lie where a later bench sweeps, should this one be killed.
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tar.parent)},
+        preexec_fn=die_with_parent,
+    )
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()[-6:]
         raise ImageError(

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NewType, get_args, get_origin
 
 import attrs
 import cattrs
@@ -12,16 +12,12 @@ from cattrs.gen import make_dict_structure_fn
 from hil.errors import LabFileError
 
 MAX_LAB_FILE = 1 << 20
-MIN_MTU, MAX_MTU = 1280, 9000
-MIN_MEMORY_MIB, MAX_MEMORY_MIB = 384, 16384
+MTU_LIMITS = (1280, 9000)
+MEMORY_LIMITS = (384, 16384)
 
 
-def _between(low: int, high: int) -> Any:
-    def check(_: object, attribute: "attrs.Attribute[int]", value: int) -> None:
-        if not low <= value <= high:
-            raise ValueError(f"{attribute.name} is {value}, it must be {low} to {high}")
-
-    return check
+Mtu = NewType("Mtu", int)
+MemoryMib = NewType("MemoryMib", int)
 
 
 @attrs.frozen
@@ -37,7 +33,7 @@ class Guest:
     """``[guest]``: what the nodes of a soft lab run. ``memory_mib`` is of each node."""
 
     suite: Literal["trixie", "bookworm"] = "trixie"
-    memory_mib: int = attrs.field(default=640, validator=_between(MIN_MEMORY_MIB, MAX_MEMORY_MIB))
+    memory_mib: MemoryMib = MemoryMib(640)
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
 
 
@@ -45,7 +41,7 @@ class Guest:
 class Link:
     """``[link]``: the wire between the nodes. ``mtu`` in bytes; IPv6 needs 1280."""
 
-    mtu: int = attrs.field(default=1500, validator=_between(MIN_MTU, MAX_MTU))
+    mtu: Mtu = Mtu(1500)
 
 
 @attrs.frozen
@@ -66,6 +62,16 @@ def _strict(kind: type) -> Any:
     return structure
 
 
+def _between(low: int, high: int) -> Any:
+    def structure(value: Any, of: type) -> Any:
+        number = _strict(int)(value, of)
+        if not low <= number <= high:
+            raise ValueError(f"{number} is out of range: {low} to {high}")
+        return number
+
+    return structure
+
+
 def _choice(value: Any, choices: Any) -> Any:
     if value not in get_args(choices):
         raise ValueError(f"{value!r} is not one of {', '.join(map(str, get_args(choices)))}")
@@ -77,6 +83,8 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _choice)
     for kind in (int, str):
         converter.register_structure_hook(kind, _strict(kind))
+    converter.register_structure_hook(Mtu, _between(*MTU_LIMITS))
+    converter.register_structure_hook(MemoryMib, _between(*MEMORY_LIMITS))
 
     def factory(cls: type) -> Any:
         structure = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)

@@ -104,6 +104,7 @@ def _make(image: Image, folder: Path, memory_mib: int, accelerator: str) -> None
     with building(folder.parent) as place:
         work = place / "snapshot"
         work.mkdir()
+        check_room(place, (memory_mib << 20) + 2 * image.initrd.stat().st_size)
         try:
             _join(image.initrd, work)
             fresh_file(work / "ram", memory_mib << 20)
@@ -113,6 +114,16 @@ def _make(image: Image, folder: Path, memory_mib: int, accelerator: str) -> None
         # Clones load the initramfs from the RAM file; QEMU only wants the name of a file that exists.
         (work / "initrd").write_bytes(b"")
         seal(work, folder, {})
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise SnapshotError unless ``needed`` bytes are free: QEMU would die of SIGBUS on a full disk."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SnapshotError(
+            f"no room for a snapshot in {folder.parent}: {needed >> 20} MiB are needed, {free >> 20} MiB are free; "
+            "make room, or name another folder in HIL_CACHE"
+        )
 
 
 def _join(initrd: Path, work: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Any
 from hil.errors import CaptureError, NodeError
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import roce_packets
-from hil.evidence.rules import held
+from hil.evidence.rules import held, of_sockets, unseen
 from hil.nodes.channel import ClockRelation
 from hil.nodes.clone import Clone
 from hil.nodes.protocol import Message
@@ -23,6 +23,7 @@ from hil.wire.wire import Wire
 
 SETTLE_TIMEOUT_S = 4.0
 CALL_TIMEOUT_S = 30.0
+Resources = list[dict[str, Any]]
 COUNTED = ("tx_packets", "rx_packets")
 
 
@@ -50,6 +51,8 @@ class SoftPair:
         self.folder = folder
         self._lock = threading.Lock()
         self._events: list[tuple[str, Message]] = []
+        self._during: dict[str, Resources] = {}
+        self._after_close: dict[str, Resources] = {}
         self._open: list[Any] = []
         try:
             for place in PLACES:
@@ -88,9 +91,31 @@ class SoftPair:
             raise failures[0]
         self._before = self._settled()
 
+    def note_resources(self) -> None:
+        """Remember what both kernels hold now, while connections are open."""
+        for name, node in self.nodes.items():
+            self._during.setdefault(name, []).extend(node.system("resources"))
+
+    def audit_closed(self, name: str) -> None:
+        """Wait until node ``name`` holds nothing of the sockets noted before; what stays is evidence."""
+        during = self._during.get(name, [])
+        left = self._when_none(name, lambda found: of_sockets(found, during))
+        self._after_close[name] = left
+
+    def _when_none(self, name: str, interesting: Callable[[Resources], Resources]) -> Resources:
+        # The end of a close goes on for a moment after the call: CM waits for the DREP.
+        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
+        while (left := interesting(self.nodes[name].system("resources"))) and time.monotonic_ns() < end_ns:
+            time.sleep(0.05)
+        return left
+
     def evidence(self, *, audit: bool = True) -> Evidence:
         """All evidence up to now; never raises for a dead node: what is missing becomes a problem."""
         evidence = Evidence({p.name: [p.ipv4, p.ipv6] for p in PLACES})
+        evidence.during = {name: list(found) for name, found in self._during.items()}
+        if missed := unseen(evidence):
+            evidence.problems.append(f"the audit did not see {', '.join(missed)} while the connection was open")
+        evidence.after_close = dict(self._after_close)
         relations = self._relations(evidence)
         if audit:
             self._audit(evidence)
@@ -115,15 +140,10 @@ class SoftPair:
         return {name: min(clocks, key=lambda c: c.uncertainty_ns) for name, clocks in self._clocks.items()}
 
     def _audit(self, evidence: Evidence) -> None:
-        """What is left; the end of a close goes on for a moment after the call, so it may take a while to be nothing."""
-        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
-        for name, node in self.nodes.items():
+        for name in self.nodes:
+            during = self._during.get(name, [])
             try:
-                left = node.system("resources")
-                while held(left) and time.monotonic_ns() < end_ns:
-                    time.sleep(0.05)
-                    left = node.system("resources")
-                evidence.resources[name] = left
+                evidence.resources[name] = self._when_none(name, lambda found, d=during: held(found, d))  # type: ignore[misc]
             except NodeError as error:
                 evidence.problems.append(f"the audit of node {name} failed: {error}")
 

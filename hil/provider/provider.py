@@ -715,6 +715,7 @@ class Provider:
         with socket.lock:
             for registration in socket.registrations:
                 registration.mr.close()
+                self._observe("mr", handle=socket.handle, event="released", registration=registration.handle)
             socket.registrations.clear()
 
     def _free(self, connection: Connection) -> None:
@@ -924,7 +925,8 @@ class Provider:
         try:
             while True:
                 with socket.lock:
-                    if not socket.outcomes:
+                    # From the moment a close began the outcomes are its own: memory goes before completions (CLOSE-17).
+                    if not socket.outcomes or (socket.closing and not wait):
                         socket.deliverer = None
                         socket.lock.notify_all()
                         return

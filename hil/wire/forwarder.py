@@ -123,8 +123,13 @@ def main() -> None:
     """Arguments: descriptors of side a, side b and control, then the path of the capture."""
     a, b, control = (int(text) for text in sys.argv[1:4])
     ends = [socket.socket(fileno=fd) for fd in (a, b)]
-    with Path(sys.argv[4]).open("wb", buffering=1 << 20) as out:
-        Forwarder(ends, socket.socket(fileno=control), out).run()
+    out = Path(sys.argv[4]).open("wb", buffering=1 << 20)  # noqa: SIM115: see below
+    Forwarder(ends, socket.socket(fileno=control), out).run()
+    try:
+        out.close()
+    except OSError:
+        # A full disk: told already, as capture_error in the last answer.
+        pass
 
 
 if __name__ == "__main__":

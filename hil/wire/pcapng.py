@@ -57,7 +57,9 @@ def read_pcapng(path: Path) -> Iterator[CapturedFrame]:
         names: list[str] = []
         number = 0
         for kind, body in _blocks(file, path):
-            if kind == _IDB:
+            if kind == _SHB:
+                names = []
+            elif kind == _IDB:
                 names.append(_interface_name(body, len(names)))
             elif kind == _EPB:
                 number += 1

@@ -30,7 +30,6 @@ def test_receives_pending_at_the_peer_end_with_reset(bench: Bench, by: str, fami
     assert closer.close() == (0, Code.OK)
 
     assert [peer.completion(r) for r in receives] == [RESET] * 3
-    bench.clean_up()
     bench.judge(bench.hard_close(closer, peer))
 
 
@@ -43,7 +42,6 @@ def test_pending_receives_of_the_closer_are_aborted(bench: Bench) -> None:
     assert closer.close() == (0, Code.OK)
 
     assert [closer.completion(r, 1) for r in receives] == [ABORTED] * 5
-    bench.clean_up()
     bench.judge(bench.hard_close(closer, peer))
 
 
@@ -56,7 +54,6 @@ def test_pending_sends_of_the_closer_are_aborted(bench: Bench) -> None:
     assert closer.close() == (0, Code.OK)
 
     assert [closer.completion(s, 1) for s in sends] == [ABORTED] * 4
-    bench.clean_up()
     bench.judge(bench.hard_close(closer, peer))
 
 
@@ -67,7 +64,6 @@ def test_close_with_nothing_pending(bench: Bench) -> None:
 
     assert closer.close() == (0, Code.OK)
 
-    bench.clean_up()
     bench.judge(bench.hard_close(closer, peer))
 
 
@@ -85,7 +81,6 @@ def test_data_that_landed_first_is_delivered_first(bench: Bench) -> None:
     assert [peer.completion(r) for r in receives[:3]] == [(Code.OK, len(m)) for m in messages]
     assert [peer.at.data(peer.socket, len(m), 256 * i) for i, m in enumerate(messages)] == messages
     assert peer.completion(receives[3]) == RESET
-    bench.clean_up()
     bench.judge(bench.hard_close(closer, peer))
 
 
@@ -106,7 +101,6 @@ def test_the_peer_keeps_its_descriptor_and_every_new_call_says_reset(bench: Benc
     assert not before.of("b", "upcall", function="WPUCloseSocketHandle")
 
     assert peer.close() == (0, Code.OK)
-    bench.clean_up()
     bench.judge(bench.hard_close(closer, peer))
 
 
@@ -136,7 +130,6 @@ def test_every_function_on_the_closed_descriptor_fails_with_wsaenotsock(bench: B
     codes = {name: closer.at.wsp(name, s=s, **arguments).code for name, arguments in calls.items()}
 
     assert codes == dict.fromkeys(calls, Code.WSAENOTSOCK)
-    bench.clean_up()
     bench.judge(bench.hard_close(closer, peer))
 
 
@@ -152,7 +145,6 @@ def test_no_event_object_is_signalled(bench: Bench) -> None:
     assert peer.completion(pending) == RESET
 
     assert [at.ask("event_state", event=event) for at, event in events] == before
-    bench.clean_up()
     bench.judge(bench.hard_close(closer, peer))
 
 
@@ -174,7 +166,6 @@ def test_both_sides_close_at_once(bench: Bench) -> None:
         thread.join()
 
     assert results == {"one": (0, Code.OK), "two": (0, Code.OK)}
-    bench.clean_up()
     bench.judge(bench.hard_close(one, two, both=True))
 
 
@@ -189,5 +180,4 @@ def test_the_closers_process_is_killed(bench: Bench) -> None:
     assert closer.at.node.channel.wait_exit(closer.at.worker, 10) == -9
     assert [peer.completion(r) for r in receives] == [RESET] * 2
     del bench.endpoints["a"]
-    bench.clean_up()
     bench.judge(bench.hard_close(closer, peer, killed=True))
