@@ -34,9 +34,7 @@ def provision(
             interface = ipaddress.ip_interface(text)
             # Nobody else is on the link: duplicate address detection would only cost a second.
             extra = {"flags": IFA_F_NODAD} if interface.version == 6 else {}
-            ip.addr(
-                "add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **extra
-            )
+            ip.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **extra)
     with RdmaLink() as link:
         link.add_link(device, "rxe", netdev)
     return wait_ready(device, [str(ipaddress.ip_interface(a).ip) for a in addresses], timeout_s)
@@ -62,9 +60,7 @@ def port_state(device: str) -> int | None:
     with RdmaLink() as link:
         for entry in link.devices():
             if entry["DEV_NAME"] == device:
-                return next(
-                    (p["PORT_STATE"] for p in link.ports(entry["DEV_INDEX"]) if p["PORT_INDEX"] == 1), None
-                )
+                return next((p["PORT_STATE"] for p in link.ports(entry["DEV_INDEX"]) if p["PORT_INDEX"] == 1), None)
     return None
 
 

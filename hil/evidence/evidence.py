@@ -39,8 +39,7 @@ class Evidence:
     def timeline(self) -> list[dict[str, Any]]:
         """Calls, up-calls, CM events, completions and packets in one order of time."""
         packets = [
-            {"at_ns": self.packet_times_ns[p.frame], "node": "wire", "kind": "packet"} | p.facts()
-            for p in self.packets
+            {"at_ns": self.packet_times_ns[p.frame], "node": "wire", "kind": "packet"} | p.facts() for p in self.packets
         ]
         return sorted([*self.events, *packets], key=lambda entry: entry["at_ns"])
 

@@ -21,9 +21,7 @@ class Finding:
     seen: str
 
     def __str__(self) -> str:
-        return (
-            f"{'held ' if self.held else 'BROKE'} {self.link} [{', '.join(self.requirements)}]: {self.seen}"
-        )
+        return f"{'held ' if self.held else 'BROKE'} {self.link} [{', '.join(self.requirements)}]: {self.seen}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +56,7 @@ def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     yield Finding("WSPCloseSocket returns 0", ("CLOSE-01",), bool(calls), f"{len(calls)} calls returned 0")
     started_ns = begun[0]["at_ns"] if begun else 0
     posted = _posted(evidence, node, close.closer_socket)
-    upcalls = [
-        e for e in evidence.of(node, "upcall", handle=handle) if e["function"] != "WPUCreateSocketHandle"
-    ]
+    upcalls = [e for e in evidence.of(node, "upcall", handle=handle) if e["function"] != "WPUCreateSocketHandle"]
     done = [e for e in upcalls if e["function"] == "WPUCompleteOverlappedRequest"]
     counts = {o: sum(e["overlapped"] == o for e in done) for o in posted}
     yield Finding(
@@ -98,13 +94,9 @@ def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
 def peer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     """The peer's side: the news arrives, and what was pending ends with WSAECONNRESET."""
     events = evidence.of(close.peer, "cm", event="DISCONNECTED", handle=close.peer_handle)
-    yield Finding(
-        "the peer's CM hears of it", ("CLOSE-31",), bool(events), f"{len(events)} DISCONNECTED events"
-    )
+    yield Finding("the peer's CM hears of it", ("CLOSE-31",), bool(events), f"{len(events)} DISCONNECTED events")
     posted = _posted(evidence, close.peer, close.peer_socket)
-    done = evidence.of(
-        close.peer, "upcall", function="WPUCompleteOverlappedRequest", handle=close.peer_handle
-    )
+    done = evidence.of(close.peer, "upcall", function="WPUCompleteOverlappedRequest", handle=close.peer_handle)
     counts = {o: sum(e["overlapped"] == o for e in done) for o in posted}
     yield Finding(
         "each operation at the peer completes exactly once",
@@ -167,9 +159,7 @@ def disconnect_links(
         link = "no data leaves the closer after its DREQ"
         yield _nothing_after(packets, dreqs[0], link, ("CLOSE-36",), [dreqs[0].source])
     answered = bool(dreps) and bool(dreqs) and dreps[0].frame > dreqs[0].frame
-    yield Finding(
-        "the peer's DREP follows", ("CLOSE-35",), answered, f"DREP in frames {[p.frame for p in dreps]}"
-    )
+    yield Finding("the peer's DREP follows", ("CLOSE-35",), answered, f"DREP in frames {[p.frame for p in dreps]}")
     if dreps:
         link = "nothing of the connection follows the DREP"
         yield _nothing_after(packets, dreps[-1], link, ("CLOSE-36",), [*closer, *peer])
@@ -240,9 +230,7 @@ def broken(findings: Iterable[Finding]) -> list[Finding]:
 def _nothing_after(
     packets: list[RocePacket], last: RocePacket, link: str, requirements: tuple[str, ...], sources: list[str]
 ) -> Finding:
-    after = [
-        p for p in packets if p.frame > last.frame and p.source in sources and p.cm not in ("DREQ", "DREP")
-    ]
+    after = [p for p in packets if p.frame > last.frame and p.source in sources and p.cm not in ("DREQ", "DREP")]
     data = [p.frame for p in packets if not p.cm and p.source in sources]
     seen = f"last data in frame {max(data, default=None)}; after frame {last.frame}: {[p.frame for p in after]}"
     return Finding(link, requirements, not after, seen)

@@ -6,6 +6,7 @@ be left behind, not even by kill -9.
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -154,9 +155,7 @@ class Machine:
                     self._monitor.connect()
                 return self._monitor.cmd(command, **arguments)
             except Exception as error:
-                raise NodeError(
-                    f"QEMU's monitor failed at {command}: {error}; {self.last_words()}"
-                ) from error
+                raise NodeError(f"QEMU's monitor failed at {command}: {error}; {self.last_words()}") from error
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -196,14 +195,21 @@ class Machine:
         self.sockets.close()
 
 
-def console_tail(console: Path, lines: int = 6) -> str:
-    """The last lines of a console file, control characters made harmless."""
+_CAUSES = re.compile(r"Kernel panic|Oops|BUG:|Trigger a crash|Out of memory|hil: |Traceback|Error\b")
+
+
+def console_tail(console: Path, lines: int = 4) -> str:
+    """The last lines of a console file that say a cause, then the very last lines; control characters made harmless."""
     try:
-        text = console.read_bytes()[-4096:].decode(errors="replace")
+        with console.open("rb") as file:
+            file.seek(max(0, console.stat().st_size - (1 << 16)))
+            text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    kept = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
-    return " | ".join(line for line in kept if line)[-800:] if kept else ""
+    cleaned = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
+    known = [line[:200] for line in cleaned if line]
+    causes = [line for line in known[:-lines] if _CAUSES.search(line)][-lines:]
+    return " | ".join([*causes, *known[-lines:]])
 
 
 def fresh_file(path: Path, size: int) -> None:

@@ -136,9 +136,7 @@ def _join(initrd: Path, work: Path) -> None:
 
 def _boot_and_save(hardware: Hardware, work: Path) -> None:
     machine = Machine(hardware, work / "ram", work / "console", share=True, incoming=False)
-    channel = Channel(
-        machine.sockets.agent, "the node being booted", lambda worker, event: None, machine.last_words
-    )
+    channel = Channel(machine.sockets.agent, "the node being booted", lambda worker, event: None, machine.last_words)
     try:
         _wait_ready(machine, channel, BOOT_TIMEOUT_S[hardware.accelerator])
         _save(machine, work / "state")
@@ -159,9 +157,7 @@ def _wait_ready(machine: Machine, channel: Channel, timeout_s: float) -> None:
 
 def _save(machine: Machine, state: Path) -> None:
     machine.monitor("stop")
-    machine.monitor(
-        "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}]
-    )
+    machine.monitor("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
     machine.monitor("migrate", uri=f"exec:cat > '{state}'")
     wait_for_migration(machine)
 
@@ -174,18 +170,12 @@ def wait_for_migration(machine: Machine) -> None:
         if info.get("status") == "completed":
             return
         if info.get("status") in {"failed", "cancelled"}:
-            raise SnapshotError(
-                f"the snapshot failed: {info.get('error-desc', info)}; {machine.last_words()}"
-            )
+            raise SnapshotError(f"the snapshot failed: {info.get('error-desc', info)}; {machine.last_words()}")
         time.sleep(0.005)
     raise SnapshotError("the snapshot did not end within 60 s")
 
 
 def _forget_old(folder: Path, keep: int = 4) -> None:
-    others = [
-        p
-        for p in folder.parent.iterdir()
-        if p.is_dir() and p != folder and not p.name.startswith("building-")
-    ]
+    others = [p for p in folder.parent.iterdir() if p.is_dir() and p != folder and not p.name.startswith("building-")]
     for old in sorted(others, key=lambda p: p.stat().st_mtime)[: max(0, len(others) - keep + 1)]:
         shutil.rmtree(old, ignore_errors=True)

@@ -124,9 +124,7 @@ class SoftPair:
             events = list(self._events)
         for node, event in events:
             if "t_ns" in event and event["kind"] != "agent ready":
-                evidence.events.append(
-                    {"node": node, "at_ns": relations[node].to_controller(event["t_ns"])} | event
-                )
+                evidence.events.append({"node": node, "at_ns": relations[node].to_controller(event["t_ns"])} | event)
         evidence.events.sort(key=lambda e: e["at_ns"])
         self._read_capture(evidence)
         return evidence
@@ -200,9 +198,7 @@ class SoftPair:
     def __enter__(self) -> "SoftPair":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
 

@@ -34,9 +34,7 @@ def versions() -> dict[str, str]:
 
 def run(command: list[str], timeout_s: float = 30.0) -> dict[str, Any]:
     """Run a program on the node; exit status and output. Raises TimeoutExpired."""
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
-    )
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s)
     return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
 
 

@@ -159,9 +159,7 @@ class Provider:
         if af not in _FAMILIES:
             raise Refused(Code.WSAEAFNOSUPPORT)
         if type != w.SOCK_STREAM:
-            raise Refused(
-                Code.WSAEPROTOTYPE if protocol == w.IPPROTO_TCP and type == 2 else Code.WSAESOCKTNOSUPPORT
-            )
+            raise Refused(Code.WSAEPROTOTYPE if protocol == w.IPPROTO_TCP and type == 2 else Code.WSAESOCKTNOSUPPORT)
         if protocol not in (0, w.IPPROTO_TCP):
             raise Refused(Code.WSAEPROTONOSUPPORT)
         if group:
@@ -188,10 +186,7 @@ class Provider:
             self._check_open(socket)
             if socket.state is not State.CREATED:
                 raise Refused(Code.WSAEINVAL)
-            if (
-                not ipaddress.ip_address(name.sin_addr).is_unspecified
-                and name.sin_addr not in self._addresses()
-            ):
+            if not ipaddress.ip_address(name.sin_addr).is_unspecified and name.sin_addr not in self._addresses():
                 raise Refused(Code.WSAEADDRNOTAVAIL)
             cm_id = self._channel.create_id()
             try:
@@ -199,9 +194,7 @@ class Provider:
             except OSError as error:
                 cm_id.destroy()
                 raise Refused(
-                    Code.WSAEADDRNOTAVAIL
-                    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
-                    else Code.WSAENOBUFS
+                    Code.WSAEADDRNOTAVAIL if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV) else Code.WSAENOBUFS
                 ) from error
             socket.local = SockAddr(socket.family, *cm_id.local)
             self._adopt(socket, cm_id)
@@ -234,9 +227,7 @@ class Provider:
 
     # --- events --------------------------------------------------------------------------------------------------
 
-    def WSPEventSelect(
-        self, s: int, hEventObject: WSAEVENT | None, lNetworkEvents: int, lpErrno: LpErrno
-    ) -> int:
+    def WSPEventSelect(self, s: int, hEventObject: WSAEVENT | None, lNetworkEvents: int, lpErrno: LpErrno) -> int:
         return self._answer(
             lpErrno, w.SOCKET_ERROR, lambda: self._event_select(self._find(s), hEventObject, lNetworkEvents)
         )
@@ -292,9 +283,7 @@ class Provider:
         lpGQOS: object,
         lpErrno: LpErrno,
     ) -> int:
-        return self._answer(
-            lpErrno, w.SOCKET_ERROR, lambda: self._connect(self._find(s), name, namelen, lpCallerData)
-        )
+        return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._connect(self._find(s), name, namelen, lpCallerData))
 
     def _connect(self, socket: SanSocket, name: SockAddr, namelen: int, caller_data: WSABUF | None) -> int:
         self._check_address(socket, name, namelen)
@@ -380,9 +369,7 @@ class Provider:
             addrlen[0] = 16 if listener.family == w.AF_INET else 28
         return socket.descriptor
 
-    def _accept_request(
-        self, listener: SanSocket, request: CmEvent, peer: SockAddr, local: SockAddr
-    ) -> SanSocket:
+    def _accept_request(self, listener: SanSocket, request: CmEvent, peer: SockAddr, local: SockAddr) -> SanSocket:
         assert request.new_id is not None
         try:
             socket = self._new_socket(listener.family)
@@ -450,9 +437,7 @@ class Provider:
         self, s: int, lpBuffer: int, dwBufferLength: int, dwFlags: int, lpErrno: LpErrno
     ) -> int | None:
         """A handle, or None (NULL)."""
-        return self._answer(
-            lpErrno, None, lambda: self._register(self._find(s), lpBuffer, dwBufferLength, dwFlags)
-        )
+        return self._answer(lpErrno, None, lambda: self._register(self._find(s), lpBuffer, dwBufferLength, dwFlags))
 
     def _register(self, socket: SanSocket, address: int, length: int, flags: int) -> int:
         if flags not in _ACCESS:
@@ -523,9 +508,7 @@ class Provider:
             lambda: self._post(self._find(s), "recv", parts, lpOverlapped, w.MEM_WRITE),
         )
 
-    def _post(
-        self, socket: SanSocket, kind: str, buffers: list[WSABUF], overlapped: WSAOVERLAPPED, need: int
-    ) -> int:
+    def _post(self, socket: SanSocket, kind: str, buffers: list[WSABUF], overlapped: WSAOVERLAPPED, need: int) -> int:
         with socket.lock:
             connection = self._connected(socket)
             registrations = [self._registration(socket, buffer, need) for buffer in buffers]

@@ -55,9 +55,7 @@ class Service:
         for name in w.EXTENSIONS.values():
             if hasattr(self._provider, name):
                 self._table[name] = getattr(self._provider, name)
-        self._switch.journal(
-            "call", function="WSPStartupEx", begun_ns=begun_ns, result=int(code), code=int(code)
-        )
+        self._switch.journal("call", function="WSPStartupEx", begun_ns=begun_ns, result=int(code), code=int(code))
         return int(code)
 
     def memory(self, size: int, data: bytes = b"") -> dict[str, int]:
@@ -153,9 +151,7 @@ class Service:
     def WSPIoctl(self, s: int, code: int, given: str = "", room: int = 4096) -> Any:
         out: list[Any] = []
         answer = self._call("WSPIoctl", s, code, given, len(given), out, room, [0], None, None, None)
-        return answer | {
-            "out": [o.sin_addr if isinstance(o, SockAddr) else getattr(o, "__name__", "?") for o in out]
-        }
+        return answer | {"out": [o.sin_addr if isinstance(o, SockAddr) else getattr(o, "__name__", "?") for o in out]}
 
     def WSPCloseSocket(self, s: int) -> Any:
         return self._call("WSPCloseSocket", s)
@@ -165,9 +161,7 @@ class Service:
 
     def _call(self, function: str, *arguments: Any, overlapped: int | None = None) -> dict[str, Any]:
         errno, begun_ns = LpErrno(), time.monotonic_ns()
-        socket = (
-            arguments[0] if arguments and isinstance(arguments[0], int) and function != "WSPSocket" else None
-        )
+        socket = arguments[0] if arguments and isinstance(arguments[0], int) and function != "WSPSocket" else None
         facts: dict[str, Any] = {"function": function, "socket": socket}
         if overlapped is not None:
             facts["overlapped"] = overlapped

@@ -106,9 +106,7 @@ class Switch:
         lpContext[:] = [context]
         return 0
 
-    def _complete(
-        self, s: int, lpOverlapped: WSAOVERLAPPED, dwError: int, cbTransferred: int, lpErrno: LpErrno
-    ) -> int:
+    def _complete(self, s: int, lpOverlapped: WSAOVERLAPPED, dwError: int, cbTransferred: int, lpErrno: LpErrno) -> int:
         number = self._overlapped_number.get(id(lpOverlapped), 0)
         with self._lock:
             known = s in self._handles

@@ -301,11 +301,7 @@ class CmChannel:
         is_request = kind is CmEventType.CONNECT_REQUEST
         carries = kind in (CmEventType.CONNECT_REQUEST, CmEventType.CONNECT_RESPONSE, CmEventType.REJECTED)
         size = event.param.private_data_len
-        data = (
-            c.string_at(event.param.private_data, size)
-            if carries and event.param.private_data and size
-            else b""
-        )
+        data = c.string_at(event.param.private_data, size) if carries and event.param.private_data and size else b""
         copy = CmEvent(
             kind,
             event.status,

@@ -88,9 +88,7 @@ class Connection:
         self.cq = CQ(device.context, SEND_DEPTH + RECV_DEPTH, None, self._channel, 0)
         self.cq.req_notify()
         cap = QPCap(SEND_DEPTH, RECV_DEPTH, MAX_SGE, MAX_SGE, 0)
-        self.qp = QP(
-            self.pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq, rcq=self.cq, cap=cap, sq_sig_all=1)
-        )
+        self.qp = QP(self.pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq, rcq=self.cq, cap=cap, sq_sig_all=1))
         self.qp_num: int = self.qp.qp_num
         self._lock = threading.Lock()
         self._error = False
@@ -173,9 +171,7 @@ class Connection:
         try:
             self.qp.modify(_pyverbs_attr(attr), mask)
         except Exception as error:
-            raise OSError(
-                errno.EINVAL, f"QP to state {state}, mask {mask:#x}, {_described(attr)}: {error}"
-            ) from error
+            raise OSError(errno.EINVAL, f"QP to state {state}, mask {mask:#x}, {_described(attr)}: {error}") from error
 
 
 def _described(attr: QpAttr) -> str:

@@ -21,6 +21,4 @@ def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: st
 
     findings = broken(bench.findings(bench.hard_close(closer, peer)))
 
-    assert requirement in {r for finding in findings for r in finding.requirements}, "\n".join(
-        map(str, findings)
-    )
+    assert requirement in {r for finding in findings for r in finding.requirements}, "\n".join(map(str, findings))

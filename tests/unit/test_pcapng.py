@@ -21,9 +21,7 @@ def test_frames_come_back_with_their_nanoseconds(tmp_path: Path) -> None:
     """Time, side and bytes of each frame are kept to the last digit."""
     written = write(tmp_path / "c.pcapng")
     read = list(read_pcapng(tmp_path / "c.pcapng"))
-    assert [(f.interface, f.time_ns, f.data) for f in read] == [
-        (f"side-{'ab'[i]}", t, d) for i, t, d in written
-    ]
+    assert [(f.interface, f.time_ns, f.data) for f in read] == [(f"side-{'ab'[i]}", t, d) for i, t, d in written]
     assert [f.number for f in read] == [1, 2]
 
 
