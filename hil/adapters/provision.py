@@ -21,7 +21,7 @@ class NotReady(Exception):
 def provision(
     netdev: str, mac: str, addresses: list[str], mtu: int, device: str, timeout_s: float = 20.0
 ) -> dict[str, Any]:
-    """Set ``netdev`` up with its MAC, ``addresses`` ("10.0.0.1/24", IPv4 or IPv6) and MTU, add a soft-RoCE device on it.
+    """Set ``netdev`` up with its MAC, ``addresses`` ("10.0.0.1/24", IPv4 or IPv6) and MTU; add soft-RoCE on it.
 
     Returns the device's description once its port is ACTIVE and the GID of every address is present. Raises OSError or
     NetlinkError as the kernel answers, NotReady after ``timeout_s``.

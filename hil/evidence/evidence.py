@@ -12,8 +12,10 @@ from hil.evidence.packets import Connection, RocePacket, connections
 class Evidence:
     """Everything rules may look at.
 
-    ``events``: journal entries of both nodes, each with ``node`` and ``at_ns``. ``addresses``: node to its IP addresses.
-    ``during``: node to what the kernel held while connections were open. ``resources``: the same at the end. ``problems``: why the evidence cannot carry a judgement.
+    ``addresses``: node to its IP addresses. ``events``: journal entries of both nodes, each with ``node``, ``at_ns``.
+    ``during``: node to what the kernel held while connections were open. ``after_close``: node to what was left of
+    closed sockets before WSPCleanup. ``resources``: what the kernel held at the end. ``problems``: why the evidence
+    cannot carry a judgement.
     """
 
     addresses: dict[str, list[str]]

@@ -1,4 +1,4 @@
-"""The rules of a hard close, as pure functions over evidence. Each finding names the link of the chain and its rules."""
+"""The rules of a hard close: pure functions over evidence. Each finding names a link of the chain and its rules."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -184,7 +184,7 @@ def held(resources: list[dict[str, Any]], during: list[dict[str, Any]]) -> list[
 
 
 def of_sockets(resources: list[dict[str, Any]], during: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of ``resources`` that belonged to a connected socket ``during`` the connection: no listener's, no idle PD."""
+    """Those of ``resources`` that were a connected socket's ``during`` the connection: no listener's, no idle PD."""
     known = {(r["kind"], r["device"], r["number"]) for r in held(during, during) if not _is_listener(r)}
     return [r for r in resources if (r["kind"], r["device"], r["number"]) in known]
 

@@ -57,7 +57,9 @@ INIT = """#!/bin/busybox sh
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
-for module in $(cat /etc/hil-modules); do insmod /hil-modules/$module.ko || echo "hil: module $module did not load"; done
+for module in $(cat /etc/hil-modules); do
+    insmod /hil-modules/$module.ko || echo "hil: module $module did not load"
+done
 ip link set lo up
 ulimit -l unlimited
 ulimit -n 65536

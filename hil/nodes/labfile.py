@@ -54,7 +54,7 @@ class LabFile:
 
 
 def _strict(kind: type) -> Any:
-    def structure(value: Any, _: type) -> Any:
+    def structure(value: Any, _: Any) -> Any:
         if type(value) is not kind:
             raise ValueError(f"{value!r} is not {'an integer' if kind is int else 'a string'}")
         return value
@@ -78,16 +78,20 @@ def _choice(value: Any, choices: Any) -> Any:
     return value
 
 
+def _is_literal(kind: Any) -> bool:
+    return get_origin(kind) is Literal
+
+
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _choice)
+    converter.register_structure_hook_func(_is_literal, _choice)
     for kind in (int, str):
         converter.register_structure_hook(kind, _strict(kind))
     converter.register_structure_hook(Mtu, _between(*MTU_LIMITS))
     converter.register_structure_hook(MemoryMib, _between(*MEMORY_LIMITS))
 
     def factory(cls: type) -> Any:
-        structure = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
+        structure: Any = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
 
         def checked(value: Any, of: type) -> Any:
             if not isinstance(value, dict):

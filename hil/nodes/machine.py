@@ -176,7 +176,7 @@ class Machine:
             message = self._process.stderr.read().decode(errors="replace").strip()
             words.append(f"QEMU ended with {self._process.returncode}: {message or 'no message'}")
         lines = console_tail(self.console)
-        return "; ".join(words + [f"console ends: {lines or 'nothing'}"])
+        return "; ".join([*words, f"console ends: {lines or 'nothing'}"])
 
     def stop(self) -> None:
         """End QEMU and close every descriptor; safe to call twice."""

@@ -176,8 +176,13 @@ class SoftPair:
 
     def _read_capture(self, evidence: Evidence) -> None:
         try:
-            epoch_ns = self.wire.counts().epoch_ns
-            evidence.packets = list(roce_packets(read_pcapng(self.wire.path)))
+            counts = self.wire.counts()
+            frames = list(read_pcapng(self.wire.path))
+            if len(frames) < sum(counts.received.values()):
+                problem = f"capture incomplete: {len(frames)} frames in the file, the wire received {counts.received}"
+                evidence.problems.append(problem)
+            epoch_ns = counts.epoch_ns
+            evidence.packets = list(roce_packets(frames))
             evidence.packet_times_ns = {p.frame: p.time_ns - epoch_ns for p in evidence.packets}
         except (CaptureError, OSError) as error:
             evidence.problems.append(f"the capture cannot be read: {error}")

@@ -13,7 +13,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from hil.provider.sockets import Operation, Outcome, Registration, SanSocket, State
 from hil.verbs import connection as verbs
@@ -44,6 +44,7 @@ _ACCESS = {w.MEM_READ: 0, w.MEM_WRITE: verbs.LOCAL_WRITE, w.MEM_READWRITE: verbs
 _FAMILIES = {w.AF_INET: 4, w.AF_INET6: 6}
 
 Observer = Callable[..., None]
+T = TypeVar("T")
 
 
 class Refused(Exception):
@@ -934,7 +935,7 @@ class Provider:
 
     # --- checks ------------------------------------------------------------------------------------------------------
 
-    def _answer(self, lpErrno: LpErrno, sentinel: Any, work: Callable[[], Any]) -> Any:
+    def _answer(self, lpErrno: LpErrno, sentinel: T, work: Callable[[], T]) -> T:
         try:
             return work()
         except Refused as refused:

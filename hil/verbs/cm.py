@@ -322,4 +322,5 @@ def _device_name(device: int) -> str:
     verbs = c.CDLL("libibverbs.so.1")
     verbs.ibv_get_device_name.restype = c.c_char_p
     verbs.ibv_get_device_name.argtypes = [c.c_void_p]
-    return verbs.ibv_get_device_name(device).decode()
+    name: bytes = verbs.ibv_get_device_name(device)
+    return name.decode()

@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyverbs.device as d
@@ -68,9 +69,9 @@ def _channel_with_fd(context: Any) -> tuple[Any, int]:
         probe = os.open("/dev/null", os.O_RDONLY)
         os.close(probe)
         channel = CompChannel(context)
-    for fd in (probe, *sorted(int(n) for n in os.listdir("/proc/self/fd"))[::-1]):
+    for fd in (probe, *sorted((int(p.name) for p in Path("/proc/self/fd").iterdir()), reverse=True)):
         try:
-            if "infinibandevent" in os.readlink(f"/proc/self/fd/{fd}"):
+            if "infinibandevent" in str(Path(f"/proc/self/fd/{fd}").readlink()):
                 os.set_blocking(fd, False)
                 return channel, fd
         except OSError:
@@ -188,7 +189,7 @@ def _described(attr: QpAttr) -> str:
     ah = attr.ah_attr
     return (
         ", ".join(f"{n}={getattr(attr, n)}" for n in names)
-        + f", dgid={bytes(ah.dgid).hex()}, sgid_index={ah.sgid_index}, is_global={ah.is_global}, ah.port_num={ah.port_num}"
+        + f", dgid={bytes(ah.dgid).hex()}, sgid_index={ah.sgid_index}, is_global={ah.is_global}, ah.port={ah.port_num}"
     )
 
 

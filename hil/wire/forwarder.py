@@ -123,7 +123,7 @@ def main() -> None:
     """Arguments: descriptors of side a, side b and control, then the path of the capture."""
     a, b, control = (int(text) for text in sys.argv[1:4])
     ends = [socket.socket(fileno=fd) for fd in (a, b)]
-    out = Path(sys.argv[4]).open("wb", buffering=1 << 20)  # noqa: SIM115: see below
+    out = Path(sys.argv[4]).open("wb", buffering=1 << 20)  # noqa: SIM115
     Forwarder(ends, socket.socket(fileno=control), out).run()
     try:
         out.close()

@@ -40,7 +40,7 @@ class CmAttribute(IntEnum):
     DREP = 0x16
 
 
-class DETH(Packet):  # type: ignore[misc]
+class DETH(Packet):
     """Datagram extended transport header."""
 
     name = "DETH"
@@ -50,7 +50,7 @@ class DETH(Packet):  # type: ignore[misc]
         return MAD if payload[:1] == b"\x01" else super().guess_payload_class(payload)
 
 
-class MAD(Packet):  # type: ignore[misc]
+class MAD(Packet):
     """Management datagram header."""
 
     name = "MAD"
@@ -72,7 +72,7 @@ class MAD(Packet):  # type: ignore[misc]
         return known or super().guess_payload_class(payload)
 
 
-class CMREQ(Packet):  # type: ignore[misc]
+class CMREQ(Packet):
     """Request for communication (12.6.5)."""
 
     name = "CM REQ"
@@ -120,7 +120,7 @@ class CMREQ(Packet):  # type: ignore[misc]
     ]
 
 
-class CMMRA(Packet):  # type: ignore[misc]
+class CMMRA(Packet):
     """Message receipt acknowledgement (12.6.6)."""
 
     name = "CM MRA"
@@ -135,7 +135,7 @@ class CMMRA(Packet):  # type: ignore[misc]
     ]
 
 
-class CMREJ(Packet):  # type: ignore[misc]
+class CMREJ(Packet):
     """Reject (12.6.7)."""
 
     name = "CM REJ"
@@ -152,7 +152,7 @@ class CMREJ(Packet):  # type: ignore[misc]
     ]
 
 
-class CMREP(Packet):  # type: ignore[misc]
+class CMREP(Packet):
     """Reply to request for communication (12.6.8)."""
 
     name = "CM REP"
@@ -179,7 +179,7 @@ class CMREP(Packet):  # type: ignore[misc]
     ]
 
 
-class CMRTU(Packet):  # type: ignore[misc]
+class CMRTU(Packet):
     """Ready to use (12.6.9)."""
 
     name = "CM RTU"
@@ -190,7 +190,7 @@ class CMRTU(Packet):  # type: ignore[misc]
     ]
 
 
-class CMDREQ(Packet):  # type: ignore[misc]
+class CMDREQ(Packet):
     """Request for communication release (12.6.10); ``remote_qpn`` is the receiver's QP."""
 
     name = "CM DREQ"
@@ -203,7 +203,7 @@ class CMDREQ(Packet):  # type: ignore[misc]
     ]
 
 
-class CMDREP(Packet):  # type: ignore[misc]
+class CMDREP(Packet):
     """Reply to request for communication release (12.6.11)."""
 
     name = "CM DREP"
@@ -214,7 +214,7 @@ class CMDREP(Packet):  # type: ignore[misc]
     ]
 
 
-class IPCM(Packet):  # type: ignore[misc]
+class IPCM(Packet):
     """The RDMA IP CM service's header at the start of a REQ's private data (A11.6)."""
 
     name = "RDMA IP CM"

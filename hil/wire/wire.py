@@ -31,6 +31,7 @@ class Wire:
 
     def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path) -> None:
         self.path = path
+        self._stopped = False
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_TIMEOUT_S)
         fds = [side_a.fileno(), side_b.fileno(), theirs.fileno()]
@@ -49,12 +50,15 @@ class Wire:
         return self._ask(b"counts\n")
 
     def stop(self) -> WireCounts | None:
-        """End the wire; its last counts, or None when it was gone already."""
+        """End the wire; its last counts, or None when it was gone already. Safe to call twice."""
+        if self._stopped:
+            return None
         try:
             return self._ask(b"stop\n")
         except CaptureError:
             return None
         finally:
+            self._stopped = True
             self._control.close()
             try:
                 self._process.wait(5)

@@ -35,7 +35,7 @@ def test_receives_pending_at_the_peer_end_with_reset(bench: Bench, by: str, fami
 
 @pytest.mark.requirement("CLOSE-12", "CLOSE-13", "CLOSE-14", "CLOSE-16", "CLOSE-26")
 def test_pending_receives_of_the_closer_are_aborted(bench: Bench) -> None:
-    """The closer's own receives complete once each with WSA_OPERATION_ABORTED and zero bytes, before the last up-call."""
+    """The closer's own receives complete once each, aborted and with zero bytes, before the last up-call."""
     closer, peer = bench.connect()
     receives = [closer.recv(offset=256 * i) for i in range(5)]
 

@@ -43,7 +43,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place(tmp_path: Path) -
 def test_foreign_bytes_are_a_lab_file_error(tmp_path: Path, data: bytes) -> None:
     """Whatever the file holds, the answer is a LabFileError that names the file."""
     (tmp_path / "lab.toml").write_bytes(data)
-    with pytest.raises(LabFileError, match="lab.toml"):
+    with pytest.raises(LabFileError, match=r"lab\.toml"):
         read_lab_file(tmp_path / "lab.toml")
 
 

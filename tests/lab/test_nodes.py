@@ -1,0 +1,147 @@
+"""Nodes, their channel, their adapters and the wire between them, on the real thing."""
+
+import ipaddress
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hil.adapters.provision import gid_of
+from hil.errors import NodeDied, PhaseTimeout, RemoteError
+from hil.nodes.softpair import PLACES, SoftPair
+from hil.wire.pcapng import read_pcapng
+
+
+def test_several_calls_run_at_a_time(pair: SoftPair) -> None:
+    """A slow call does not hold up a quick one on the same worker."""
+    node = pair.nodes["a"]
+    slow = threading.Thread(target=lambda: node.system("run", command=["sleep", "3"]))
+    slow.start()
+    node.system("versions")
+    assert slow.is_alive()
+    slow.join()
+
+
+def test_a_remote_error_carries_its_traceback(pair: SoftPair) -> None:
+    """What raised on the node raises here, with the node's own traceback."""
+    with pytest.raises(RemoteError, match="no-such-netdev") as caught:
+        pair.nodes["a"].system("counters", netdev="no-such-netdev")
+    assert caught.value.kind == "FileNotFoundError"
+    assert "provision.py" in caught.value.remote_traceback
+
+
+def test_a_call_that_does_not_end_is_a_timeout_of_its_phase(pair: SoftPair) -> None:
+    """The node lives, only the answer is late: PhaseTimeout names call and phase, and the node stays usable."""
+    node = pair.nodes["a"]
+    worker, _ = node.channel.spawn("system")
+    with pytest.raises(PhaseTimeout, match=r"run did not answer within 0.5 s \(napping\)"):
+        node.channel.call(worker, "run", 0.5, "napping", command=["sleep", "20"])
+    assert node.channel.call(worker, "versions", 10, "after it")["kernel"]
+
+
+def test_a_workers_death_is_noticed_at_once(pair: SoftPair) -> None:
+    """A running call fails with NodeDied as soon as its worker is killed, not at its time-out."""
+    node = pair.nodes["a"]
+    worker, _ = node.channel.spawn("system")
+    threading.Timer(0.3, node.channel.kill, (worker, signal.SIGKILL)).start()
+    started = time.monotonic_ns()
+    with pytest.raises(NodeDied, match="ended with -9"):
+        node.channel.call(worker, "run", 60, "sleeping", command=["sleep", "60"])
+    assert time.monotonic_ns() - started < 20 * 10**9
+
+
+def test_a_nodes_death_is_noticed_at_once(pair: SoftPair) -> None:
+    """When QEMU goes, a running call fails with NodeDied; the other node lives on."""
+    node = pair.nodes["a"]
+    threading.Timer(0.3, node.machine.monitor, ("quit",)).start()
+    with pytest.raises(NodeDied):
+        node.system("run", command=["sleep", "50"])
+    assert pair.nodes["b"].system("versions")["kernel"]
+
+
+def test_the_clock_relation_holds_within_its_uncertainty(pair: SoftPair) -> None:
+    """Two relations measured a moment apart overlap, and an event's time falls between the calls around it."""
+    node = pair.nodes["a"]
+    first, second = node.clock(), node.clock()
+    assert abs(first.offset_ns - second.offset_ns) <= first.uncertainty_ns + second.uncertainty_ns
+    assert first.uncertainty_ns < 50_000_000
+
+
+def test_provisioned_addresses_mtu_and_gids_are_the_kernels(pair: SoftPair) -> None:
+    """MAC, addresses and MTU by the ip program; port ACTIVE and every GID by the rdma program and sysfs."""
+    for place in PLACES:
+        node = pair.nodes[place.name]
+        (link,) = json.loads(node.system("run", command=["ip", "-j", "addr", "show", "eth0"])["stdout"])
+        assert (link["address"], link["mtu"]) == (place.mac, 1500)
+        addresses = {a["local"] for a in link["addr_info"]}
+        assert {place.ipv4, place.ipv6} <= addresses
+        (port,) = json.loads(node.system("run", command=["rdma", "-j", "link"])["stdout"])
+        assert (port["ifname"], port["state"], port["netdev"]) == ("rxe0", "ACTIVE", "eth0")
+        listing = node.system("run", command=["sh", "-c", "cat /sys/class/infiniband/rxe0/ports/1/gids/*"])["stdout"]
+        assert {gid_of(place.ipv4), gid_of(place.ipv6)} <= set(listing.split())
+
+
+@pytest.mark.parametrize("kind", ["qp", "cq", "mr", "pd", "cm_id"])
+def test_the_audit_agrees_with_the_rdma_program(bench: "object", kind: str) -> None:
+    """While a connection is open, our dump names the same resources as ``rdma -j resource show``."""
+    from fixtures.bench import Bench
+
+    assert isinstance(bench, Bench)
+    bench.connect()
+    node = bench.pair.nodes["b"]
+    text = node.system("run", command=["rdma", "-j", "resource", "show", kind])["stdout"]
+    number = {"qp": "lqpn", "cq": "cqn", "mr": "mrn", "pd": "pdn", "cm_id": "cm-idn"}[kind]
+    # A kernel owner has a name and no pid; a resource whose thread has ended has neither.
+    theirs = {r[number] for r in json.loads(text) if not ("comm" in r and "pid" not in r)}
+    ours = {r["number"] for r in node.system("resources") if r["kind"] == kind.upper()}
+    assert theirs and theirs == ours
+
+
+def test_the_wire_loses_nothing_under_load(pair: SoftPair) -> None:
+    """A thousand large pings both ways: every frame the adapters count is captured, in order of time."""
+
+    def flood(node: str, address: str) -> None:
+        command = ["busybox", "ping", "-c", "500", "-i", "0.002", "-s", "1400", "-q", address]
+        result = pair.nodes[node].system("run", command=command)
+        assert "500 packets transmitted, 500 packets received" in result["stdout"], result
+
+    threads = [threading.Thread(target=flood, args=pair_) for pair_ in (("a", "10.77.0.2"), ("b", "10.77.0.1"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    evidence = pair.evidence()
+    assert not evidence.problems
+    counts = pair.wire.stop()
+    assert counts is not None
+    frames = list(read_pcapng(pair.wire.path))
+    assert len(frames) == sum(counts.received.values()) >= 2000
+    assert counts.received["a"] == counts.sent["b"] and counts.received["b"] == counts.sent["a"]
+    assert [f.time_ns for f in frames] == sorted(f.time_ns for f in frames)
+    assert {f.interface for f in frames} == {"side-a", "side-b"}
+
+
+def test_a_frame_missing_from_the_capture_makes_the_evidence_incomplete(pair: SoftPair) -> None:
+    """A frame that went round the wire is noticed by the adapters' counters: the check can fail."""
+    broadcast = b"\xff" * 6 + bytes.fromhex("525400000102") + b"\x88\xb5" + b"round the wire".ljust(50, b"\0")
+    pair.nodes["a"].frames.send(broadcast)
+    problems = pair.evidence().problems
+    assert any("capture incomplete on side a" in p for p in problems), problems
+
+
+def test_each_nodes_console_is_kept(pair: SoftPair) -> None:
+    """What a kernel says lands in the node's console file."""
+    pair.nodes["b"].system("run", command=["sh", "-c", "echo hello from b > /dev/kmsg; echo spoken > /dev/console"])
+    end_ns = time.monotonic_ns() + 5 * 10**9
+    while "spoken" not in Path(pair.folder / "console-b").read_text(errors="replace"):
+        assert time.monotonic_ns() < end_ns
+        time.sleep(0.02)
+
+
+def test_gid_of_an_ipv4_address_is_mapped() -> None:
+    """10.77.0.1 is ::ffff:10.77.0.1 in full notation."""
+    assert gid_of("10.77.0.1") == "0000:0000:0000:0000:0000:ffff:0a4d:0001"
+    assert ipaddress.ip_address(gid_of("fd77::2")) == ipaddress.ip_address("fd77::2")

@@ -1,0 +1,111 @@
+"""Frames, packets and rules on captures that were recorded on the soft pair."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scapy.contrib.roce import BTH
+
+from hil.evidence.evidence import Evidence
+from hil.evidence.packets import connections, ip_of, roce_packets
+from hil.evidence.rules import broken, disconnect_links
+from hil.wire.frames import CMREQ, DETH, IPCM, MAD, dissect
+from hil.wire.pcapng import CapturedFrame, read_pcapng
+
+FOLDER = Path(__file__).parent / "captures"
+ALL = sorted(path.name for path in FOLDER.glob("*.pcapng"))
+ENDS = {"hard_close_ipv4.pcapng": ("10.77.0.1", "10.77.0.2"), "hard_close_ipv6.pcapng": ("fd77::1", "fd77::2")}
+
+
+def frames(name: str) -> list[CapturedFrame]:
+    return list(read_pcapng(FOLDER / name))
+
+
+def evidence_of(name: str) -> Evidence:
+    return Evidence({}, packets=list(roce_packets(frames(name))))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_roce_frame_survives_dissection_and_building(name: str) -> None:
+    """Each layer gives its bytes back exactly."""
+    for frame in frames(name):
+        packet = dissect(frame.data)
+        if packet is not None:
+            assert bytes(packet[BTH]) in frame.data
+
+
+@pytest.mark.parametrize("name", sorted(ENDS))
+def test_a_connection_is_found_with_its_ends(name: str) -> None:
+    """REQ and REP give one connection whose GIDs are the IP addresses of its packets."""
+    (connection,) = evidence_of(name).connections()
+    assert (connection.active, connection.passive) == ENDS[name]
+    assert connection.gids == ENDS[name]
+
+
+def test_the_req_carries_the_ip_cm_header() -> None:
+    """The REQ is a MAD in a datagram from QP 1, and its private data begin with the RDMA IP CM's header."""
+    packet = next(p for f in frames("hard_close_ipv4.pcapng") if (p := dissect(f.data)) and p.haslayer(CMREQ))
+    assert (packet[DETH].srcqp, packet[DETH].qkey, packet[MAD].mgmt_class) == (1, 0x80010000, 7)
+    header = IPCM(packet[CMREQ].private_data)
+    assert header.ip_version == 4
+    assert ip_of(b"\0" * 10 + b"\xff\xff" + header.source_address[-4:]) == "10.77.0.1"
+
+
+def links(name: str, change: "list[int] | None" = None) -> list[str]:
+    """Broken links of the capture's disconnect, after removing the packets at these places among CM messages."""
+    evidence = evidence_of(name)
+    (connection,) = connections(evidence.packets)
+    removed = [p for p in evidence.packets if p.cm in ("DREQ", "DREP")]
+    for place in change or []:
+        evidence.packets.remove(removed[place])
+    return [f.link for f in broken(disconnect_links(evidence, connection, [connection.active], [connection.passive]))]
+
+
+@pytest.mark.parametrize("name", sorted(ENDS))
+def test_a_clean_disconnect_breaks_no_link(name: str) -> None:
+    """As recorded, every link holds."""
+    assert links(name) == []
+
+
+@pytest.mark.parametrize("name", sorted(ENDS))
+def test_a_missing_dreq_and_a_missing_drep_are_named(name: str) -> None:
+    """Without the DREQ or the DREP exactly the links that stand on them break."""
+    assert "the closer's DREQ is on the wire, for this connection" in links(name, [0])
+    assert links(name, [1]) == ["the peer's DREP follows"]
+
+
+def test_data_after_the_dreq_is_named() -> None:
+    """A data packet of the closer's moved behind the DREQ breaks that link and no other of the DREQ's."""
+    evidence = evidence_of("hard_close_ipv4.pcapng")
+    (connection,) = evidence.connections()
+    data = next(p for p in connection.packets(evidence.packets) if not p.cm and p.source == connection.active)
+    evidence.packets.append(replace(data, frame=10_000))
+    findings = disconnect_links(evidence, connection, [connection.active], [connection.passive])
+    assert {f.link for f in broken(findings)} == {
+        "no data leaves the closer after its DREQ",
+        "nothing of the connection follows the DREP",
+    }
+
+
+def test_a_dreq_for_another_qp_is_named() -> None:
+    """A DREQ that names a QP that is not the peer's does not count."""
+    evidence = evidence_of("hard_close_ipv4.pcapng")
+    (connection,) = evidence.connections()
+    evidence.packets = [replace(p, qpn=p.qpn + 1) if p.cm == "DREQ" else p for p in evidence.packets]
+    findings = disconnect_links(evidence, connection, [connection.active], [connection.passive])
+    assert {f.link for f in broken(findings)} == {"the closer's DREQ is on the wire, for this connection"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_altered_and_cut_frames_never_raise(name: str) -> None:
+    """Whatever the bytes are, analysis passes over what it cannot read. The seed is fixed."""
+    rng = random.Random(7)
+    damaged = []
+    for frame in frames(name):
+        data = bytearray(frame.data[: rng.randrange(len(frame.data) + 1)])
+        for _ in range(4):
+            if data:
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        damaged.append(replace(frame, data=bytes(data)))
+    connections(roce_packets(damaged))
