@@ -1,5 +1,7 @@
 """Providers that break one rule each: the bench must name every one of them."""
 
+from typing import ClassVar
+
 from hil.provider.provider import Provider
 from hil.provider.sockets import SanSocket
 from hil.verbs.connection import Connection
@@ -27,8 +29,11 @@ class NoFlush(Provider):
 class LeakMr(Provider):
     """Forgets to deregister: breaks CLOSE-18."""
 
+    _forgotten: ClassVar[list[object]] = []
+
     def _release_memory(self, socket: SanSocket) -> None:
-        return
+        # Kept, or Python's garbage collector would close them after all.
+        self._forgotten += [socket.registrations, socket.connection]
 
     def _free(self, connection: Connection) -> None:
         connection.qp.close()
