@@ -33,7 +33,7 @@ class LeakMr(Provider):
 
     def _release_memory(self, socket: SanSocket) -> None:
         # Kept, or Python's garbage collector would close them after all.
-        self._forgotten += [socket.registrations, socket.connection]
+        self._forgotten.extend([socket.registrations, socket.connection])
 
     def _free(self, connection: Connection) -> None:
         connection.qp.close()
