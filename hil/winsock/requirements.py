@@ -39,7 +39,7 @@ AREAS = {
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One rule: ``tags`` are drv, SDK or IBSP where it is not stated by a SAN page; ``verify`` hints how to observe it."""
+    """One rule. ``tags``: drv, SDK or IBSP where no SAN page states it; ``verify``: a hint how to observe it."""
 
     id: str
     sentence: str
