@@ -1,10 +1,14 @@
 """Boot a node once, keep it as a snapshot, and know whether KVM works on this machine."""
 
+import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +52,8 @@ def snapshot_for(image: Image, cache: Path, memory_mib: int = 640, accelerator: 
     if folder.is_dir():
         problem = damage(folder)
         if problem is None:
+            # The oldest are forgotten first: this one is in use.
+            os.utime(folder)
             return _load(image, folder, memory_mib, accelerator)
         say(f"the cached snapshot {folder.name} is damaged ({problem}): making it again")
         shutil.rmtree(folder)
@@ -57,12 +63,26 @@ def snapshot_for(image: Image, cache: Path, memory_mib: int = 640, accelerator: 
     return _load(image, folder, memory_mib, accelerator)
 
 
+@functools.cache
 def lab_snapshot(lab: LabFile) -> Snapshot:
     """The snapshot that a lab file asks for, from the cache or built. Raises SetupError or OSError."""
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    image = image_for(lab.guest.suite, cache)
-    return snapshot_for(image, cache, lab.guest.memory_mib, lab.guest.accelerator)
+    with only_one(cache):
+        image = image_for(lab.guest.suite, cache)
+        return snapshot_for(image, cache, lab.guest.memory_mib, lab.guest.accelerator)
+
+
+@contextmanager
+def only_one(cache: Path) -> Iterator[None]:
+    """Let one bench at a time build in ``cache``; the kernel gives the lock back when its holder dies."""
+    with (cache / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another bench that builds in {cache}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def working_accelerator(image: Image, cache: Path, memory_mib: int) -> str:
