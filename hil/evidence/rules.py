@@ -193,6 +193,18 @@ def _is_listener(resource: dict[str, Any]) -> bool:
     return resource["kind"] == "CM_ID" and not resource.get("qp")
 
 
+def sound_links(evidence: Evidence) -> Iterable[Finding]:
+    """No provider raised where nobody but the bench would see it."""
+    raised = [e["traceback"].strip().splitlines()[-1] for e in evidence.events if e["kind"] == "error"]
+    yield Finding("no provider's thread raised", ("CLOSE-28",), not raised, "; ".join(raised) or "nothing raised")
+    calls = [e for e in evidence.events if e["kind"] == "call"]
+    never = [e for e in calls if e["code"] in (Code.WSAEINPROGRESS, Code.WSAEINTR)]
+    waits = [e for e in calls if e["code"] == Code.WSAEWOULDBLOCK and e["function"] not in ("WSPConnect", "WSPAccept")]
+    seen = [f"{e['function']}: {Code(e['code'])}" for e in (*never, *waits)]
+    requirements = ("ERR-01", "ERR-02", "ERR-03", "CLOSE-04", "CLOSE-05")
+    yield Finding("no call ends with a code of blocking calls", requirements, not seen, "; ".join(seen) or "none did")
+
+
 def leak_links(evidence: Evidence) -> Iterable[Finding]:
     """Nothing of a closed socket is left before WSPCleanup, and nothing at all after it."""
     for node, left in evidence.after_close.items():

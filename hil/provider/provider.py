@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -731,11 +732,15 @@ class Provider:
             for fd, _ in self._epoll.poll():
                 if fd == self._wake_read:
                     return
-                if fd == self._channel.fd:
-                    while (event := self._channel.next_event()) is not None:
-                        self._on_cm_event(event)
-                else:
-                    self._on_completion_event(fd)
+                # A bug in one handler must not silence every socket: it is recorded, and judged as a fail.
+                try:
+                    if fd == self._channel.fd:
+                        while (event := self._channel.next_event()) is not None:
+                            self._on_cm_event(event)
+                    else:
+                        self._on_completion_event(fd)
+                except Exception:
+                    self._observe("error", handle=0, traceback=traceback.format_exc())
 
     def _on_completion_event(self, fd: int) -> None:
         with self._lock:
