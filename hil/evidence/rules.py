@@ -9,6 +9,8 @@ from hil.evidence.packets import Connection, RocePacket
 from hil.winsock.codes import Code
 
 PENDING = int(Code.WSA_IO_PENDING)
+# BTH opcodes of RC that end a message of WSPSend: SEND last and only, with immediate, with invalidate (9.2).
+MESSAGE_ENDS = frozenset({0x02, 0x03, 0x04, 0x05, 0x16, 0x17})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,25 @@ def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     yield from disconnect_links(evidence, connection, closer, peer, both=close.both)
     if not close.killed:
         yield _reset_by_close(evidence, close, connection)
+        yield _successes_were_carried(evidence, connection, close.closer, close.closer_handle)
+    yield _successes_were_carried(evidence, connection, close.peer, close.peer_handle)
+
+
+def _successes_were_carried(evidence: Evidence, connection: Connection, node: str, handle: int) -> Finding:
+    # What an end calls a success must have been a message on the wire: the provider's word alone is not evidence.
+    own = evidence.addresses[node]
+    ends = {(p.source in own, p.psn) for p in connection.packets(evidence.packets) if p.opcode in MESSAGE_ENDS}
+    done = evidence.of(node, "upcall", function="WPUCompleteOverlappedRequest", handle=handle, code=0)
+    kinds = {
+        e["overlapped"]: e["function"]
+        for e in evidence.of(node, "call")
+        if e["function"] in ("WSPSend", "WSPRecv") and e["code"] == PENDING
+    }
+    told = {f: sum(kinds.get(e["overlapped"]) == f for e in done) for f in ("WSPSend", "WSPRecv")}
+    carried = {"WSPSend": sum(mine for mine, _ in ends), "WSPRecv": sum(not mine for mine, _ in ends)}
+    held = all(told[f] <= carried[f] for f in told)
+    link = f"every success at node {node} was a message on the wire"
+    return Finding(link, ("CLOSE-11", "CLOSE-15"), held, f"successes {told}, messages on the wire {carried}")
 
 
 def _reset_by_close(evidence: Evidence, close: HardClose, connection: Connection) -> Finding:

@@ -6,6 +6,7 @@ from hil.provider.provider import Provider
 from hil.provider.sockets import SanSocket
 from hil.verbs.connection import Connection
 from hil.winsock.codes import Code
+from hil.winsock.structures import LpErrno
 
 
 class NoDreq(Provider):
@@ -46,4 +47,20 @@ class WrongCode(Provider):
         return Code.WSAECONNRESET
 
 
-BROKEN: dict[str, type[Provider]] = {c.__name__: c for c in (NoDreq, NoFlush, LeakMr, WrongCode)}
+class FalseSuccess(Provider):
+    """Tells the switch that what it cancelled was done: breaks CLOSE-11."""
+
+    def _flush_code(self, socket: SanSocket) -> Code:
+        return Code.OK if socket.closing else super()._flush_code(socket)
+
+
+class HandleFirst(Provider):
+    """Closes the switch's handle before the completions: breaks CLOSE-23 and CLOSE-26."""
+
+    def _flush(self, socket: SanSocket, connection: Connection) -> None:
+        self._upcalls.lpWPUCloseSocketHandle(socket.handle, LpErrno())
+        super()._flush(socket, connection)
+
+
+_ALL = (NoDreq, NoFlush, LeakMr, WrongCode, FalseSuccess, HandleFirst)
+BROKEN: dict[str, type[Provider]] = {provider.__name__: provider for provider in _ALL}

@@ -60,6 +60,13 @@ def test_endless(bench, n):
 """
 
 
+UNJUDGED = """
+def test_unjudged(bench):
+    closer, peer = bench.connect()
+    closer.close()
+"""
+
+
 class Run:
     """A bench in a process of its own, on the test file ``text``."""
 
@@ -150,6 +157,14 @@ def test_a_guest_that_hangs_makes_its_test_invalid_and_the_others_go_on(tmp_path
     assert verdict == "invalid" and "hangs" in reason, reason
     assert run.verdicts()["test_healthy"][0] == "pass"
     run.nothing_left()
+
+
+def test_a_test_that_judges_nothing_is_not_a_pass(tmp_path: Path) -> None:
+    """A close that nobody judged is invalid, and the exit code says so."""
+    run = Run(tmp_path, UNJUDGED)
+    assert run.wait() == 2, run.output.read_text()
+    verdict, reason = run.verdicts()["test_unjudged"]
+    assert verdict == "invalid" and "bench.judge" in reason
 
 
 def test_a_full_disk_makes_the_capture_incomplete_and_the_test_invalid(tmp_path: Path) -> None:

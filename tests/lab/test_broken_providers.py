@@ -8,7 +8,14 @@ from hil.evidence.rules import broken
 
 @pytest.mark.parametrize(
     ("provider", "requirement"),
-    [("NoDreq", "CLOSE-35"), ("NoFlush", "RECV-13"), ("LeakMr", "CLOSE-18"), ("WrongCode", "CLOSE-13")],
+    [
+        ("NoDreq", "CLOSE-35"),
+        ("NoFlush", "RECV-13"),
+        ("LeakMr", "CLOSE-18"),
+        ("WrongCode", "CLOSE-13"),
+        ("FalseSuccess", "CLOSE-15"),
+        ("HandleFirst", "CLOSE-26"),
+    ],
 )
 def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: str) -> None:
     """Each broken rule shows up as a broken link that names its requirement."""
@@ -22,3 +29,12 @@ def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: st
     findings = broken(bench.findings(bench.hard_close(closer, peer)))
 
     assert requirement in {r for finding in findings for r in finding.requirements}, "\n".join(map(str, findings))
+
+
+def test_a_sound_provider_breaks_no_link(bench: Bench) -> None:
+    """The same steps with the real provider: every link holds, so what breaks above breaks for its own reason."""
+    closer, peer = bench.connect()
+    closer.recv()
+    peer.recv()
+    closer.close()
+    assert broken(bench.findings(bench.hard_close(closer, peer))) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.bench import Bench
 from hil.adapters.provision import gid_of
 from hil.errors import NodeDied, PhaseTimeout, RemoteError
 from hil.nodes.softpair import PLACES, SoftPair
@@ -85,12 +86,9 @@ def test_provisioned_addresses_mtu_and_gids_are_the_kernels(pair: SoftPair) -> N
 
 
 @pytest.mark.parametrize("kind", ["qp", "cq", "mr", "pd", "cm_id"])
-def test_the_audit_agrees_with_the_rdma_program(bench: "object", kind: str) -> None:
+def test_the_audit_agrees_with_the_rdma_program(bench: Bench, kind: str) -> None:
     """While a connection is open, our dump names the same resources as ``rdma -j resource show``."""
-    from fixtures.bench import Bench
-
-    assert isinstance(bench, Bench)
-    bench.connect()
+    closer, peer = bench.connect()
     node = bench.pair.nodes["b"]
     text = node.system("run", command=["rdma", "-j", "resource", "show", kind])["stdout"]
     number = {"qp": "lqpn", "cq": "cqn", "mr": "mrn", "pd": "pdn", "cm_id": "cm-idn"}[kind]
@@ -98,6 +96,8 @@ def test_the_audit_agrees_with_the_rdma_program(bench: "object", kind: str) -> N
     theirs = {r[number] for r in json.loads(text) if not ("comm" in r and "pid" not in r)}
     ours = {r["number"] for r in node.system("resources") if r["kind"] == kind.upper()}
     assert theirs and theirs == ours
+    closer.close()
+    bench.judge(bench.hard_close(closer, peer))
 
 
 def test_the_wire_loses_nothing_under_load(pair: SoftPair) -> None:
