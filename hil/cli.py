@@ -47,10 +47,10 @@ def prepare(lab: Path) -> None:
     click.echo(f"hil: {lab.name} ({snapshot.image.suite}, {snapshot.hardware.accelerator}) is ready")
 
 
-@main.command()
+@main.command(context_settings={"ignore_unknown_options": True})
 @LAB
 @click.option("--results", default="", help="Folder for evidence (default: results/<time>).")
-@click.argument("tests", nargs=-1)
+@click.argument("tests", nargs=-1, type=click.UNPROCESSED)
 def run(lab: Path, results: str, tests: tuple[str, ...]) -> None:
     """Run the teardown contract on a lab; TESTS are pytest arguments (default: all of the contract).
 
@@ -60,9 +60,16 @@ def run(lab: Path, results: str, tests: tuple[str, ...]) -> None:
 
     ready_snapshot(lab)
     folder = Path(results or f"results/{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        click.echo(f"hil: error: the evidence cannot be written to {folder}: {error.strerror}", err=True)
+        sys.exit(2)
     options = [f"--rootdir={ROOT}", f"--results={folder}", f"--lab={lab.absolute()}"]
     options += [f"--junit-xml={folder / 'junit.xml'}"]
-    sys.exit(exit_code(pytest.main([*options, *(tests or [str(ROOT / "tests" / "contract")])])))
+    named = any(not test.startswith("-") and Path(test.split("::")[0]).exists() for test in tests)
+    chosen = tests if named else (*tests, str(ROOT / "tests" / "contract"))
+    sys.exit(exit_code(pytest.main([*options, *chosen])))
 
 
 def exit_code(status: int) -> int:

@@ -114,18 +114,31 @@ def image_for(suite: str, cache: Path) -> Image:
 
 @contextmanager
 def building(parent: Path) -> Iterator[Path]:
-    """A folder to build in below ``parent``, removed at the end. Its name carries our process id for ``sweep``."""
+    """A folder to build in below ``parent``, removed at the end, also when this process is killed.
+
+    Its name carries our process id for ``sweep``, which removes what even a power failure left.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"building-{os.getpid()}-", dir=parent) as name:
+    with tempfile.TemporaryDirectory(prefix=f"building-{os.getpid()}-", dir=parent) as name, _janitor(Path(name)):
         yield Path(name)
 
 
+@contextmanager
+def _janitor(folder: Path) -> Iterator[None]:
+    # Its standard input ends when we do, however we end. What we started may write there for a moment longer.
+    script = 'cat > /dev/null; for again in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$1" && exit; sleep 1; done'
+    command = ["sh", "-c", script, "sh", str(folder)]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True):
+        yield
+
+
 def sweep(parent: Path) -> None:
-    """Remove what a killed process was building below ``parent``."""
+    """Remove what a process that is gone was building below ``parent``."""
     for left in parent.glob("building-*"):
         owner = left.name.split("-")[1]
         if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
-            say(f"removing {left.name}, left by a bench that was killed")
+            say(f"removing {left.name}, left by a bench that is gone")
             shutil.rmtree(left, ignore_errors=True)
 
 

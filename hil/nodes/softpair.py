@@ -1,7 +1,6 @@
 """The soft pair: two clones joined by the wire, provisioned, with everything recorded."""
 
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from hil.evidence.packets import roce_packets
 from hil.evidence.rules import held, of_sockets, unseen
 from hil.nodes.channel import ClockRelation
 from hil.nodes.clone import Clone
+from hil.nodes.image import building, cache_folder
 from hil.nodes.protocol import Message
 from hil.nodes.snapshot import Snapshot
 from hil.wire.pcapng import read_pcapng
@@ -211,9 +211,9 @@ def measure(snapshot: Snapshot, pairs: int) -> Iterator[str]:
     """Time ``pairs`` pristine provisioned pairs and weigh their nodes; a line of text for each figure."""
     times, first, memory = [], [], {}
     for _ in range(pairs):
-        with tempfile.TemporaryDirectory(prefix="hil-figures-") as name:
+        with building(cache_folder()) as folder:
             started_ns = time.monotonic_ns()
-            with SoftPair(snapshot, Path(name)) as pair:
+            with SoftPair(snapshot, folder) as pair:
                 times.append((time.monotonic_ns() - started_ns) / 1e9)
                 frame = next(read_pcapng(pair.wire.path), None)
                 if frame is not None:

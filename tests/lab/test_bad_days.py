@@ -203,6 +203,15 @@ def prepare(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def test_a_results_folder_that_cannot_be_made_is_said_before_anything_runs(tmp_path: Path) -> None:
+    """A file where the folder should be: exit code 2 and its name."""
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "hil", "run", "--results", str(tmp_path / "file" / "x")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=STEP_TIMEOUT_S)
+    assert done.returncode == 2
+    assert "evidence cannot be written" in done.stderr and str(tmp_path / "file") in done.stderr
+
+
 @pytest.fixture
 def cache(tmp_path: Path, soft_snapshot: Snapshot) -> Path:
     """A cache of its own that holds today's image (hard links where it can) and no snapshot."""
@@ -218,7 +227,7 @@ def cache(tmp_path: Path, soft_snapshot: Snapshot) -> Path:
 
 
 def test_a_damaged_snapshot_is_made_again_and_said_so(cache: Path) -> None:
-    """kill -9 while a snapshot is made, then damage to a finished one: each time the next run mends it and says so."""
+    """After kill -9 while a snapshot is made nothing stays; damage to a finished one is mended and said so."""
     command = [sys.executable, "-m", "hil", "prepare"]
     killed = subprocess.Popen(command, env=os.environ | {"HIL_CACHE": str(cache)}, cwd=ROOT, stderr=subprocess.DEVNULL)
     end_ns = time.monotonic_ns() + int(STEP_TIMEOUT_S * 1e9)
@@ -227,10 +236,17 @@ def test_a_damaged_snapshot_is_made_again_and_said_so(cache: Path) -> None:
         time.sleep(0.02)
     killed.kill()
     killed.wait()
+    end_ns = time.monotonic_ns() + 10 * 10**9
+    while list(cache.glob("**/building-*")):
+        assert time.monotonic_ns() < end_ns, "the killed bench's folder stays"
+        time.sleep(0.05)
+    abandoned = cache / "snapshots" / "building-0-after-a-power-failure"
+    (abandoned / "snapshot").mkdir(parents=True)
 
     done = prepare(cache)
     assert done.returncode == 0, done.stderr
-    assert "left by a bench that was killed" in done.stderr
+    assert f"removing {abandoned.name}, left by a bench that is gone" in done.stderr
+    assert not abandoned.exists()
     (snapshot,) = (cache / "snapshots").iterdir()
     state = snapshot / "state"
     state.write_bytes(state.read_bytes()[:-1] + b"?")
