@@ -78,11 +78,16 @@ def exit_code(status: int) -> int:
 
 
 @main.command()
-@click.option("--pairs", default=5, show_default=True, help="How many pristine pairs to time.")
+@click.option("--pairs", default=5, show_default=True, type=click.IntRange(1), help="How many pristine pairs to time.")
 @LAB
 def figures(lab: Path, pairs: int) -> None:
     """Measure on this machine: time of a pristine provisioned pair, and memory of each node."""
     from hil.nodes.softpair import measure
 
-    for line in measure(ready_snapshot(lab), pairs):
-        click.echo(line)
+    snapshot = ready_snapshot(lab)
+    try:
+        for line in measure(snapshot, pairs, read_lab_file(lab).link.mtu):
+            click.echo(line)
+    except (HilError, OSError) as error:
+        click.echo(f"hil: error: {error}", err=True)
+        sys.exit(2)

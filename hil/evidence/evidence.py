@@ -15,7 +15,7 @@ class Evidence:
     ``addresses``: node to its IP addresses. ``events``: journal entries of both nodes, each with ``node``, ``at_ns``.
     ``during``: node to what the kernel held while connections were open. ``after_close``: node to what was left of
     closed sockets before WSPCleanup. ``resources``: what the kernel held at the end. ``problems``: why the evidence
-    cannot carry a judgement.
+    cannot carry a judgement. ``uncertainty_ns``: the larger of both nodes' clock relations'.
     """
 
     addresses: dict[str, list[str]]
@@ -25,6 +25,7 @@ class Evidence:
     resources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     during: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     after_close: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    uncertainty_ns: int = 0
     problems: list[str] = field(default_factory=list)
 
     def connections(self) -> list[Connection]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scapy.contrib.roce import BTH
+from scapy.contrib.roce import AETH, BTH
 
 from hil.wire.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, addresses, dissect
 from hil.wire.pcapng import CapturedFrame
@@ -13,7 +13,10 @@ from hil.wire.pcapng import CapturedFrame
 
 @dataclass(frozen=True, slots=True)
 class RocePacket:
-    """One RoCE packet. ``cm`` names a CM message, and the comm ids and QPN are that message's; -1 is absent."""
+    """One RoCE packet. ``cm`` names a CM message, and the comm ids and QPN are that message's; -1 is absent.
+
+    ``syndrome`` is an acknowledgement's (AETH).
+    """
 
     frame: int
     time_ns: int
@@ -26,6 +29,7 @@ class RocePacket:
     local_comm_id: int = -1
     remote_comm_id: int = -1
     qpn: int = -1
+    syndrome: int = -1
     local_gid: str = ""
     remote_gid: str = ""
 
@@ -43,7 +47,7 @@ def roce_packets(frames: Iterable[CapturedFrame]) -> Iterator[RocePacket]:
         source, destination = addresses(packet)
         base = (frame.number, frame.time_ns, source, destination, bth.opcode, bth.dqpn, bth.psn)
         if mad is None or mad.attribute_id not in set(CmAttribute):
-            yield RocePacket(*base)
+            yield RocePacket(*base, syndrome=packet[AETH].syndrome if packet.haslayer(AETH) else -1)
             continue
         message = mad.payload
         qpn, gids = -1, ("", "")

@@ -9,6 +9,9 @@ from hil.evidence.packets import Connection, RocePacket
 from hil.winsock.codes import Code
 
 PENDING = int(Code.WSA_IO_PENDING)
+# What frames may wait on the way to the wire's clock, and how long a hard close may take to say so on the wire.
+WIRE_DELAY_NS = 100_000_000
+RESET_WITHIN_NS = 1_000_000_000
 # BTH opcodes of RC that end a message of WSPSend: SEND last and only, with immediate, with invalidate (9.2).
 MESSAGE_ENDS = frozenset({0x02, 0x03, 0x04, 0x05, 0x16, 0x17})
 
@@ -39,12 +42,19 @@ class HardClose:
     killed: bool = False
     both: bool = False
 
+    def other_way(self) -> "HardClose":
+        """The same connection with the ends exchanged."""
+        ends = (self.peer, self.peer_socket, self.peer_handle, self.closer, self.closer_socket, self.closer_handle)
+        return HardClose(*ends, self.killed, self.both)
+
 
 def judge(evidence: Evidence, close: HardClose) -> list[Finding]:
     """Every link of one hard close."""
     findings = list(wire_links(evidence, close))
     if not close.killed:
         findings += closer_links(evidence, close)
+    if close.both:
+        findings += closer_links(evidence, close.other_way())
     if not close.both:
         findings += peer_links(evidence, close)
     return findings
@@ -78,11 +88,13 @@ def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     )
     released = [e["at_ns"] for e in evidence.of(node, "mr", handle=handle, event="released")]
     early = [e["overlapped"] for e in cancelled if released and e["at_ns"] < max(released)]
+    registered = _succeeded(evidence, node, "WSPRegisterMemory", close.closer_socket)
+    registered -= _succeeded(evidence, node, "WSPDeregisterMemory", close.closer_socket)
     yield Finding(
         "memory is released before operations are cancelled",
         ("CLOSE-17",),
-        not early,
-        f"{len(released)} regions released; completed before: {early}",
+        not early and len(released) == registered,
+        f"{len(released)} of {registered} regions released; completed before: {early}",
     )
     closes = [i for i, e in enumerate(upcalls) if e["function"] == "WPUCloseSocketHandle"]
     yield Finding(
@@ -103,7 +115,7 @@ def peer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     yield Finding(
         "each operation at the peer completes exactly once",
         ("RECV-13", "CLOSE-31", "CLOSE-34"),
-        all(n == 1 for n in counts.values()),
+        all(n == 1 for n in counts.values()) and len(done) == len(posted),
         f"completions by operation: {counts}",
     )
     failed = [e for e in done if e["code"] and not _closed_before(evidence, close, e)]
@@ -133,7 +145,11 @@ def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
 def _successes_were_carried(evidence: Evidence, connection: Connection, node: str, handle: int) -> Finding:
     # What an end calls a success must have been a message on the wire: the provider's word alone is not evidence.
     own = evidence.addresses[node]
-    ends = {(p.source in own, p.psn) for p in connection.packets(evidence.packets) if p.opcode in MESSAGE_ENDS}
+    packets = connection.packets(evidence.packets)
+    ends = {(p.source in own, p.psn) for p in packets if p.opcode in MESSAGE_ENDS}
+    # Syndrome 000xxxxx is an ACK; RNR and other NAKs acknowledge nothing (9.7.5.2.1).
+    acks = {(p.source in own, p.psn) for p in packets if p.syndrome >= 0 and p.syndrome >> 5 == 0}
+    ends = {(mine, psn) for mine, psn in ends if any(a != mine and not_before(at, psn) for a, at in acks)}
     done = evidence.of(node, "upcall", function="WPUCompleteOverlappedRequest", handle=handle, code=0)
     kinds = {
         e["overlapped"]: e["function"]
@@ -143,17 +159,27 @@ def _successes_were_carried(evidence: Evidence, connection: Connection, node: st
     told = {f: sum(kinds.get(e["overlapped"]) == f for e in done) for f in ("WSPSend", "WSPRecv")}
     carried = {"WSPSend": sum(mine for mine, _ in ends), "WSPRecv": sum(not mine for mine, _ in ends)}
     held = all(told[f] <= carried[f] for f in told)
-    link = f"every success at node {node} was a message on the wire"
-    return Finding(link, ("CLOSE-11", "CLOSE-15"), held, f"successes {told}, messages on the wire {carried}")
+    link = f"every success at node {node} was an acknowledged message on the wire"
+    return Finding(link, ("CLOSE-11", "CLOSE-15"), held, f"successes {told}, acknowledged messages {carried}")
 
 
 def _reset_by_close(evidence: Evidence, close: HardClose, connection: Connection) -> Finding:
-    # Ending the process or the library sends a DREQ too; the contract's comes from the close itself.
-    times = [evidence.packet_times_ns[p.frame] for p in connection.packets(evidence.packets) if p.cm == "DREQ"]
-    ends = [e["at_ns"] for e in evidence.of(close.closer, "begin", function="WSPCleanup")]
-    link = "the DREQ is the close's, not WSPCleanup's"
-    held = bool(times) and (not ends or min(times) < ends[0])
-    return Finding(link, ("CLOSE-35",), held, f"{len(times)} DREQ, the first {'before' if held else 'not before'} it")
+    # Ending the process or the library sends a DREQ too, and a lingering close a late one.
+    packets = connection.packets(evidence.packets)
+    times = [evidence.packet_times_ns[p.frame] for p in packets if p.cm == "DREQ"]
+    facts = {"function": "WSPCloseSocket", "socket": close.closer_socket}
+    begun = [e["at_ns"] for e in evidence.of(close.closer, "begin", **facts)]
+    ended = [e["at_ns"] for e in evidence.of(close.closer, "call", **facts, result=0)]
+    link = "the DREQ comes while WSPCloseSocket runs, at once"
+    if not times or not begun or not ended:
+        return Finding(link, ("CLOSE-06", "CLOSE-35"), False, f"{len(times)} DREQ, {len(begun)} calls begun")
+    slack_ns = evidence.uncertainty_ns + WIRE_DELAY_NS
+    first = min(times)
+    held = begun[0] - slack_ns <= first <= min(ended[0] + slack_ns, begun[0] + RESET_WITHIN_NS)
+    seen = (
+        f"DREQ {(first - begun[0]) / 1e6:.1f} ms after the call began, which took {(ended[0] - begun[0]) / 1e6:.1f} ms"
+    )
+    return Finding(link, ("CLOSE-06", "CLOSE-07", "CLOSE-35"), held, seen)
 
 
 def disconnect_links(
@@ -193,21 +219,24 @@ def held(resources: list[dict[str, Any]], during: list[dict[str, Any]]) -> list[
     """What counts as left behind: everything but an idle PD of librdmacm's.
 
     librdmacm allocates a PD of its own with the first id of a process and may keep it until the process ends. It is
-    told from a socket's PD by never having carried a QP or MR ``during`` the connection.
+    told from a provider's by its context: librdmacm opens one of its own, in which no PD carries a QP or MR ``during``
+    the connection.
     """
     carried = {(r["device"], r.get("pd")) for r in during if r["kind"] in ("QP", "MR")}
-    idle = [
-        r
-        for r in resources
-        if r["kind"] == "PD" and r.get("use_count") == 0 and (r["device"], r.get("number")) not in carried
+    pds = [r for r in during if r["kind"] == "PD" and (r["device"], r.get("number")) in carried]
+    contexts = {(r["device"], r.get("context")) for r in pds}
+    return [
+        r for r in resources if r["kind"] != "PD" or r.get("use_count") or (r["device"], r.get("context")) in contexts
     ]
-    return [r for r in resources if r not in idle]
 
 
-def of_sockets(resources: list[dict[str, Any]], during: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of ``resources`` that were a connected socket's ``during`` the connection: no listener's, no idle PD."""
-    known = {(r["kind"], r["device"], r["number"]) for r in held(during, during) if not _is_listener(r)}
-    return [r for r in resources if (r["kind"], r["device"], r["number"]) in known]
+def of_sockets(
+    resources: list[dict[str, Any]], before: list[dict[str, Any]], during: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Those of ``resources`` that are connected sockets': not there ``before`` the first, no listener's, no idle PD."""
+    known = {(r["kind"], r["device"], r["number"]) for r in before}
+    found = [r for r in held(resources, during) if not _is_listener(r)]
+    return [r for r in found if (r["kind"], r["device"], r["number"]) not in known]
 
 
 def _is_listener(resource: dict[str, Any]) -> bool:
@@ -218,6 +247,16 @@ def sound_links(evidence: Evidence) -> Iterable[Finding]:
     """No provider raised where nobody but the bench would see it."""
     raised = [e["traceback"].strip().splitlines()[-1] for e in evidence.events if e["kind"] == "error"]
     yield Finding("no provider's thread raised", ("CLOSE-28",), not raised, "; ".join(raised) or "nothing raised")
+    upcalls = [e for e in evidence.events if e["kind"] == "upcall"]
+    stray = [
+        e
+        for e in upcalls
+        if not e.get("known", True)
+        or (e["function"] == "WPUCompleteOverlappedRequest" and not (e["was_pending"] and e["overlapped"]))
+    ]
+    seen = [f"{e['function']} handle {e['handle']} at node {e['node']}" for e in stray]
+    link = "every up-call names a live handle and a pending operation"
+    yield Finding(link, ("CLOSE-14", "CLOSE-25", "OVL-02"), not stray, "; ".join(seen) or f"{len(upcalls)} up-calls")
     calls = [e for e in evidence.events if e["kind"] == "call"]
     never = [e for e in calls if e["code"] in (Code.WSAEINPROGRESS, Code.WSAEINTR)]
     waits = [e for e in calls if e["code"] == Code.WSAEWOULDBLOCK and e["function"] not in ("WSPConnect", "WSPAccept")]
@@ -258,6 +297,15 @@ def unseen(evidence: Evidence) -> list[str]:
 
 def broken(findings: Iterable[Finding]) -> list[Finding]:
     return [f for f in findings if not f.held]
+
+
+def _succeeded(evidence: Evidence, node: str, function: str, socket: int) -> int:
+    return len(evidence.of(node, "call", function=function, socket=socket, code=0))
+
+
+def not_before(psn: int, other: int) -> bool:
+    """Whether ``psn`` is ``other`` or follows it, modulo 2**24."""
+    return (psn - other) % (1 << 24) < 1 << 23
 
 
 def _nothing_after(

@@ -57,7 +57,11 @@ class Agent:
             if target == AGENT:
                 self._answer(message)
             elif target in self._workers:
-                self._workers[target].sock.sendall(encode(message))
+                try:
+                    self._workers[target].sock.sendall(encode(message))
+                except OSError as error:
+                    # It has died and is about to be buried: its caller must hear it, and the agent live on.
+                    self._fail(message, "LookupError", f"worker {target} is gone: {error}")
             else:
                 self._fail(message, "LookupError", f"worker {target} is not there")
         return bool(data)
@@ -113,7 +117,10 @@ class Agent:
         worker = self._workers.get(number)
         if worker is None:
             return False
-        os.kill(worker.pid, signal_number)
+        try:
+            os.kill(worker.pid, signal_number)
+        except ProcessLookupError:
+            return False
         return True
 
     def _read_worker(self, worker: _Worker) -> None:

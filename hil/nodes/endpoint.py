@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hil.errors import HilError
+from hil.errors import HilError, PhaseTimeout
 from hil.nodes.clone import Clone
 from hil.winsock.codes import MEM_READWRITE, Code
 
 CALL_TIMEOUT_S = 30.0
 EVENT_TIMEOUT_S = 10.0
 FD_ACCEPT, FD_CONNECT = 0x08, 0x10
+
+
+class ProviderHangs(AssertionError):
+    """A WSP function did not return although its node lives: the provider's fault, so a fail."""
 
 
 class UnexpectedResult(HilError):
@@ -51,7 +55,10 @@ class Endpoint:
 
     def wsp(self, function: str, /, **arguments: Any) -> Answer:
         """Call a WSP function by name."""
-        answer = dict(self.ask(function, **arguments))
+        try:
+            answer = dict(self.ask(function, **arguments))
+        except PhaseTimeout as error:
+            raise ProviderHangs(f"{function} did not return (CLOSE-47): {error}") from error
         return Answer(answer.pop("result"), Code(answer.pop("code")), answer)
 
     def must(self, function: str, code: Code = Code.OK, /, **arguments: Any) -> Answer:
@@ -82,7 +89,9 @@ class Endpoint:
         if not self.ask("wait_event", event=listener.event, timeout_s=EVENT_TIMEOUT_S):
             raise UnexpectedResult("no connection request came")
         s = self.must("WSPAccept", s=listener.s).result
-        return self.with_memory(Socket(s, self.handle_of(s), listener.event))
+        event = self.ask("event")
+        self.must("WSPEventSelect", s=s, event=event, mask=FD_ACCEPT | FD_CONNECT)
+        return self.with_memory(Socket(s, self.handle_of(s), event))
 
     def connected(self, socket: Socket) -> Socket:
         """Wait for FD_CONNECT with code 0, and register a buffer."""

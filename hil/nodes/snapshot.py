@@ -88,6 +88,8 @@ def only_one(cache: Path) -> Iterator[None]:
 def working_accelerator(image: Image, cache: Path, memory_mib: int) -> str:
     """``kvm`` if a node really boots under it here, else ``tcg``; the answer is remembered for this machine."""
     if named := os.environ.get("HIL_ACCELERATOR"):
+        if named not in BOOT_TIMEOUT_S:
+            raise SnapshotError(f"HIL_ACCELERATOR is {named!r}; it must be one of {', '.join(BOOT_TIMEOUT_S)}")
         return named
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"

@@ -52,6 +52,7 @@ class SoftPair:
         self._lock = threading.Lock()
         self._events: list[tuple[str, Message]] = []
         self._during: dict[str, Resources] = {}
+        self._baseline: dict[str, Resources] = {}
         self._after_close: dict[str, Resources] = {}
         self._open: list[Any] = []
         try:
@@ -91,6 +92,11 @@ class SoftPair:
             raise failures[0]
         self._before = self._settled()
 
+    def note_baseline(self) -> None:
+        """Remember what both kernels hold now, before the first connected socket."""
+        for name, node in self.nodes.items():
+            self._baseline.setdefault(name, node.system("resources"))
+
     def note_resources(self) -> None:
         """Remember what both kernels hold now, while connections are open."""
         for name, node in self.nodes.items():
@@ -99,7 +105,8 @@ class SoftPair:
     def audit_closed(self, name: str) -> None:
         """Wait until node ``name`` holds nothing of the sockets noted before; what stays is evidence."""
         during = self._during.get(name, [])
-        left = self._when_none(name, lambda found: of_sockets(found, during))
+        before = self._baseline.get(name, [])
+        left = self._when_none(name, lambda found: of_sockets(found, before, during))
         self._after_close[name] = left
 
     def _when_none(self, name: str, interesting: Callable[[Resources], Resources]) -> Resources:
@@ -117,6 +124,7 @@ class SoftPair:
             evidence.problems.append(f"the audit did not see {', '.join(missed)} while the connection was open")
         evidence.after_close = dict(self._after_close)
         relations = self._relations(evidence)
+        evidence.uncertainty_ns = max(relation.uncertainty_ns for relation in relations.values())
         if audit:
             self._audit(evidence)
         self._check_capture(evidence)
@@ -207,13 +215,13 @@ class SoftPair:
         self.close()
 
 
-def measure(snapshot: Snapshot, pairs: int) -> Iterator[str]:
+def measure(snapshot: Snapshot, pairs: int, mtu: int) -> Iterator[str]:
     """Time ``pairs`` pristine provisioned pairs and weigh their nodes; a line of text for each figure."""
     times, first, memory = [], [], {}
     for _ in range(pairs):
         with building(cache_folder()) as folder:
             started_ns = time.monotonic_ns()
-            with SoftPair(snapshot, folder) as pair:
+            with SoftPair(snapshot, folder, mtu) as pair:
                 times.append((time.monotonic_ns() - started_ns) / 1e9)
                 frame = next(read_pcapng(pair.wire.path), None)
                 if frame is not None:

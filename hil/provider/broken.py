@@ -1,12 +1,16 @@
 """Providers that break one rule each: the bench must name every one of them."""
 
-from typing import ClassVar
+import threading
+import time
+from typing import Any, ClassVar
+
+from pyverbs.pd import PD
 
 from hil.provider.provider import Provider
 from hil.provider.sockets import SanSocket
 from hil.verbs.connection import Connection
 from hil.winsock.codes import Code
-from hil.winsock.structures import LpErrno
+from hil.winsock.structures import WSAOVERLAPPED, LpErrno
 
 
 class NoDreq(Provider):
@@ -62,5 +66,65 @@ class HandleFirst(Provider):
         super()._flush(socket, connection)
 
 
-_ALL = (NoDreq, NoFlush, LeakMr, WrongCode, FalseSuccess, HandleFirst)
+class Lingers(Provider):
+    """Gives pending operations time before the reset: breaks CLOSE-07."""
+
+    def _send_reset(self, socket: SanSocket) -> None:
+        time.sleep(1.5)
+        super()._send_reset(socket)
+
+
+class LateDreq(Provider):
+    """Returns from the close and resets later: breaks CLOSE-35."""
+
+    def _send_reset(self, socket: SanSocket) -> None:
+        threading.Timer(0.8, super()._send_reset, (socket,)).start()
+
+    def _release_cm_id(self, socket: SanSocket) -> None:
+        threading.Timer(1.2, super()._release_cm_id, (socket,)).start()
+
+
+class LeakExtra(Provider):
+    """Keeps a PD of its own for every operation: breaks CLOSE-18."""
+
+    _kept: ClassVar[list[object]] = []
+
+    def _post(self, socket: SanSocket, *arguments: Any) -> int:
+        self._kept.extend(PD(device.context) for device in self._devices.values())
+        return super()._post(socket, *arguments)
+
+
+class StrayUpcall(Provider):
+    """Completes what nobody posted on a handle nobody made: breaks CLOSE-25."""
+
+    def _release_memory(self, socket: SanSocket) -> None:
+        super()._release_memory(socket)
+        self._upcalls.lpWPUCompleteOverlappedRequest(0x7FFF, WSAOVERLAPPED(), 0, 0, LpErrno())
+
+
+class MemoryLast(Provider):
+    """Releases memory only after the completions, and keeps silent about it: breaks CLOSE-17."""
+
+    def _release_memory(self, socket: SanSocket) -> None:
+        return
+
+    def _free(self, connection: Connection) -> None:
+        connection.qp.close()
+        connection.pd.close()
+        super()._free(connection)
+
+
+_ALL = (
+    NoDreq,
+    NoFlush,
+    LeakMr,
+    WrongCode,
+    FalseSuccess,
+    HandleFirst,
+    Lingers,
+    LateDreq,
+    LeakExtra,
+    StrayUpcall,
+    MemoryLast,
+)
 BROKEN: dict[str, type[Provider]] = {provider.__name__: provider for provider in _ALL}

@@ -104,9 +104,10 @@ class Provider:
             self._started -= 1
             if self._started:
                 return 0
-            left = list(self._sockets)
-        for descriptor in left:
-            self.WSPCloseSocket(descriptor, LpErrno())
+            left = list(self._sockets.values())
+            self._sockets.clear()
+        for socket in left:
+            self._tear_down(socket)
         self._close()
         return 0
 
@@ -378,19 +379,19 @@ class Provider:
         except Refused:
             self._refuse(request.new_id)
             raise
-        with socket.lock:
-            socket.local, socket.remote = local, peer
-            self._adopt(socket, request.new_id)
-            try:
+        try:
+            with socket.lock:
+                socket.local, socket.remote = local, peer
+                self._adopt(socket, request.new_id)
                 self._make_connection(socket)
                 assert socket.connection is not None
                 socket.connection.to_rts()
                 socket.state = State.CONNECTED
                 request.new_id.accept(self._conn_param(socket.connection))
-            except Exception as error:
-                self._observe("accept failed", handle=socket.handle, error=repr(error))
-                self._drop(socket)
-                raise Refused(Code.WSAECONNRESET) from error
+        except Exception as error:
+            self._observe("accept failed", handle=socket.handle, error=repr(error))
+            self._drop(socket)
+            raise Refused(Code.WSAECONNRESET) from error
         return socket
 
     def _drop(self, socket: SanSocket) -> None:
@@ -633,6 +634,10 @@ class Provider:
             socket = self._sockets.pop(descriptor, None)
         if socket is None:
             raise Refused(Code.WSAENOTSOCK)
+        self._tear_down(socket)
+        return 0
+
+    def _tear_down(self, socket: SanSocket) -> None:
         with socket.lock:
             socket.closing = True
             socket.event, socket.selected = None, 0
@@ -643,17 +648,23 @@ class Provider:
             self._refuse(request.new_id)
         if connection is not None:
             self._unwatch(connection)
-            connection.to_error()
+            self._step(connection.to_error)
             if was is State.CONNECTED:
-                self._send_reset(socket)
-            self._flush(socket, connection)
-            self._release_memory(socket)
+                self._step(self._send_reset, socket)
+            self._step(self._flush, socket, connection)
+            self._step(self._release_memory, socket)
         self._deliver(socket, wait=True)
         self._upcalls.lpWPUCloseSocketHandle(socket.handle, LpErrno())
         if connection is not None:
-            self._free(connection)
-        self._release_cm_id(socket)
-        return 0
+            self._step(self._free, connection)
+        self._step(self._release_cm_id, socket)
+
+    def _step(self, work: Callable[..., object], *arguments: object) -> None:
+        # One step of a close that fails must not keep the others from being done.
+        try:
+            work(*arguments)
+        except Exception:
+            self._observe("error", handle=0, traceback=traceback.format_exc())
 
     def _unwatch(self, connection: Connection) -> None:
         with self._lock:
@@ -901,14 +912,18 @@ class Provider:
             registration.in_use -= 1
 
     def _deliver(self, socket: SanSocket, *, wait: bool = False) -> None:
-        """Make the up-calls of outcomes in order, one thread at a time, without the lock."""
+        """Make the up-calls of outcomes in order, one thread at a time, without the lock.
+
+        A close from inside an up-call drains what is left itself, before WPUCloseSocketHandle.
+        """
         me = threading.get_ident()
         with socket.lock:
-            if socket.deliverer == me:
+            again = socket.deliverer == me
+            if again and not wait:
                 return
-            while wait and socket.deliverer is not None:
+            while not again and wait and socket.deliverer is not None:
                 socket.lock.wait()
-            if socket.deliverer is not None:
+            if not again and socket.deliverer is not None:
                 return
             socket.deliverer = me
         try:
@@ -916,7 +931,7 @@ class Provider:
                 with socket.lock:
                     # From the moment a close began the outcomes are its own: memory goes before completions (CLOSE-17).
                     if not socket.outcomes or (socket.closing and not wait):
-                        socket.deliverer = None
+                        socket.deliverer = me if again else None
                         socket.lock.notify_all()
                         return
                     outcome = socket.outcomes.popleft()

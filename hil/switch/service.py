@@ -156,6 +156,10 @@ class Service:
     def WSPCloseSocket(self, s: int) -> Any:
         return self._call("WSPCloseSocket", s)
 
+    def close_in_next_completion(self, s: int) -> None:
+        """Call WSPCloseSocket from inside the next completion up-call."""
+        self._switch.on_next_completion = lambda: self._call("WSPCloseSocket", s)
+
     def WSPCleanup(self) -> Any:
         return self._call("WSPCleanup")
 

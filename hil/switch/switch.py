@@ -42,6 +42,7 @@ class Switch:
         self.overlapped: dict[int, WSAOVERLAPPED] = {}
         self.events: dict[int, WSAEVENT] = {}
         self._overlapped_number: dict[int, int] = {}
+        self.on_next_completion: Callable[[], object] | None = None
         self._completed: dict[int, tuple[int, int]] = {}
 
     def table(self) -> WSPUPCALLTABLEEX:
@@ -127,7 +128,10 @@ class Switch:
         lpOverlapped.Internal = 0
         with self._lock:
             self._completed[number] = (int(dwError), cbTransferred)
+            work, self.on_next_completion = self.on_next_completion, None
             self._lock.notify_all()
+        if work is not None:
+            work()
         return 0
 
 

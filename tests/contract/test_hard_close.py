@@ -181,3 +181,35 @@ def test_the_closers_process_is_killed(bench: Bench) -> None:
     assert [peer.completion(r) for r in receives] == [RESET] * 2
     del bench.endpoints["a"]
     bench.judge(bench.hard_close(closer, peer, killed=True))
+
+
+@pytest.mark.requirement("CLEAN-05", "CLEAN-07", "CLOSE-24")
+def test_cleanup_closes_what_is_open(bench: Bench) -> None:
+    """WSPCleanup with an open connection: its receives are aborted, its handle closed, the peer's receives reset."""
+    closer, peer = bench.connect()
+    own, theirs = closer.recv(), peer.recv()
+
+    closer.at.must("WSPCleanup", Code.OK)
+
+    assert closer.completion(own, 5) == ABORTED
+    assert peer.completion(theirs) == RESET
+    upcalls = [e["function"] for e in bench.pair.evidence(audit=False).of("a", "upcall")]
+    assert upcalls[-1] == "WPUCloseSocketHandle"
+    assert upcalls.count("WPUCloseSocketHandle") == upcalls.count("WPUCreateSocketHandle") == 1
+    del bench.endpoints["a"]
+    assert peer.close() == (0, Code.OK)
+    bench.judge(bench.hard_close(closer, peer, killed=True))
+
+
+@pytest.mark.requirement("CLOSE-11", "CLOSE-23", "CLOSE-26", "OVL-25")
+def test_close_from_inside_a_completion_upcall(bench: Bench) -> None:
+    """The switch may close in the up-call of a completion: what else was pending is aborted before the last up-call."""
+    closer, peer = bench.connect()
+    receives = [closer.recv(offset=256 * i) for i in range(3)]
+    closer.at.ask("close_in_next_completion", s=closer.socket.s)
+
+    peer.send(b"hello")
+
+    assert closer.completion(receives[0]) == (Code.OK, 5)
+    assert [closer.completion(r, 5) for r in receives[1:]] == [ABORTED] * 2
+    bench.judge(bench.hard_close(closer, peer))

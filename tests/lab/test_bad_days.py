@@ -38,17 +38,15 @@ def test_hang(bench):
     bench.pair.nodes["b"].clock()
 """
 FULL_DISK = """
-def test_full_disk(request, soft_snapshot, results):
-    from fixtures.bench import Bench
-    from hil.nodes.softpair import SoftPair
+import pytest
+@pytest.fixture
+def results(results):
     (results / "wire.pcapng").symlink_to("/dev/full")
-    with SoftPair(soft_snapshot, results) as pair:
-        bench = Bench(pair)
-        closer, peer = bench.connect()
-        closer.close()
-        bench.judge(bench.hard_close(closer, peer))
-def test_uses_pair(pair):
-    pass
+    return results
+def test_full_disk(bench):
+    closer, peer = bench.connect()
+    closer.close()
+    bench.judge(bench.hard_close(closer, peer))
 """
 ENDLESS = """
 import pytest
@@ -60,6 +58,19 @@ def test_endless(bench, n):
 """
 
 
+BROKEN_AND_INCOMPLETE = """
+def test_fails_without_evidence(bench):
+    bench.connect()
+    bench.pair.wire._process.kill()
+    assert False
+"""
+XFAIL = """
+import pytest
+@pytest.mark.xfail(strict=False)
+def test_xfail(bench):
+    closer, peer = bench.connect()
+    assert closer.close() == (0, 1)
+"""
 UNJUDGED = """
 def test_unjudged(bench):
     closer, peer = bench.connect()
@@ -167,12 +178,27 @@ def test_a_test_that_judges_nothing_is_not_a_pass(tmp_path: Path) -> None:
     assert verdict == "invalid" and "bench.judge" in reason
 
 
+def test_a_failing_test_with_incomplete_evidence_is_invalid(tmp_path: Path) -> None:
+    """Evidence comes before the verdict: a fail that nobody can look at is not one."""
+    run = Run(tmp_path, BROKEN_AND_INCOMPLETE)
+    assert run.wait() == 2, run.output.read_text()
+    verdict, reason = run.verdicts()["test_fails_without_evidence"]
+    assert verdict == "invalid" and "the evidence is incomplete" in reason, reason
+
+
+def test_an_expected_failure_is_a_fail(tmp_path: Path) -> None:
+    """Marking a test xfail does not turn the bench green."""
+    run = Run(tmp_path, XFAIL)
+    assert run.wait() == 1, run.output.read_text()
+    assert run.verdicts()["test_xfail"][0] == "fail"
+
+
 def test_a_full_disk_makes_the_capture_incomplete_and_the_test_invalid(tmp_path: Path) -> None:
     """A capture that could not be written is never judged."""
     run = Run(tmp_path, FULL_DISK)
-    assert run.wait() != 0
-    assert "No space left on device" in run.output.read_text()
-    assert "CaptureError" in run.output.read_text()
+    assert run.wait() == 2, run.output.read_text()
+    verdict, reason = run.verdicts()["test_full_disk"]
+    assert verdict == "invalid" and "No space left on device" in reason, reason
     run.nothing_left()
 
 

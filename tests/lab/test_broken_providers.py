@@ -1,5 +1,7 @@
 """The bench names each deliberately broken provider by the link it breaks."""
 
+import threading
+
 import pytest
 
 from fixtures.bench import Bench
@@ -15,6 +17,11 @@ from hil.evidence.rules import broken
         ("WrongCode", "CLOSE-13"),
         ("FalseSuccess", "CLOSE-15"),
         ("HandleFirst", "CLOSE-26"),
+        ("Lingers", "CLOSE-07"),
+        ("LateDreq", "CLOSE-35"),
+        ("LeakExtra", "CLOSE-18"),
+        ("StrayUpcall", "CLOSE-25"),
+        ("MemoryLast", "CLOSE-17"),
     ],
 )
 def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: str) -> None:
@@ -29,6 +36,21 @@ def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: st
     findings = broken(bench.findings(bench.hard_close(closer, peer)))
 
     assert requirement in {r for finding in findings for r in finding.requirements}, "\n".join(map(str, findings))
+
+
+def test_in_a_simultaneous_close_the_second_side_is_judged_too(bench: Bench) -> None:
+    """Both close, one of them with a wrong code: its side is named whichever end it is."""
+    bench.start(provider_b="WrongCode")
+    one, two = bench.connect()
+    for end in (one, two):
+        end.recv()
+    threads = [threading.Thread(target=end.close) for end in (one, two)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    findings = broken(bench.findings(bench.hard_close(one, two, both=True)))
+    assert "CLOSE-13" in {r for finding in findings for r in finding.requirements}
 
 
 def test_a_sound_provider_breaks_no_link(bench: Bench) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fixtures.bench import Bench
 from hil.adapters.provision import gid_of
 from hil.errors import NodeDied, PhaseTimeout, RemoteError
+from hil.nodes.protocol import encode
 from hil.nodes.softpair import PLACES, SoftPair
 from hil.wire.pcapng import read_pcapng
 
@@ -52,6 +53,19 @@ def test_a_workers_death_is_noticed_at_once(pair: SoftPair) -> None:
     with pytest.raises(NodeDied, match="ended with -9"):
         node.channel.call(worker, "run", 60, "sleeping", command=["sleep", "60"])
     assert time.monotonic_ns() - started < 20 * 10**9
+
+
+def test_calls_to_a_dying_worker_do_not_take_the_agent_with_them(pair: SoftPair) -> None:
+    """Hundreds of calls that arrive with the worker's death are answered, and the node lives."""
+    node = pair.nodes["b"]
+    for round_number in range(5):
+        worker, _ = node.channel.spawn("system")
+        burst = encode({"to": 0, "id": 10**6 + round_number, "call": "kill", "args": {"worker": worker}})
+        for number in range(300):
+            burst += encode({"to": worker, "id": 10**7 + number, "call": "versions", "args": {}})
+        node.channel._sock.sendall(burst)
+        assert node.channel.wait_exit(worker, 10) == -9
+    assert node.system("versions")["kernel"]
 
 
 def test_a_nodes_death_is_noticed_at_once(pair: SoftPair) -> None:
