@@ -127,9 +127,9 @@ def building(parent: Path) -> Iterator[Path]:
 def _janitor(folder: Path) -> Iterator[None]:
     # Its standard input ends when we do, however we end. What we started may write there for a moment longer.
     script = 'cat > /dev/null; for again in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$1" && exit; sleep 1; done'
-    command = ["sh", "-c", script, "sh", str(folder)]
-    null = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True):
+    command = ["/bin/sh", "-c", script, "sh", str(folder)]
+    null, env = subprocess.DEVNULL, {"PATH": "/usr/bin:/bin"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, env=env, start_new_session=True):
         yield
 
 
