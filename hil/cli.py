@@ -1,6 +1,9 @@
 """The ``hil`` command."""
 
+import json
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -91,3 +94,49 @@ def figures(lab: Path, pairs: int) -> None:
     except (HilError, OSError) as error:
         click.echo(f"hil: error: {error}", err=True)
         sys.exit(2)
+
+
+@main.command()
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The run whose verdicts count (default: the newest below results/).",
+)
+@click.argument("which", nargs=-1)
+def contract(results: Path | None, which: tuple[str, ...]) -> None:
+    """How the contract stands: a count for each area, or all about each of WHICH (ids like CLOSE-17, or areas).
+
+    "kept": every test that names the requirement passed in that run. Exit code 1 when a requirement is broken.
+    """
+    from hil.report import contract as report
+
+    try:
+        wanted = [report.known_id(text) for text in which]
+        folder = results or report.newest_results(Path("results"))
+        records = report.read_verdicts(folder) if folder else []
+        shown = report.stand(_named_requirements(), records)
+    except HilError as error:
+        click.echo(f"hil: error: {error}", err=True)
+        sys.exit(2)
+    click.echo(f"hil: verdicts of {folder}" if folder else "hil: no results yet; run hil run first", err=True)
+    if wanted:
+        chosen = [s for s in shown.values() if {s.requirement.id, s.requirement.area} & set(wanted)]
+        click.echo("\n\n".join("\n".join(report.details(s)) for s in chosen))
+    else:
+        chosen = list(shown.values())
+        click.echo("\n".join(report.table(shown)))
+    sys.exit(int(any(s.standing is report.Standing.BROKEN for s in chosen)))
+
+
+def _named_requirements() -> dict[str, list[str]]:
+    """Each test of the project with the requirements it names, as pytest collects them. Raises HilError."""
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / "named.json"
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", f"--rootdir={ROOT}"]
+        command += [f"--named-requirements={named}", str(ROOT / "tests")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if done.returncode != 0:
+            raise HilError(f"the tests could not be collected:\n{done.stdout}{done.stderr}")
+        found: dict[str, list[str]] = json.loads(named.read_text())
+        return found

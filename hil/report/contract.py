@@ -1,0 +1,146 @@
+"""How the contract stands: each requirement with the tests that name it and their newest verdicts."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hil.errors import HilError
+from hil.winsock.requirements import AREAS, Requirement, requirements
+
+
+class ResultsError(HilError):
+    """A results folder that cannot be read."""
+
+
+class Standing(Enum):
+    """What is known of a requirement."""
+
+    KEPT = "kept"
+    BROKEN = "broken"
+    NOT_RUN = "not run"
+    NOT_OBSERVABLE = "not observable"
+    NOT_TESTED = "not yet tested"
+
+
+@dataclass(slots=True)
+class Shown:
+    """A requirement, the verdict of each test that names it ("" when it did not run), and links found broken."""
+
+    requirement: Requirement
+    tests: dict[str, str] = field(default_factory=dict)
+    broken_links: list[str] = field(default_factory=list)
+
+    @property
+    def standing(self) -> Standing:
+        verdicts = set(self.tests.values())
+        if self.broken_links or "fail" in verdicts:
+            return Standing.BROKEN
+        if self.tests:
+            return Standing.KEPT if verdicts == {"pass"} else Standing.NOT_RUN
+        return Standing.NOT_OBSERVABLE if self.requirement.id in not_observable() else Standing.NOT_TESTED
+
+
+@cache
+def not_observable() -> dict[str, str]:
+    """Requirement ids that no test on this bench can see kept or broken, each with its reason."""
+    text = files("hil.winsock").joinpath("not_observable.csv").read_text(encoding="utf-8")
+    return {row["id"]: row["reason"] for row in csv.DictReader(text.splitlines())}
+
+
+def read_verdicts(folder: Path) -> list[dict[str, Any]]:
+    """The records of a results folder. Raises ResultsError when there are none or they are damaged."""
+    path = folder / "verdicts.json"
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        for record in records:
+            if not (isinstance(record["test"], str) and isinstance(record["verdict"], str)):
+                raise TypeError("test and verdict must be text")
+            for link in record["links"]:
+                _ = [*link["requirements"]], link["held"], link["seen"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ResultsError(f"{path} holds no verdicts ({error!r}): name a folder that hil run wrote") from error
+    return list(records)
+
+
+def newest_results(parent: Path) -> Path | None:
+    """The folder below ``parent`` whose verdicts are newest, or None."""
+    found = list(parent.glob("*/verdicts.json"))
+    return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
+
+
+def stand(named: Mapping[str, Iterable[str]], records: Iterable[Mapping[str, Any]]) -> dict[str, Shown]:
+    """Each requirement's standing. ``named``: test to requirement ids; ``records``: of verdicts.json."""
+    shown = {requirement.id: Shown(requirement) for requirement in requirements().values()}
+    verdicts: dict[str, str] = {}
+    for record in records:
+        verdicts[record["test"]] = record["verdict"]
+        for link in record["links"]:
+            # A test of the bench itself breaks links on purpose, and passes when they are named.
+            if link["held"] or record["verdict"] != "fail":
+                continue
+            for requirement_id in link["requirements"]:
+                if requirement_id in shown:
+                    shown[requirement_id].broken_links.append(f"{record['test']}: {link['seen']}")
+    for test, ids in named.items():
+        for requirement_id in ids:
+            shown[requirement_id].tests[test] = verdicts.get(test, "")
+    return shown
+
+
+def table(shown: Mapping[str, Shown]) -> list[str]:
+    """Lines: for each area how many are in each standing; tagged rows are counted apart."""
+    standings = list(Standing)
+    head = f"{'area':<9}" + "".join(f"{s.value:>15}" for s in standings) + f"{'tagged':>9}"
+    lines = [head]
+    for area in AREAS:
+        plain = [s for s in shown.values() if s.requirement.area == area and not s.requirement.tags]
+        tagged = [s for s in shown.values() if s.requirement.area == area and s.requirement.tags]
+        counts = "".join(f"{sum(s.standing is standing for s in plain):>15}" for standing in standings)
+        lines.append(f"{area:<9}{counts}{len(tagged):>9}")
+    for title, rows in _groups(shown):
+        counts = "".join(f"{sum(s.standing is standing for s in rows):>15}" for standing in standings)
+        lines.append(f"{title:<9}{counts}")
+    return lines
+
+
+def _groups(shown: Mapping[str, Shown]) -> list[tuple[str, list[Shown]]]:
+    rows = list(shown.values())
+    groups = [("untagged", [s for s in rows if not s.requirement.tags])]
+    groups.append(("of these must", [s for s in groups[0][1] if s.requirement.level == "must"]))
+    groups += [(f"[{tag}]", [s for s in rows if tag in s.requirement.tags]) for tag in ("drv", "SDK", "IBSP")]
+    return [(title[:9] if title != "of these must" else "  must", found) for title, found in groups]
+
+
+def details(shown: Shown) -> list[str]:
+    """Everything about one requirement, as lines."""
+    r = shown.requirement
+    tags = f" [{', '.join(r.tags)}]" if r.tags else ""
+    lines = [
+        f"{r.id} ({AREAS[r.area]}): {shown.standing.value}",
+        f"  {r.level}{tags}: {r.sentence}",
+        f"  source: {r.source}",
+        f"  verify: {r.verify}",
+    ]
+    if r.id in not_observable():
+        lines.append(f"  not observable: {not_observable()[r.id]}")
+    lines += [f"  {verdict or 'not run':<11} {test}" for test, verdict in shown.tests.items()]
+    return lines + [f"  broken link {link}" for link in shown.broken_links]
+
+
+def known_id(text: str) -> str:
+    """The id or area that ``text`` means. Raises ResultsError."""
+    name = text.upper()
+    if name in requirements() or name in AREAS:
+        return name
+    if match := re.fullmatch(r"([A-Z]+)-(\d+)", name):
+        padded = f"{match[1]}-{int(match[2]):02}"
+        if padded in requirements():
+            return padded
+    raise ResultsError(f"{text!r} is no requirement and no area; areas are {', '.join(AREAS)}")

@@ -1,0 +1,94 @@
+"""The contract's report tells kept, broken, not run, not observable and not yet tested apart."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hil.report.contract import ResultsError, Standing, known_id, not_observable, read_verdicts, stand, table
+from hil.winsock.requirements import requirements
+
+
+def record(test: str, verdict: str, *links: dict[str, object]) -> dict[str, object]:
+    return {"test": test, "verdict": verdict, "links": list(links)}
+
+
+def link(requirement: str, *, held: bool) -> dict[str, object]:
+    return {"link": "some", "requirements": [requirement], "held": held, "seen": "what was seen"}
+
+
+def test_a_requirement_is_kept_when_every_test_that_names_it_passed() -> None:
+    """One pass among two tests is not enough."""
+    named = {"one": ["CLOSE-01", "CLOSE-06"], "two": ["CLOSE-06"]}
+    shown = stand(named, [record("one", "pass")])
+    assert shown["CLOSE-01"].standing is Standing.KEPT
+    assert shown["CLOSE-06"].standing is Standing.NOT_RUN
+    assert shown["CLOSE-11"].standing is Standing.NOT_TESTED
+    shown = stand(named, [record("one", "pass"), record("two", "pass")])
+    assert shown["CLOSE-06"].standing is Standing.KEPT
+
+
+@pytest.mark.parametrize("verdict", ["invalid", "unsupported"])
+def test_what_was_not_judged_is_not_kept(verdict: str) -> None:
+    """An invalid or unsupported test shows nothing."""
+    assert stand({"one": ["CLOSE-01"]}, [record("one", verdict)])["CLOSE-01"].standing is Standing.NOT_RUN
+
+
+def test_a_failed_test_or_a_broken_link_breaks_the_requirement() -> None:
+    """Also a requirement whose rule broke in a test that does not name it."""
+    shown = stand({"one": ["CLOSE-01"]}, [record("one", "fail", link("CLOSE-26", held=False))])
+    assert shown["CLOSE-01"].standing is Standing.BROKEN
+    assert shown["CLOSE-26"].standing is Standing.BROKEN
+
+
+def test_a_link_broken_on_purpose_breaks_nothing() -> None:
+    """A passing test of a broken provider names the link it broke."""
+    shown = stand({"one": ["CLOSE-01"]}, [record("one", "pass", link("CLOSE-26", held=False))])
+    assert shown["CLOSE-26"].standing is Standing.NOT_TESTED
+
+
+def test_every_reason_belongs_to_a_requirement_no_test_names() -> None:
+    """An unobservable requirement is one of the catalogue's and has a reason of some length."""
+    assert not_observable().keys() <= requirements().keys()
+    assert all(len(reason) > 40 for reason in not_observable().values())
+
+
+def test_the_table_counts_every_untagged_requirement_once() -> None:
+    """The line of all untagged rows adds up to the catalogue's count."""
+    (line,) = [line for line in table(stand({}, [])) if line.startswith("untagged")]
+    assert sum(map(int, line.split()[1:])) == sum(not r.tags for r in requirements().values())
+
+
+@pytest.mark.parametrize("text", ["close-17", "CLOSE-17", "CLOSE-017", "Close"])
+def test_ids_may_be_written_loosely(text: str) -> None:
+    """Case and leading zeros do not matter; an area is as good."""
+    assert known_id(text) in ("CLOSE-17", "CLOSE")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]x", '{"a": 1}', "[1]", '[{"test": 1, "verdict": "pass"}]', "[" * 9999])
+def test_damaged_verdicts_are_refused(tmp_path: Path, content: str) -> None:
+    """The file is named and what to do instead."""
+    (tmp_path / "verdicts.json").write_text(content)
+    with pytest.raises(ResultsError, match=r"verdicts\.json holds no verdicts"):
+        read_verdicts(tmp_path)
+
+
+def test_the_command_shows_one_requirement_with_its_tests(tmp_path: Path) -> None:
+    """Sentence, level, source, and each test with its verdict; exit code 1 because one of them failed."""
+    test = "tests/contract/test_hard_close.py::test_no_event_object_is_signalled"
+    (tmp_path / "verdicts.json").write_text(json.dumps([record(test, "fail")]))
+    command = [sys.executable, "-m", "hil", "contract", f"--results={tmp_path}", "CLOSE-01"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert requirements()["CLOSE-01"].sentence in done.stdout
+    assert f"fail        {test}" in done.stdout
+
+
+def test_an_unknown_requirement_is_an_error() -> None:
+    """It is named, with the areas there are; exit code 2."""
+    command = [sys.executable, "-m", "hil", "contract", "CLOSE-99"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "'CLOSE-99' is no requirement and no area" in done.stderr
