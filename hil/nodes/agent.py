@@ -143,7 +143,8 @@ class Agent:
         except ProcessLookupError:
             pass
         _, status = os.waitpid(worker.pid, 0)
-        self._send({"from": worker.number, "exit": os.waitstatus_to_exitcode(status)})
+        ended = {"exit": os.waitstatus_to_exitcode(status), "t_ns": time.monotonic_ns()}
+        self._send({"from": worker.number} | ended)
 
     def _send(self, message: Message) -> None:
         data = memoryview(encode(message))

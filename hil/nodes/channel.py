@@ -168,6 +168,7 @@ class Channel:
                 self.ready.set()
             self._on_event(worker, message["event"])
         elif "exit" in message:
+            self._on_event(worker, {"kind": "exit", "status": message["exit"], "t_ns": message["t_ns"]})
             self._worker_ended(worker, message["exit"])
         else:
             with self._lock:

@@ -3,7 +3,7 @@
 JSON, so that bytes from a node can only ever become plain data. ``bytes`` travel as ``{"$b": base64}``.
 A message is a dict. From the controller: ``{"to": worker, "id": n, "call": name, "args": {...}}``. Back:
 ``{"from": worker, "id": n, "value": ...}`` or ``{..., "error": {"kind", "text", "traceback"}}``; unasked:
-``{"from": worker, "event": {...}}`` and ``{"from": worker, "exit": status}``. Worker 0 is the agent itself.
+``{"from": worker, "event": {...}}`` and ``{"from": worker, "exit": status, "t_ns": ...}``. Worker 0 is the agent.
 """
 
 import base64

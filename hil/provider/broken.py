@@ -89,9 +89,9 @@ class LeakExtra(Provider):
 
     _kept: ClassVar[list[object]] = []
 
-    def _post(self, socket: SanSocket, *arguments: Any) -> int:
+    def _start(self, socket: SanSocket, *arguments: Any) -> int:
         self._kept.extend(PD(device.context) for device in self._devices.values())
-        return super()._post(socket, *arguments)
+        return super()._start(socket, *arguments)
 
 
 class StrayUpcall(Provider):

@@ -1,15 +1,16 @@
 """The records behind descriptors: sockets, operations, registrations."""
 
+import secrets
 import threading
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hil.verbs.cm import CmEvent, CmId
-from hil.verbs.connection import Connection
+from hil.verbs.cm import CmId
+from hil.verbs.connection import RECV_DEPTH, SEND_DEPTH, Connection
 from hil.winsock.codes import FD_MAX_EVENTS, Code
-from hil.winsock.structures import WSAEVENT, WSAOVERLAPPED, SockAddr
+from hil.winsock.structures import WSABUF, WSAEVENT, WSAOVERLAPPED, SockAddr
 
 
 class State(Enum):
@@ -22,11 +23,13 @@ class State(Enum):
     CONNECTED = "connected"
     DISCONNECTED = "disconnected"
     FAILED = "connect failed"
+    HANDED_OVER = "handed over to another process"
 
 
 @dataclass(slots=True, eq=False)
 class Registration:
-    """Registered memory: ``handle`` is the MR's lkey plus one, so never NULL; ``count`` live registrations."""
+    """Registered memory. ``handle`` is the MR's lkey plus one, so never NULL; ``count`` live registrations; ``frames``
+    the physical pages behind it when it was made, None where they cannot be known."""
 
     handle: int
     address: int
@@ -35,20 +38,42 @@ class Registration:
     mr: Any
     count: int = 1
     in_use: int = 0
+    frames: bytes | None = None
 
     def covers(self, address: int, length: int) -> bool:
         return self.address <= address and address + length <= self.address + self.length
 
+    def overlaps(self, address: int, length: int) -> bool:
+        return self.address < address + length and address < self.address + self.length
+
+
+class Kind(Enum):
+    """The overlapped operations."""
+
+    SEND = "send"
+    RECV = "recv"
+    WRITE = "rdma write"
+    READ = "rdma read"
+    IOCTL = "ioctl"
+
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """An overlapped operation that was posted."""
+    """An overlapped operation. ``remote``: rkey and address of an RDMA transfer; ``posted``: the adapter has it."""
 
     wr_id: int
-    kind: str
+    kind: Kind
     overlapped: WSAOVERLAPPED
     length: int
-    registrations: list[Registration]
+    buffers: list[WSABUF] = field(default_factory=list)
+    registrations: list[Registration] = field(default_factory=list)
+    remote: tuple[int, int] = (0, 0)
+    posted: bool = False
+
+    def parts(self) -> list[tuple[int, int, int]]:
+        """Address, length and lkey of each buffer."""
+        pairs = zip(self.buffers, self.registrations, strict=True)
+        return [(buffer.buf, buffer.len, registration.mr.lkey) for buffer, registration in pairs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +83,41 @@ class Outcome:
     operation: Operation
     code: Code
     transferred: int
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A connection request in a listener's queue. ``withdrawn``: the connector has given up."""
+
+    new_id: CmId
+    private_data: bytes
+    withdrawn: bool = False
+
+
+@dataclass(slots=True)
+class Early:
+    """Private receives for early messages: ``unclaimed`` of them still belong to receives the switch will post.
+
+    The first messages of a connection land in them, one each; the first receives of the switch take one each, so both
+    sides count down together and later receives go straight to the adapter (NEG-05, NEG-06).
+    """
+
+    slots: dict[int, int] = field(default_factory=dict)
+    size: int = 0
+    memory: Any = None
+    mr: Any = None
+    unclaimed: int = 0
+    arrived: deque[bytes] = field(default_factory=deque)
+    waiting: deque[Operation] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class Peer:
+    """What the peer's provider told at connection set-up: where it takes hand-overs, and the secret it knows this
+    connection by; port 0: it takes none."""
+
+    handover_port: int = 0
+    secret: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,13 +135,29 @@ class SanSocket:
     cm_id: CmId | None = None
     connection: Connection | None = None
     backlog: int = 0
-    queue: deque[CmEvent] = field(default_factory=deque)
+    queue: deque[Request] = field(default_factory=deque)
+    options: dict[int, int] = field(default_factory=dict)
     event: WSAEVENT | None = None
     selected: int = 0
     happened: int = 0
     event_codes: list[int] = field(default_factory=lambda: [0] * FD_MAX_EVENTS)
+    caller_data: bytes = b""
+    callee_data: WSABUF | None = None
+    # Operations by wr_id; those in ``waiting`` are not the adapter's yet.
     pending: dict[int, Operation] = field(default_factory=dict)
+    waiting: deque[Operation] = field(default_factory=deque)
+    parked: list[Operation] | None = None
+    taking: bool = False
+    send_room: int = SEND_DEPTH
+    recv_room: int = RECV_DEPTH
+    reads: int = 0
+    early: Early = field(default_factory=Early)
     outcomes: deque[Outcome] = field(default_factory=deque)
     deliverer: int | None = None
     registrations: list[Registration] = field(default_factory=list)
+    exposed: dict[bytes, Registration] = field(default_factory=dict)
+    cache: list[Registration] = field(default_factory=list)
+    # The connection's name with us and with the peer's provider, kept through hand-overs (DUP-02).
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    peer: Peer = field(default_factory=Peer)
     lock: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))

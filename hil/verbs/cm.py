@@ -55,6 +55,16 @@ class ConnParam(c.Structure):
     ]
 
 
+def conn_param(qp_num: int, private_data: bytes, *, rnr_retry_count: int) -> ConnParam:
+    """The parameters of a connection whose QP is ``qp_num``; keep the result alive during the call."""
+    param = ConnParam(
+        responder_resources=4, initiator_depth=4, retry_count=7, rnr_retry_count=rnr_retry_count, qp_num=qp_num
+    )
+    param.private_data = c.cast(c.create_string_buffer(private_data, len(private_data)), c.c_void_p)
+    param.private_data_len = len(private_data)
+    return param
+
+
 class _CmId(c.Structure):
     # struct rdma_cm_id up to port_num; rdma_addr is two sockaddr_storage and 40 bytes of native address.
     _fields_ = [
@@ -239,8 +249,8 @@ class CmId:
         """Send the RTU of a connection whose QP is not librdmacm's."""
         _checked(_lib.rdma_establish(self._pointer), "rdma_establish")
 
-    def reject(self) -> None:
-        _checked(_lib.rdma_reject(self._pointer, None, 0), "rdma_reject")
+    def reject(self, private_data: bytes = b"") -> None:
+        _checked(_lib.rdma_reject(self._pointer, private_data or None, len(private_data)), "rdma_reject")
 
     def disconnect(self) -> None:
         """Send the DREQ, or the DREP when the peer's DREQ came first."""

@@ -29,7 +29,7 @@ SEND_DEPTH = 64
 RECV_DEPTH = 256
 MAX_SGE = 8
 INIT, RTR, RTS, ERR = 1, 2, 3, 6
-WC_SUCCESS, WC_LOC_LEN_ERR, WC_WR_FLUSH_ERR = 0, 1, 5
+WC_SUCCESS, WC_LOC_LEN_ERR, WC_LOC_PROT_ERR, WC_WR_FLUSH_ERR = 0, 1, 4, 5
 LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ = 1, 2, 4
 _fd_lock = threading.Lock()
 
@@ -58,6 +58,8 @@ class Device:
     def __init__(self, name: str) -> None:
         self.name = name
         self.context = d.Context(name=name)
+        self.max_message: int = self.context.query_port(1).max_msg_sz
+        """The largest message of port 1, in bytes."""
 
     def close(self) -> None:
         self.context.close()
@@ -80,19 +82,34 @@ def _channel_with_fd(context: Any) -> tuple[Any, int]:
 
 
 class Connection:
-    """PD, channel, CQ and QP of one socket, bound to ``cm_id``'s device. Methods raise OSError or PyverbsError."""
+    """PD, channel, CQ and QP of one socket, bound to ``cm_id``'s device. Methods raise OSError or PyverbsError.
 
-    def __init__(self, device: Device, cm_id: CmId) -> None:
+    ``extra``: further receives that the QP must hold beside the switch's RECV_DEPTH.
+    """
+
+    def __init__(self, device: Device, cm_id: CmId, extra: int = 0) -> None:
+        self.device = device
         self._cm_id = cm_id
+        self._receives = RECV_DEPTH + extra
         self.pd = PD(device.context)
         self._channel, self.fd = _channel_with_fd(device.context)
-        self.cq = CQ(device.context, SEND_DEPTH + RECV_DEPTH, None, self._channel, 0)
+        self.cq = CQ(device.context, SEND_DEPTH + self._receives, None, self._channel, 0)
         self.cq.req_notify()
-        cap = QPCap(SEND_DEPTH, RECV_DEPTH, MAX_SGE, MAX_SGE, 0)
+        self._lock = threading.Lock()
+        self._make_qp()
+
+    def _make_qp(self) -> None:
+        cap = QPCap(SEND_DEPTH, self._receives, MAX_SGE, MAX_SGE, 0)
         self.qp = QP(self.pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq, rcq=self.cq, cap=cap, sq_sig_all=1))
         self.qp_num: int = self.qp.qp_num
-        self._lock = threading.Lock()
         self._error = False
+
+    def replace_qp(self, cm_id: CmId) -> None:
+        """Destroy the QP and make another for ``cm_id`` in the same PD, so that keys and registrations stay good."""
+        with self._lock:
+            self.qp.close()
+            self._cm_id = cm_id
+            self._make_qp()
 
     def to_init(self) -> None:
         self._modify(INIT)
@@ -121,20 +138,38 @@ class Connection:
             for element in elements:
                 element.close()
 
-    def post_send(self, wr_id: int, parts: list[tuple[int, int, int]]) -> None:
+    def post_send(self, wr_id: int, parts: list[tuple[int, int, int]], *, fence: bool = False) -> None:
         """Post a SEND gathered from ``parts`` (address, length, lkey)."""
+        self._post(wr_id, e.IBV_WR_SEND, parts, fence=fence)
+
+    def post_rdma_write(
+        self, wr_id: int, parts: list[tuple[int, int, int]], rkey: int, address: int, *, fence: bool = False
+    ) -> None:
+        """Post an RDMA WRITE of ``parts`` to the peer's ``address``."""
+        self._post(wr_id, e.IBV_WR_RDMA_WRITE, parts, remote=(rkey, address), fence=fence)
+
+    def post_rdma_read(
+        self, wr_id: int, parts: list[tuple[int, int, int]], rkey: int, address: int, *, fence: bool = False
+    ) -> None:
+        """Post an RDMA READ of the peer's ``address`` into ``parts``."""
+        self._post(wr_id, e.IBV_WR_RDMA_READ, parts, remote=(rkey, address), fence=fence)
+
+    def _post(
+        self,
+        wr_id: int,
+        opcode: Any,
+        parts: list[tuple[int, int, int]],
+        *,
+        remote: tuple[int, int] | None = None,
+        fence: bool,
+    ) -> None:
+        flags = int(e.IBV_SEND_SIGNALED) | (int(e.IBV_SEND_FENCE) if fence else 0)
         elements = [SGE(*part) for part in parts]
         try:
-            with (
-                SendWR(
-                    wr_id=wr_id,
-                    opcode=e.IBV_WR_SEND,
-                    num_sge=len(elements),
-                    sg=elements,
-                    send_flags=int(e.IBV_SEND_SIGNALED),
-                ) as request,
-                self._lock,
-            ):
+            arguments = {"wr_id": wr_id, "opcode": opcode, "num_sge": len(elements), "sg": elements}
+            with SendWR(**arguments, send_flags=flags) as request, self._lock:
+                if remote is not None:
+                    request.set_wr_rdma(*remote)
                 self.qp.post_send(request)
         finally:
             for element in elements:

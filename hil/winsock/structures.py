@@ -36,6 +36,15 @@ class WSABUF:
     buf: int
 
 
+@dataclass(slots=True)
+class WSABUFEX:
+    """A WSABUF with the ``handle`` that WSPRegisterMemory gave for its memory."""
+
+    len: int
+    buf: int
+    handle: int
+
+
 @dataclass(slots=True, eq=False)
 class WSAOVERLAPPED:
     """One overlapped operation. ``hEvent`` bit 0 set: polled only, never notified (OVL-03)."""
@@ -64,9 +73,12 @@ class WSPDATA:
     szDescription: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WSAPROTOCOL_INFOW:
-    """What the switch tells WSPStartupEx and WSPSocket of a protocol."""
+    """What the switch tells WSPStartupEx and WSPSocket of a protocol, and what WSPDuplicateSocket fills.
+
+    ``dwProviderReserved``: 0, or the token of a duplicated socket.
+    """
 
     iAddressFamily: int
     iSocketType: int
@@ -96,11 +108,27 @@ class WSAEVENT:
         return self._event.wait(timeout_s)
 
 
+def _unused(*_: object) -> int:
+    raise NotImplementedError("this up-call is not part of the SAN model")
+
+
 @dataclass(frozen=True, slots=True)
 class WSPUPCALLTABLEEX:
-    """The up-calls a SAN provider uses (the table's other twelve entries are not part of the SAN model)."""
+    """The extended up-call table, in the order of ws2san.h; a SAN provider uses four of its sixteen entries."""
 
-    lpWPUCreateSocketHandle: Callable[[int, int, LpErrno], int]
-    lpWPUCloseSocketHandle: Callable[[int, LpErrno], int]
-    lpWPUQuerySocketHandleContext: Callable[[int, list[int], LpErrno], int]
-    lpWPUCompleteOverlappedRequest: Callable[[int, WSAOVERLAPPED, int, int, LpErrno], int]
+    lpWPUCloseEvent: Callable[..., int] = _unused
+    lpWPUCloseSocketHandle: Callable[[int, LpErrno], int] = _unused
+    lpWPUCreateEvent: Callable[..., int] = _unused
+    lpWPUCreateSocketHandle: Callable[[int, int, LpErrno], int] = _unused
+    lpWPUFDIsSet: Callable[..., int] = _unused
+    lpWPUGetProviderPath: Callable[..., int] = _unused
+    lpWPUModifyIFSHandle: Callable[..., int] = _unused
+    lpWPUPostMessage: Callable[..., int] = _unused
+    lpWPUQueryBlockingCallback: Callable[..., int] = _unused
+    lpWPUQuerySocketHandleContext: Callable[[int, list[int], LpErrno], int] = _unused
+    lpWPUQueueApc: Callable[..., int] = _unused
+    lpWPUResetEvent: Callable[..., int] = _unused
+    lpWPUSetEvent: Callable[..., int] = _unused
+    lpWPUOpenCurrentThread: Callable[..., int] = _unused
+    lpWPUCloseThread: Callable[..., int] = _unused
+    lpWPUCompleteOverlappedRequest: Callable[[int, WSAOVERLAPPED, int, int, LpErrno], int] = _unused

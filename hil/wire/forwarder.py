@@ -1,7 +1,8 @@
 """The wire's own process: carries frames between two datagram sockets, timestamps and records each.
 
 Back-pressure instead of loss: while one side does not take frames, the other side is not read.
-Control: one JSON line in, one out. ``counts`` reports, ``stop`` and end of file end the process.
+Control: one line in, one of JSON out. ``counts`` reports, ``cut`` drops every frame from now on, ``mend`` ends that,
+``stop`` and end of file end the process.
 """
 
 import json
@@ -31,6 +32,8 @@ class Forwarder:
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
         self._writer = PcapngWriter(out, [f"side-{side}" for side in SIDES])
         self.received, self.sent, self.lost = [0, 0], [0, 0], [0, 0]
+        self.dropped = [0, 0]
+        self.cut = False
         self.capture_error = ""
         for end in ends:
             end.setblocking(False)
@@ -75,7 +78,10 @@ class Forwarder:
                 return
             self.received[side] += 1
             self._record(side, frame)
-            self._queues[1 - side].append(frame)
+            if self.cut:
+                self.dropped[side] += 1
+            else:
+                self._queues[1 - side].append(frame)
         self._send(1 - side)
 
     def _record(self, side: int, frame: bytes) -> None:
@@ -102,6 +108,8 @@ class Forwarder:
 
     def _answer(self) -> bool:
         line = self._control.recv(4096)
+        if b"cut" in line or b"mend" in line:
+            self.cut = b"cut" in line
         try:
             self._out.flush()
         except OSError as error:
@@ -109,6 +117,7 @@ class Forwarder:
         counts = {
             "received": dict(zip(SIDES, self.received, strict=True)),
             "sent": dict(zip(SIDES, self.sent, strict=True)),
+            "dropped": dict(zip(SIDES, self.dropped, strict=True)),
             "lost": dict(zip(SIDES, self.lost, strict=True)),
             "queued": {side: len(q) for side, q in zip(SIDES, self._queues, strict=True)},
             "capture_error": self.capture_error,

@@ -16,10 +16,11 @@ ANSWER_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class WireCounts:
-    """Frames by side ("a", "b"): received from it, sent to it, lost because it was gone, still queued for it."""
+    """Frames by side ("a", "b"): received from it, sent to it, dropped by a cut, lost because it was gone, queued."""
 
     received: dict[str, int]
     sent: dict[str, int]
+    dropped: dict[str, int]
     lost: dict[str, int]
     queued: dict[str, int]
     capture_error: str
@@ -48,6 +49,14 @@ class Wire:
     def counts(self) -> WireCounts:
         """Counts now; the capture is flushed first. Raises CaptureError when the wire's process is gone."""
         return self._ask(b"counts\n")
+
+    def cut(self) -> WireCounts:
+        """Drop every frame of both sides from now on; each is still recorded where it came in."""
+        return self._ask(b"cut\n")
+
+    def mend(self) -> WireCounts:
+        """Carry frames again."""
+        return self._ask(b"mend\n")
 
     def stop(self) -> WireCounts | None:
         """End the wire; its last counts, or None when it was gone already. Safe to call twice."""

@@ -1,0 +1,130 @@
+"""WSPCloseSocket: always a hard close (CLOSE-06)."""
+
+import contextlib
+import time
+from collections import deque
+
+from hil.provider.core import Refused
+from hil.provider.data import WAIT_S, Data, wait_readable
+from hil.provider.sockets import Outcome, SanSocket, State
+from hil.verbs.connection import Connection
+from hil.winsock import codes as w
+from hil.winsock.codes import Code
+from hil.winsock.structures import LpErrno
+
+FLUSH_TIMEOUT_S = 2.0
+
+
+class Closing(Data):
+    """Stop, reset, flush, release, complete, close the handle, free: in this order."""
+
+    def WSPCloseSocket(self, s: int, lpErrno: LpErrno) -> int:
+        """Always a hard close. WSAENETDOWN when the network is down: what is here is closed all the same (CLOSE-03)."""
+        return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._close_socket(s))
+
+    def _close_socket(self, descriptor: int) -> int:
+        with self._lock:
+            known = self._started and isinstance(descriptor, int)
+            socket = self._sockets.pop(descriptor, None) if known else None
+        if socket is None:
+            raise Refused(Code.WSAENOTSOCK)
+        self._tear_down(socket)
+        self._check_network()
+        return 0
+
+    def _tear_down(self, socket: SanSocket) -> None:
+        with socket.lock:
+            socket.closing = True
+            socket.event, socket.selected = None, 0
+            was, connection = socket.state, socket.connection
+            requests, socket.queue = list(socket.queue), deque()
+        for request in requests:
+            self._refuse(request.new_id)
+        if connection is not None:
+            self._unwatch(connection)
+            self._step(connection.to_error)
+            if was is State.CONNECTED:
+                self._step(self._send_reset, socket)
+            self._step(self._flush, socket, connection)
+            self._step(self._release_memory, socket)
+        self._deliver(socket, wait=True)
+        self._upcalls.lpWPUCloseSocketHandle(socket.handle, LpErrno())
+        if connection is not None:
+            self._step(self._detach, socket, connection)
+        self._step(self._release_cm_id, socket)
+
+    def _detach(self, socket: SanSocket, connection: Connection) -> None:
+        # Another thread may be about to ask this socket's CQ: from here on it finds none.
+        with socket.lock:
+            socket.connection = None
+            self._free(connection)
+
+    def _free(self, connection: Connection) -> None:
+        connection.close()
+
+    def _unwatch(self, connection: Connection) -> None:
+        with self._lock:
+            if self._by_fd.pop(connection.fd, None) is not None:
+                self._epoll.unregister(connection.fd)
+
+    def _send_reset(self, socket: SanSocket) -> None:
+        # The QP is in ERR already, so nothing of the connection can follow the DREQ (CLOSE-36).
+        with socket.lock:
+            if socket.state is State.CONNECTED and socket.cm_id is not None:
+                self._linger(socket)
+
+    def _linger(self, socket: SanSocket) -> None:
+        """Disconnect the socket's CM id and let it linger; the lock is held.
+
+        Destroying the id would also stop the retransmission of a lost DREQ: it lingers until its DISCONNECTED event,
+        and from here on that event is not the socket's any more.
+        """
+        cm_id, socket.cm_id = socket.cm_id, None
+        assert cm_id is not None and cm_id.key is not None
+        with self._lock:
+            self._by_cm.pop(cm_id.key, None)
+            self._lingering[cm_id.key] = cm_id
+        key = cm_id.key
+        try:
+            cm_id.disconnect()
+        except OSError as error:
+            self._observe("cm", handle=socket.handle, event="rdma_disconnect failed", status=error.errno)
+            self._end_lingering(key)
+
+    def _flush(self, socket: SanSocket, connection: Connection) -> None:
+        """Wait for every posted request's completion, then end without one what the adapter did not flush."""
+        end_ns = time.monotonic_ns() + int(FLUSH_TIMEOUT_S * 1e9)
+        self._collect(socket)
+        with socket.lock:
+            self._fail_waiting(socket)
+        while socket.pending and time.monotonic_ns() < end_ns:
+            if wait_readable(connection.fd, WAIT_S):
+                connection.take_events()
+            self._collect(socket)
+        with socket.lock:
+            left = list(socket.pending.values())
+            if left:
+                self._observe("flush incomplete", handle=socket.handle, count=len(left))
+                connection.close_qp()
+            for operation in left:
+                self._finish(socket, operation)
+                socket.outcomes.append(Outcome(operation, self._flush_code(socket), 0))
+
+    def _release_cm_id(self, socket: SanSocket) -> None:
+        with socket.lock, self._lock:
+            cm_id, socket.cm_id = socket.cm_id, None
+            if cm_id is None or cm_id.key is None:
+                return
+            self._by_cm.pop(cm_id.key, None)
+        cm_id.destroy()
+
+    def _end_lingering(self, key: int) -> None:
+        with self._linger_changed:
+            cm_id = self._lingering.pop(key, None)
+            if cm_id is None:
+                return
+            # Crossed DREQs: this answers the peer's with the DREP; after a DREP it fails, which is as well.
+            with contextlib.suppress(OSError):
+                cm_id.disconnect()
+            cm_id.destroy()
+            self._linger_changed.notify_all()

@@ -1,0 +1,484 @@
+"""Sockets, binding, network events, connecting, listening and accepting."""
+
+import contextlib
+import ctypes
+import errno
+import ipaddress
+import select
+import struct
+import time
+from collections.abc import Callable
+
+from hil.provider.closing import Closing
+from hil.provider.core import FAMILIES, Refused
+from hil.provider.sockets import Peer, Request, SanSocket, State
+from hil.verbs.cm import CmEvent, CmEventType, CmId, ConnParam, conn_param
+from hil.verbs.connection import Connection, Device
+from hil.winsock import codes as w
+from hil.winsock.codes import Code, Event
+from hil.winsock.structures import WSABUF, WSAEVENT, WSANETWORKEVENTS, LpErrno, SockAddr
+
+RESOLVE_TIMEOUT_MS = 3000
+MAX_BACKLOG = 200
+KERNEL_BACKLOG = 1024
+REJ_INVALID_SERVICE_ID = 8
+ACK_TIMEOUT_EXPONENT = 16
+# Private data of REQ and REP: version, length of the switch's data, where hand-overs are taken, the secret.
+_HELLO = struct.Struct("!4sBBH16s")
+_MAGIC, _VERSION = b"SANP", 1
+MAX_USER_DATA = 56 - _HELLO.size
+
+
+def hello(socket: SanSocket, port: int, user_data: bytes) -> bytes:
+    """The private data of a REQ or REP."""
+    return _HELLO.pack(_MAGIC, _VERSION, len(user_data), port, socket.secret) + user_data
+
+
+def parse_hello(data: bytes) -> tuple[Peer, bytes]:
+    """The peer and the switch's data from private data; an empty peer when it is not such a provider's."""
+    if len(data) < _HELLO.size:
+        return Peer(), b""
+    magic, version, length, port, secret = _HELLO.unpack_from(data)
+    if magic != _MAGIC or version != _VERSION:
+        return Peer(), b""
+    return Peer(port, secret), data[_HELLO.size : _HELLO.size + length]
+
+
+class Connecting(Closing):
+    """WSPSocket to WSPAccept; a CM event ends each connect and begins each accept."""
+
+    # --- sockets -----------------------------------------------------------------------------------------------------
+
+    def _socket(self, af: int, type: int, protocol: int, group: int) -> int:
+        self._check_network()
+        if af not in FAMILIES:
+            raise Refused(Code.WSAEAFNOSUPPORT)
+        if type != w.SOCK_STREAM:
+            raise Refused(Code.WSAEPROTOTYPE if protocol == w.IPPROTO_TCP and type == 2 else Code.WSAESOCKTNOSUPPORT)
+        if protocol not in (0, w.IPPROTO_TCP):
+            raise Refused(Code.WSAEPROTONOSUPPORT)
+        if group:
+            raise Refused(Code.WSAEINVAL)
+        return self._new_socket(af).descriptor
+
+    def WSPBind(self, s: int, name: SockAddr, namelen: int, lpErrno: LpErrno) -> int:
+        return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._bind(self._find(s), name, namelen))
+
+    def _bind(self, socket: SanSocket, name: SockAddr, namelen: int) -> int:
+        self._check_address(socket, name, namelen)
+        with socket.lock:
+            self._check_open(socket)
+            if socket.state is not State.CREATED:
+                raise Refused(Code.WSAEINVAL)
+            wildcard = ipaddress.ip_address(name.sin_addr).is_unspecified
+            if not wildcard and name.sin_addr not in self._network.addresses():
+                raise Refused(Code.WSAEADDRNOTAVAIL)
+            if len(self._by_cm) >= self._settings.max_bound:
+                raise Refused(Code.WSAENOBUFS)
+            cm_id = self._channel.create_id()
+            try:
+                cm_id.bind(name.sin_addr, name.sin_port)
+            except OSError as error:
+                cm_id.destroy()
+                gone = error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
+                raise Refused(Code.WSAEADDRNOTAVAIL if gone else Code.WSAENOBUFS) from error
+            socket.local = SockAddr(socket.family, *cm_id.local)
+            self._adopt(socket, cm_id)
+            socket.state = State.BOUND
+        return 0
+
+    def WSPListen(self, s: int, backlog: int, lpErrno: LpErrno) -> int:
+        return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._listen(self._find(s), backlog))
+
+    def _listen(self, socket: SanSocket, backlog: int) -> int:
+        with socket.lock:
+            self._check_open(socket)
+            if socket.state in (State.CONNECTED, State.CONNECTING, State.DISCONNECTED):
+                raise Refused(Code.WSAEISCONN)
+            if socket.state not in (State.BOUND, State.LISTENING) or socket.cm_id is None:
+                raise Refused(Code.WSAEINVAL)
+            socket.backlog = MAX_BACKLOG if backlog == w.SOMAXCONN else max(1, min(backlog, MAX_BACKLOG))
+            if socket.state is State.LISTENING:
+                return 0
+            with self._lock:
+                listening = sum(other.state is State.LISTENING for other in self._sockets.values())
+            if listening >= self._settings.max_listeners:
+                raise Refused(Code.WSAEMFILE)
+            socket.state = State.LISTENING
+            try:
+                socket.cm_id.listen(KERNEL_BACKLOG)
+            except OSError as error:
+                socket.state = State.BOUND
+                # Whether the address is in use is the business of the switch and of TCP/IP (LISTEN-05).
+                raise Refused(Code.WSAENOBUFS) from error
+        return 0
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def WSPEventSelect(self, s: int, hEventObject: WSAEVENT | None, lNetworkEvents: int, lpErrno: LpErrno) -> int:
+        return self._answer(
+            lpErrno, w.SOCKET_ERROR, lambda: self._event_select(self._find(s), hEventObject, lNetworkEvents)
+        )
+
+    def _event_select(self, socket: SanSocket, event: WSAEVENT | None, mask: int) -> int:
+        if mask & ~int(Event.FD_ACCEPT | Event.FD_CONNECT) or (mask and event is None):
+            raise Refused(Code.WSAEINVAL)
+        with socket.lock:
+            self._check_open(socket)
+            socket.event, socket.selected = (event, mask) if mask else (None, 0)
+            if event is not None and socket.happened & mask:
+                event.SetEvent()
+        return 0
+
+    def WSPEnumNetworkEvents(
+        self, s: int, hEventObject: WSAEVENT | None, lpNetworkEvents: WSANETWORKEVENTS | None, lpErrno: LpErrno
+    ) -> int:
+        return self._answer(
+            lpErrno, w.SOCKET_ERROR, lambda: self._enum_events(self._find(s), hEventObject, lpNetworkEvents)
+        )
+
+    def _enum_events(self, socket: SanSocket, event: WSAEVENT | None, out: WSANETWORKEVENTS | None) -> int:
+        if out is None:
+            raise Refused(Code.WSAEINVAL)
+        with socket.lock:
+            self._check_open(socket)
+            out.lNetworkEvents = socket.happened & socket.selected
+            for bit in range(w.FD_MAX_EVENTS):
+                if out.lNetworkEvents & (1 << bit):
+                    out.iErrorCode[bit] = socket.event_codes[bit]
+            socket.happened &= ~out.lNetworkEvents
+            if event is not None:
+                event.ResetEvent()
+        return 0
+
+    # --- connecting --------------------------------------------------------------------------------------------------
+
+    def WSPConnect(
+        self,
+        s: int,
+        name: SockAddr,
+        namelen: int,
+        lpCallerData: WSABUF | None,
+        lpCalleeData: WSABUF | None,
+        lpSQOS: object,
+        lpGQOS: object,
+        lpErrno: LpErrno,
+    ) -> int:
+        """``lpCallerData``: up to MAX_USER_DATA bytes for the acceptor, more is refused with WSAEINVAL (CONN-23).
+
+        ``lpCalleeData`` is filled when the connect ends. QoS is ignored (CONN-24).
+        """
+        return self._answer(
+            lpErrno, w.SOCKET_ERROR, lambda: self._connect(self._find(s), name, namelen, lpCallerData, lpCalleeData)
+        )
+
+    def _connect(
+        self, socket: SanSocket, name: SockAddr, namelen: int, caller_data: WSABUF | None, callee_data: WSABUF | None
+    ) -> int:
+        self._check_address(socket, name, namelen)
+        if caller_data is not None and caller_data.len > MAX_USER_DATA:
+            raise Refused(Code.WSAEINVAL)
+        if ipaddress.ip_address(name.sin_addr).is_unspecified or name.sin_port == 0:
+            raise Refused(Code.WSAEADDRNOTAVAIL)
+        # A connection to oneself never reaches a wire; TCP/IP serves it (CONN-26).
+        if name.sin_addr in self._network.addresses():
+            raise Refused(Code.WSAEADDRNOTAVAIL)
+        with socket.lock:
+            self._check_open(socket)
+            wrong = {
+                State.CONNECTING: Code.WSAEALREADY,
+                State.CONNECTED: Code.WSAEISCONN,
+                State.LISTENING: Code.WSAEINVAL,
+                State.DISCONNECTED: Code.WSAEISCONN,
+                State.FAILED: Code.WSAEINVAL,
+            }
+            if socket.state in wrong:
+                raise Refused(wrong[socket.state])
+            if caller_data is not None:
+                socket.caller_data = ctypes.string_at(caller_data.buf, caller_data.len)
+            socket.callee_data = callee_data
+            self._begin_connect(socket, name)
+        raise Refused(Code.WSAEWOULDBLOCK)
+
+    def _begin_connect(self, socket: SanSocket, name: SockAddr) -> None:
+        if socket.cm_id is None:
+            self._adopt(socket, self._channel.create_id())
+        assert socket.cm_id is not None
+        socket.remote = name
+        socket.state = State.CONNECTING
+        try:
+            socket.cm_id.resolve_addr(name.sin_addr, name.sin_port, RESOLVE_TIMEOUT_MS)
+        except OSError as error:
+            socket.state = State.FAILED
+            raise Refused(Code.WSAETIMEDOUT) from error
+        with self._lock:
+            self._deadlines.append((time.monotonic() + self._settings.connect_timeout_s, socket))
+        self._wake()
+
+    def _expire_connects(self) -> float | None:
+        """End connects that took too long (CONN-25); seconds until the next can, or None."""
+        with self._lock:
+            now = time.monotonic()
+            due = [socket for at, socket in self._deadlines if at <= now]
+            # Connects that ended in time need no deadline any more.
+            self._deadlines = [(at, s) for at, s in self._deadlines if at > now and s.state is State.CONNECTING]
+            first = min((at for at, _ in self._deadlines), default=None)
+        for socket in due:
+            with socket.lock:
+                if socket.state is State.CONNECTING and not socket.closing:
+                    self._connect_ended(socket, Code.WSAETIMEDOUT)
+                    self._step(self._release_cm_id, socket)
+        return None if first is None else max(first - now, 0.0)
+
+    def _on_addr_resolved(self, socket: SanSocket, event: CmEvent) -> None:
+        with socket.lock:
+            if socket.state is not State.CONNECTING or socket.closing or socket.cm_id is None:
+                return
+            try:
+                socket.cm_id.set_ack_timeout(ACK_TIMEOUT_EXPONENT)
+                socket.cm_id.resolve_route(RESOLVE_TIMEOUT_MS)
+            except OSError:
+                self._connect_ended(socket, Code.WSAETIMEDOUT)
+
+    def _on_route_resolved(self, socket: SanSocket, event: CmEvent) -> None:
+        with socket.lock:
+            if socket.state is not State.CONNECTING or socket.closing or socket.cm_id is None:
+                return
+            try:
+                connection = self._make_connection(socket)
+                socket.cm_id.connect(self._conn_param(connection, self._request_data(socket)))
+            except Exception as error:
+                self._observe("connect failed", handle=socket.handle, error=repr(error))
+                self._connect_ended(socket, Code.WSAENOBUFS)
+
+    def _request_data(self, socket: SanSocket) -> bytes:
+        return hello(socket, self._handover_port(socket), socket.caller_data)
+
+    def _handover_port(self, socket: SanSocket) -> int:
+        """The port where the peer may hand this connection over."""
+        raise NotImplementedError
+
+    def _on_response(self, socket: SanSocket, event: CmEvent) -> None:
+        with socket.lock:
+            if socket.state is not State.CONNECTING or socket.closing:
+                return
+            assert socket.cm_id is not None and socket.connection is not None
+            try:
+                self._post_early(socket, socket.connection)
+                socket.connection.to_rts()
+                socket.cm_id.establish()
+            except Exception as error:
+                self._observe("connect failed", handle=socket.handle, error=repr(error))
+                self._connect_ended(socket, Code.WSAENOBUFS)
+                return
+            socket.peer, data = parse_hello(event.private_data)
+            if socket.callee_data is not None:
+                socket.callee_data.len = min(len(data), socket.callee_data.len)
+                ctypes.memmove(socket.callee_data.buf, data, socket.callee_data.len)
+            if socket.local is None or socket.local.sin_port == 0:
+                socket.local = SockAddr(socket.family, *socket.cm_id.local)
+            socket.state = State.CONNECTED
+            self._signal(socket, Event.FD_CONNECT, w.FD_CONNECT_BIT, Code.OK)
+            socket.lock.notify_all()
+
+    def _connect_ended(self, socket: SanSocket, code: Code) -> None:
+        with socket.lock:
+            if socket.state is State.CONNECTING:
+                socket.state, socket.error = State.FAILED, code
+                self._signal(socket, Event.FD_CONNECT, w.FD_CONNECT_BIT, code)
+                socket.lock.notify_all()
+
+    def _make_connection(self, socket: SanSocket) -> Connection:
+        assert socket.cm_id is not None
+        name = socket.cm_id.device_name()
+        with self._lock:
+            if name not in self._devices:
+                self._devices[name] = Device(name)
+        connection = Connection(self._devices[name], socket.cm_id, self._settings.early_messages)
+        try:
+            connection.to_init()
+        except BaseException:
+            connection.close()
+            raise
+        socket.connection = connection
+        self._watch(socket, connection)
+        return connection
+
+    def _watch(self, socket: SanSocket, connection: Connection) -> None:
+        with self._lock:
+            self._by_fd[connection.fd] = socket
+        self._epoll.register(connection.fd, select.EPOLLIN)
+        self._observe("qp", handle=socket.handle, qp_num=connection.qp_num)
+
+    def _conn_param(self, connection: Connection, private_data: bytes) -> ConnParam:
+        return conn_param(connection.qp_num, private_data, rnr_retry_count=self._settings.rnr_retry_count)
+
+    # --- accepting ---------------------------------------------------------------------------------------------------
+
+    def WSPAccept(
+        self,
+        s: int,
+        addr: SockAddr | None,
+        addrlen: list[int] | None,
+        lpfnCondition: Callable[..., int] | None,
+        dwCallbackData: int,
+        lpErrno: LpErrno,
+    ) -> int:
+        """The condition function is called in this thread, before the peer is told anything (ACC-01, ACC-02)."""
+        return self._answer(
+            lpErrno,
+            w.INVALID_SOCKET,
+            lambda: self._accept(self._find(s), addr, addrlen, lpfnCondition, dwCallbackData),
+        )
+
+    def _accept(
+        self,
+        listener: SanSocket,
+        addr: SockAddr | None,
+        addrlen: list[int] | None,
+        condition: Callable[..., int] | None,
+        callback_data: int,
+    ) -> int:
+        size = 16 if listener.family == w.AF_INET else 28
+        if addr is not None and (addrlen is None or addrlen[0] < size):
+            raise Refused(Code.WSAEFAULT)
+        if condition is not None and not callable(condition):
+            raise Refused(Code.WSAEFAULT)
+        request = self._next_request(listener)
+        if request.withdrawn:
+            with contextlib.suppress(OSError):
+                request.new_id.destroy()
+            self._after_accept(listener)
+            raise Refused(Code.WSAECONNRESET)
+        peer = SockAddr(listener.family, *request.new_id.remote)
+        local = SockAddr(listener.family, *request.new_id.local)
+        answer = self._ask(listener, request, condition, peer, local, callback_data)
+        socket = self._accept_request(listener, request, peer, local, answer)
+        self._after_accept(listener)
+        if addr is not None and addrlen is not None:
+            addr.sin_family, addr.sin_addr, addr.sin_port = peer.sin_family, peer.sin_addr, peer.sin_port
+            addrlen[0] = size
+        return socket.descriptor
+
+    def _next_request(self, listener: SanSocket) -> Request:
+        with listener.lock:
+            self._check_open(listener)
+            if listener.state is not State.LISTENING:
+                raise Refused(Code.WSAEINVAL)
+            if not listener.queue:
+                raise Refused(Code.WSAEWOULDBLOCK)
+            self._check_room()
+            return listener.queue.popleft()
+
+    def _ask(
+        self,
+        listener: SanSocket,
+        request: Request,
+        condition: Callable[..., int] | None,
+        peer: SockAddr,
+        local: SockAddr,
+        callback_data: int,
+    ) -> bytes:
+        """What the condition function answers the connector with. Refuses unless it accepts."""
+        if condition is None:
+            return b""
+        given = parse_hello(request.private_data)[1]
+        theirs = ctypes.create_string_buffer(given, max(len(given), 1))
+        ours = ctypes.create_string_buffer(MAX_USER_DATA)
+        caller_data = WSABUF(len(given), ctypes.addressof(theirs)) if given else None
+        callee_data, group = WSABUF(MAX_USER_DATA, ctypes.addressof(ours)), [0]
+        callee_data.len = 0
+        decision = condition(peer, caller_data, None, None, local, callee_data, group, callback_data)
+        if decision == w.CF_DEFER:
+            with listener.lock:
+                if not listener.closing:
+                    listener.queue.appendleft(request)
+                    raise Refused(Code.WSATRY_AGAIN)
+        if decision == w.CF_ACCEPT and group == [0] and not listener.closing:
+            return ours.raw[: min(callee_data.len, MAX_USER_DATA)]
+        self._refuse(request.new_id)
+        self._after_accept(listener)
+        if listener.closing:
+            raise Refused(Code.WSAENOTSOCK)
+        raise Refused(Code.WSAECONNREFUSED if decision == w.CF_REJECT else Code.WSAEINVAL)
+
+    def _accept_request(
+        self, listener: SanSocket, request: Request, peer: SockAddr, local: SockAddr, answer: bytes
+    ) -> SanSocket:
+        try:
+            socket = self._new_socket(listener.family)
+        except Refused:
+            self._refuse(request.new_id)
+            raise
+        try:
+            with socket.lock:
+                socket.local, socket.remote, socket.options = local, peer, dict(listener.options)
+                socket.peer = parse_hello(request.private_data)[0]
+                with self._lock:
+                    self._requests.pop(request.new_id.key or 0, None)
+                    self._adopt(socket, request.new_id)
+                connection = self._make_connection(socket)
+                self._post_early(socket, connection)
+                connection.to_rts()
+                socket.state = State.CONNECTED
+                data = hello(socket, self._handover_port(socket), answer)
+                request.new_id.accept(self._conn_param(connection, data))
+        except Exception as error:
+            self._observe("accept failed", handle=socket.handle, error=repr(error))
+            self._drop(socket)
+            short = getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
+            raise Refused(Code.WSAENOBUFS if short else Code.WSAECONNRESET) from error
+        return socket
+
+    def _drop(self, socket: SanSocket) -> None:
+        socket.state = State.FAILED
+        if socket.cm_id is not None:
+            with contextlib.suppress(OSError):
+                socket.cm_id.reject()
+        self.WSPCloseSocket(socket.descriptor, LpErrno())
+
+    def _after_accept(self, listener: SanSocket) -> None:
+        with listener.lock:
+            if listener.event is not None and not listener.closing:
+                listener.event.ResetEvent()
+            # Resetting may have lost the news of requests that wait behind (ACC-07).
+            if listener.queue:
+                self._signal(listener, Event.FD_ACCEPT, w.FD_ACCEPT_BIT, Code.OK)
+
+    def _on_request(self, listener: SanSocket, event: CmEvent) -> None:
+        assert event.new_id is not None
+        request = Request(event.new_id, event.private_data)
+        with listener.lock:
+            waiting = sum(not queued.withdrawn for queued in listener.queue)
+            full = listener.closing or listener.state is not State.LISTENING or waiting >= listener.backlog
+            if not full:
+                with self._lock:
+                    self._requests[event.new_id.key or 0] = (listener, request)
+                listener.queue.append(request)
+                self._signal(listener, Event.FD_ACCEPT, w.FD_ACCEPT_BIT, Code.OK)
+        if full:
+            self._refuse(event.new_id)
+
+    def _on_request_ended(self, key: int, kind: CmEventType) -> None:
+        """The connector of a queued request has given up: its slot is free, and WSPAccept will say so (ACC-17)."""
+        with self._lock:
+            found = self._requests.pop(key, None)
+        if found is not None:
+            listener, request = found
+            with listener.lock:
+                request.withdrawn = True
+
+
+def connect_code(event: CmEvent) -> Code:
+    """The code a failed connect ends with (CONN-05 to CONN-09)."""
+    if event.kind is CmEventType.REJECTED:
+        return Code.WSAECONNRESET if event.status == REJ_INVALID_SERVICE_ID else Code.WSAECONNREFUSED
+    # Address resolution is ARP or ND: when that fails, TCP/IP fails too (Q6); without a device on the route not so.
+    unanswered = event.status in (-errno.ETIMEDOUT, -errno.EHOSTUNREACH)
+    return Code.WSAEHOSTUNREACH if event.kind is CmEventType.ADDR_ERROR and unanswered else Code.WSAETIMEDOUT
+
+
+def new_id_of(event: CmEvent) -> CmId:
+    """The id of a connection request."""
+    assert event.new_id is not None
+    return event.new_id

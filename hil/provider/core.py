@@ -1,0 +1,186 @@
+"""What every part of the provider stands on: its records, its threads' locks, and how a call answers."""
+
+import contextlib
+import ipaddress
+import itertools
+import os
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from hil.provider.settings import Settings
+from hil.provider.sockets import Request, SanSocket, State
+from hil.verbs.cm import CmChannel, CmId
+from hil.verbs.connection import Connection, Device
+from hil.winsock import codes as w
+from hil.winsock.codes import Code, Event
+from hil.winsock.structures import WSPUPCALLTABLEEX, LpErrno, SockAddr
+
+FAMILIES = {w.AF_INET: 4, w.AF_INET6: 6}
+
+Observer = Callable[..., None]
+T = TypeVar("T")
+
+
+class NetworkView(Protocol):
+    """What the provider asks of the network (hil.adapters.network)."""
+
+    fd: int
+
+    def drain(self) -> None: ...
+    def addresses(self) -> dict[str, str]: ...
+    def up(self) -> bool: ...
+
+
+class Refused(Exception):
+    """A call that ends with an error code."""
+
+    def __init__(self, code: Code) -> None:
+        super().__init__(str(code))
+        self.code = code
+
+
+class Core:
+    """Records and checks. ``observe(kind, **facts)`` is told of CM events, completions and memory."""
+
+    def __init__(self, observe: Observer, network: NetworkView, settings: Settings | None = None) -> None:
+        self._observe = observe
+        self._network = network
+        self._settings = settings or Settings()
+        self._lock = threading.RLock()
+        self._started = 0
+        self._network_down = False
+        # No two providers of a machine use the same descriptors: a mix-up in the switch is seen.
+        self._descriptors = itertools.count((os.getpid() << 20) + 0x1001)
+        self._wr_ids = itertools.count(1)
+        self._upcalls = WSPUPCALLTABLEEX()
+        self._catalog_entry = 0
+        self._kicked: deque[SanSocket] = deque()
+        self._sockets: dict[int, SanSocket] = {}
+        self._by_cm: dict[int, SanSocket] = {}
+        self._by_fd: dict[int, SanSocket] = {}
+        self._requests: dict[int, tuple[SanSocket, Request]] = {}
+        self._lingering: dict[int, CmId] = {}
+        self._deadlines: list[tuple[float, SanSocket]] = []
+        self._linger_changed = threading.Condition(self._lock)
+        self._devices: dict[str, Device] = {}
+        self._channel: CmChannel
+        self._epoll: Any = None
+        self._wake_write = -1
+
+    # --- answering -------------------------------------------------------------------------------------------------
+
+    def _answer(self, lpErrno: LpErrno, sentinel: T, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except Refused as refused:
+            lpErrno.value = refused.code
+            return sentinel
+
+    def _find(self, descriptor: int, *, network: bool = True) -> SanSocket:
+        """The socket of a descriptor. Refuses with WSAENOTSOCK, and unless ``network`` is False with WSAENETDOWN."""
+        with self._lock:
+            socket = self._sockets.get(descriptor) if self._started and isinstance(descriptor, int) else None
+        if socket is None:
+            raise Refused(Code.WSAENOTSOCK)
+        if network:
+            self._check_network()
+        return socket
+
+    def _check_network(self) -> None:
+        # A port that comes back says so later than its netdev does: while it is down, ask.
+        if self._network_down:
+            self._network_changed()
+            if self._network_down:
+                raise Refused(Code.WSAENETDOWN)
+
+    def _network_changed(self) -> None:
+        down = not self._network.up()
+        if down != self._network_down:
+            self._observe("network", handle=0, event="down" if down else "up")
+        self._network_down = down
+
+    def _check_open(self, socket: SanSocket) -> None:
+        if socket.closing:
+            raise Refused(Code.WSAENOTSOCK)
+        if socket.state is State.HANDED_OVER:
+            raise Refused(Code.WSAEINVAL)
+
+    def _connected(self, socket: SanSocket) -> Connection:
+        self._check_open(socket)
+        if socket.state is State.DISCONNECTED:
+            raise Refused(socket.error)
+        if socket.state is not State.CONNECTED or socket.connection is None:
+            raise Refused(Code.WSAENOTCONN)
+        return socket.connection
+
+    def _check_address(self, socket: SanSocket, name: SockAddr | None, namelen: int) -> SockAddr:
+        try:
+            assert name is not None
+            version = ipaddress.ip_address(name.sin_addr).version
+            ports = range(1 << 16)
+        except (ValueError, AttributeError, AssertionError) as error:
+            raise Refused(Code.WSAEFAULT) from error
+        right = version == FAMILIES[socket.family] and name.sin_family == socket.family and name.sin_port in ports
+        if not right or namelen < (16 if version == 4 else 28):
+            raise Refused(Code.WSAEFAULT)
+        return name
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    def _new_socket(self, family: int) -> SanSocket:
+        self._check_room()
+        descriptor = next(self._descriptors)
+        code = LpErrno()
+        handle = self._upcalls.lpWPUCreateSocketHandle(self._catalog_entry, descriptor, code)
+        if handle == w.INVALID_SOCKET:
+            raise Refused(Code(code.value) if code.value else Code.WSAENOBUFS)
+        socket = SanSocket(descriptor, handle, family)
+        with self._lock:
+            self._sockets[descriptor] = socket
+        return socket
+
+    def _check_room(self) -> None:
+        if len(self._sockets) >= self._settings.max_sockets:
+            raise Refused(Code.WSAEMFILE)
+
+    def _adopt(self, socket: SanSocket, cm_id: CmId) -> None:
+        socket.cm_id = cm_id
+        with self._lock:
+            self._by_cm[cm_id.key or 0] = socket
+
+    def _refuse(self, cm_id: CmId) -> None:
+        with self._lock:
+            self._requests.pop(cm_id.key or 0, None)
+        with contextlib.suppress(OSError):
+            cm_id.reject()
+        with contextlib.suppress(OSError):
+            cm_id.destroy()
+
+    def _step(self, work: Callable[..., object], *arguments: object) -> None:
+        # One step of a close that fails must not keep the others from being done.
+        try:
+            work(*arguments)
+        except Exception:
+            self._observe("error", handle=0, traceback=traceback.format_exc())
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _signal(self, socket: SanSocket, event: Event, bit: int, code: Code) -> None:
+        with socket.lock:
+            if socket.closing:
+                return
+            socket.happened |= event
+            socket.event_codes[bit] = code
+            if socket.event is not None and socket.selected & event:
+                socket.event.SetEvent()
+
+    def _kick(self, socket: SanSocket) -> None:
+        """Have the provider's thread deliver what waits at ``socket``: no up-call before the call has answered."""
+        self._kicked.append(socket)
+        self._wake()
+
+    def _wake(self) -> None:
+        os.write(self._wake_write, b"x")

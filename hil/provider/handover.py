@@ -1,0 +1,327 @@
+"""Duplicating sockets: handing a connection or a listener over to another process (DUP).
+
+A verbs queue pair cannot be shared between processes, so the new process connects anew: to a listener every provider
+keeps for this, with the secret the peer's provider knows the connection by. The peer's provider moves its socket to the
+new connection, keeps registrations and pending receives, and ends the old connection itself: its switch notices
+nothing (DUP-15, DUP-16). Until then the former process keeps the old connection's CM id, silent.
+"""
+
+import ctypes
+import errno
+import os
+import struct
+import time
+from typing import Any
+
+from hil.provider import tokens
+from hil.provider.closing import FLUSH_TIMEOUT_S
+from hil.provider.connecting import Connecting, hello, new_id_of, parse_hello
+from hil.provider.core import Refused
+from hil.provider.data import WAIT_S, wait_readable
+from hil.provider.sockets import Kind, Operation, Outcome, Peer, SanSocket, State
+from hil.verbs.cm import CmEvent, CmId
+from hil.verbs.connection import RECV_DEPTH, SEND_DEPTH, Connection
+from hil.winsock import codes as w
+from hil.winsock.codes import Code
+from hil.winsock.structures import WSAPROTOCOL_INFOW, LpErrno, SockAddr
+
+HANDOVER_TIMEOUT_S = 30.0
+HANDOVER_BACKLOG = 64
+# Private data of a REQ that takes a connection over: the secret of the peer's end, then the hello of the new process.
+_TAKE = struct.Struct("!4s16s")
+_TAKE_MAGIC = b"SANH"
+_ANY = {w.AF_INET: "0.0.0.0", w.AF_INET6: "::"}
+
+
+class HandOver(Connecting):
+    """WSPDuplicateSocket, and WSPSocket with its token."""
+
+    _handover_ids: dict[int, tuple[CmId, int]]
+    _handed: dict[int, tuple[float, int]]
+
+    # --- in the process that has the socket --------------------------------------------------------------------------
+
+    def WSPDuplicateSocket(
+        self, s: int, dwProcessId: int, lpProtocolInfo: WSAPROTOCOL_INFOW | None, lpErrno: LpErrno
+    ) -> int:
+        """Stores a token for process ``dwProcessId`` in ``lpProtocolInfo.dwProviderReserved``.
+
+        Pending receives complete with success and zero bytes, their memory is released (DUP-05, DUP-06); after that
+        only WSPCloseSocket may follow. WSAEINVAL for a socket that is neither connected nor listening, one with sends
+        or RDMA in progress, a process that does not exist, or a peer that takes no hand-overs.
+        """
+        return self._answer(
+            lpErrno, w.SOCKET_ERROR, lambda: self._duplicate(self._find(s), dwProcessId, lpProtocolInfo)
+        )
+
+    def _duplicate(self, socket: SanSocket, pid: int, info: WSAPROTOCOL_INFOW | None) -> int:
+        if info is None or not _alive(pid):
+            raise Refused(Code.WSAEINVAL)
+        with socket.lock:
+            self._check_open(socket)
+            listening = socket.state is State.LISTENING
+            if not listening and (socket.state is not State.CONNECTED or not socket.peer.handover_port):
+                raise Refused(Code.WSAEINVAL)
+            if any(operation.kind is not Kind.RECV for operation in socket.pending.values()):
+                raise Refused(Code.WSAEINVAL)
+            state = _state_of(socket)
+            self._suspend_listener(socket) if listening else self._suspend(socket)
+            state["early"] = [message.hex() for message in socket.early.arrived]
+            try:
+                token = tokens.make(pid, state)
+            except (OSError, tokens.BadToken) as error:
+                raise Refused(Code.WSAENOBUFS) from error
+            if socket.cm_id is not None and socket.cm_id.key is not None:
+                self._handed[socket.cm_id.key] = (time.monotonic() + HANDOVER_TIMEOUT_S, token)
+        self._deliver(socket, wait=True)
+        self._wake()
+        info.iAddressFamily, info.dwProviderReserved = socket.family, token
+        return 0
+
+    def _suspend(self, socket: SanSocket) -> None:
+        connection = socket.connection
+        assert connection is not None
+        socket.state = State.HANDED_OVER
+        # ERR says nothing to the peer, and makes the adapter give the receives back.
+        connection.to_error()
+        self._drain(socket, connection)
+        for operation in list(socket.pending.values()):
+            self._finish(socket, operation)
+            socket.outcomes.append(Outcome(operation, Code.OK, 0))
+        socket.waiting.clear()
+        socket.early.waiting.clear()
+        self._unwatch(connection)
+        self._release_memory(socket)
+        self._detach(socket, connection)
+
+    def _suspend_listener(self, socket: SanSocket) -> None:
+        # Two processes cannot listen on one service id: until the new one does, connectors are refused (DUP-19).
+        socket.state = State.HANDED_OVER
+        for request in list(socket.queue):
+            self._refuse(request.new_id)
+        socket.queue.clear()
+        self._release_cm_id(socket)
+
+    def _drain(self, socket: SanSocket, connection: Connection) -> None:
+        """Wait until the adapter has given back everything posted; the lock is held."""
+        end_ns = time.monotonic_ns() + int(FLUSH_TIMEOUT_S * 1e9)
+        self._collect(socket)
+        while any(o.posted for o in socket.pending.values()) and time.monotonic_ns() < end_ns:
+            if wait_readable(connection.fd, WAIT_S):
+                connection.take_events()
+            self._collect(socket)
+
+    def _flush_code(self, socket: SanSocket) -> Code:
+        if socket.state is State.HANDED_OVER and not socket.closing:
+            return Code.OK
+        return super()._flush_code(socket)
+
+    def _release_cm_id(self, socket: SanSocket) -> None:
+        # A former descriptor closes without harm to the connection, also before the new process has it (CLOSE-46).
+        with socket.lock, self._lock:
+            cm_id = socket.cm_id
+            if cm_id is not None and cm_id.key in self._handed:
+                socket.cm_id = None
+                self._by_cm.pop(cm_id.key, None)
+                self._lingering[cm_id.key] = cm_id
+                return
+        super()._release_cm_id(socket)
+
+    def _expire_handed(self) -> float | None:
+        """Reset connections that were handed over and never taken (DUP-22); seconds until the next, or None."""
+        with self._lock:
+            now = time.monotonic()
+            due = [key for key, (at, _) in self._handed.items() if at <= now]
+            for key in due:
+                self._abandon(key)
+            first = min((at for at, _ in self._handed.values()), default=None)
+        return None if first is None else max(first - now, 0.0)
+
+    def _abandon(self, key: int) -> None:
+        _, token = self._handed.pop(key)
+        self._step(tokens.revoke, token)
+        cm_id = self._lingering.get(key)
+        socket = self._by_cm.get(key)
+        if cm_id is None and socket is not None:
+            cm_id = socket.cm_id
+        if cm_id is not None:
+            self._step(cm_id.disconnect)
+
+    # --- in the process that takes it --------------------------------------------------------------------------------
+
+    def _take_over(self, token: int) -> int:
+        """The descriptor of the socket behind ``token``: the former one where this process still has it (DUP-11)."""
+        self._check_network()
+        try:
+            state = tokens.claim(token)
+        except tokens.BadToken as error:
+            raise Refused(Code.WSAEINVAL) from error
+        secret = bytes.fromhex(state["secret"])
+        with self._lock:
+            known = [s for s in self._sockets.values() if s.secret == secret and s.state is State.HANDED_OVER]
+        socket = known[0] if known else self._new_socket(state["family"])
+        try:
+            self._restore(socket, state)
+        except Refused:
+            if not known:
+                self._drop(socket)
+            raise
+        return socket.descriptor
+
+    def _restore(self, socket: SanSocket, state: dict[str, Any]) -> None:
+        with socket.lock:
+            self._leave_old(socket)
+            socket.secret = bytes.fromhex(state["secret"])
+            socket.peer = Peer(state["peer_port"], bytes.fromhex(state["peer_secret"]))
+            socket.options = {int(name): value for name, value in state["options"].items()}
+            socket.local = SockAddr(*state["local"])
+            socket.state, socket.error = State.CREATED, Code.WSAENOTCONN
+            socket.early.arrived.extend(bytes.fromhex(message) for message in state["early"])
+            socket.early.unclaimed = len(socket.early.arrived)
+            socket.send_room, socket.recv_room, socket.reads = SEND_DEPTH, RECV_DEPTH, 0
+            if state["backlog"]:
+                self._bind(socket, socket.local, 28)
+                self._listen(socket, state["backlog"])
+                return
+            remote = SockAddr(*state["remote"])
+            socket.taking = True
+            self._begin_connect(socket, SockAddr(socket.family, remote.sin_addr, socket.peer.handover_port))
+            end = time.monotonic() + self._settings.connect_timeout_s + 1
+            while socket.state is State.CONNECTING and time.monotonic() < end and not socket.closing:
+                socket.lock.wait(WAIT_S)
+            socket.taking = False
+            socket.remote, socket.happened = remote, 0
+            if socket.state is not State.CONNECTED:
+                raise Refused(Code.WSAENOBUFS)
+
+    def _leave_old(self, socket: SanSocket) -> None:
+        """A former descriptor is taken back before the peer ended the old connection: its id lingers meanwhile."""
+        if socket.cm_id is not None and socket.cm_id.key is not None:
+            with self._lock:
+                self._handed.pop(socket.cm_id.key, None)
+                self._by_cm.pop(socket.cm_id.key, None)
+                self._lingering[socket.cm_id.key] = socket.cm_id
+            socket.cm_id = None
+
+    def _request_data(self, socket: SanSocket) -> bytes:
+        if socket.taking:
+            return _TAKE.pack(_TAKE_MAGIC, socket.peer.secret) + hello(socket, self._handover_port(socket), b"")
+        return super()._request_data(socket)
+
+    # --- at the peer -------------------------------------------------------------------------------------------------
+
+    def _handover_port(self, socket: SanSocket) -> int:
+        with self._lock:
+            known = self._handover_ids.get(socket.family)
+            if known is None:
+                try:
+                    cm_id = self._channel.create_id()
+                    cm_id.bind(_ANY[socket.family], 0)
+                    cm_id.listen(HANDOVER_BACKLOG)
+                except OSError as error:
+                    self._observe("cm", handle=0, event="no hand-over listener", status=error.errno)
+                    return 0
+                known = self._handover_ids[socket.family] = (cm_id, cm_id.local[1])
+            return known[1]
+
+    def _is_handover(self, listen_key: int) -> bool:
+        with self._lock:
+            return any(cm_id.key == listen_key for cm_id, _ in self._handover_ids.values())
+
+    def _on_handover_request(self, event: CmEvent) -> None:
+        socket = self._socket_taken(event.private_data)
+        if socket is None:
+            self._refuse(new_id_of(event))
+            return
+        with socket.lock:
+            if socket.state is not State.CONNECTED or socket.closing:
+                self._refuse(new_id_of(event))
+                return
+            try:
+                self._resume(socket, event)
+            except Exception as error:
+                self._observe("handover failed", handle=socket.handle, error=repr(error))
+                self._lost(socket)
+        self._collect(socket)
+        self._deliver(socket)
+
+    def _socket_taken(self, private_data: bytes) -> SanSocket | None:
+        if len(private_data) < _TAKE.size:
+            return None
+        magic, secret = _TAKE.unpack_from(private_data)
+        if magic != _TAKE_MAGIC:
+            return None
+        with self._lock:
+            return next((s for s in self._sockets.values() if s.secret == secret), None)
+
+    def _resume(self, socket: SanSocket, event: CmEvent) -> None:
+        connection, new_id = socket.connection, new_id_of(event)
+        assert connection is not None
+        slots = len(socket.early.slots)
+        parked: list[Operation] = []
+        socket.parked = parked
+        connection.to_error()
+        self._drain(socket, connection)
+        socket.parked = None
+        self._linger(socket)
+        self._adopt(socket, new_id)
+        connection.replace_qp(new_id)
+        connection.to_init()
+        self._observe("qp", handle=socket.handle, qp_num=connection.qp_num)
+        socket.send_room, socket.recv_room, socket.reads = SEND_DEPTH, RECV_DEPTH, 0
+        self._repost_early(socket, connection, slots)
+        # What was parked goes before what waited behind it.
+        socket.waiting.extendleft(reversed(parked))
+        receives = [operation for operation in parked if operation.kind is Kind.RECV]
+        for operation in receives:
+            self._give(socket, connection, operation)
+            socket.waiting.remove(operation)
+        connection.to_rts()
+        socket.peer = parse_hello(event.private_data[_TAKE.size :])[0]
+        data = hello(socket, self._handover_port(socket), b"")
+        new_id.accept(self._conn_param(connection, data))
+        self._feed(socket)
+        self._observe("handover", handle=socket.handle, event="resumed", receives=len(receives))
+
+    def _repost_early(self, socket: SanSocket, connection: Connection, count: int) -> None:
+        """The private receives that the old queue pair still held."""
+        early = socket.early
+        if not count or early.mr is None:
+            return
+        base = ctypes.addressof(early.memory)
+        for address in range(base, base + count * early.size, early.size):
+            wr_id = next(self._wr_ids)
+            early.slots[wr_id] = address
+            connection.post_recv(wr_id, [(address, early.size, early.mr.lkey)])
+
+    def _lost(self, socket: SanSocket) -> None:
+        """The connection is lost as by a reset: it was neither kept nor moved."""
+        socket.parked = None
+        socket.state, socket.error = State.DISCONNECTED, Code.WSAECONNRESET
+        self._fail_waiting(socket)
+
+
+def _state_of(socket: SanSocket) -> dict[str, Any]:
+    def plain(address: SockAddr | None) -> tuple[int, str, int]:
+        return (address.sin_family, address.sin_addr, address.sin_port) if address else (socket.family, "", 0)
+
+    return {
+        "family": socket.family,
+        "local": plain(socket.local),
+        "remote": plain(socket.remote),
+        "secret": socket.secret.hex(),
+        "peer_secret": socket.peer.secret.hex(),
+        "peer_port": socket.peer.handover_port,
+        "options": {str(name): value for name, value in socket.options.items()},
+        "backlog": socket.backlog if socket.state is State.LISTENING else 0,
+    }
+
+
+def _alive(pid: int) -> bool:
+    if not 0 < pid < 1 << 22:
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True

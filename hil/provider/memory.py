@@ -1,0 +1,262 @@
+"""Registered memory: for local use, for the peer's RDMA, and the cache of registrations."""
+
+import errno
+import mmap
+import struct
+from pathlib import Path
+
+from hil.provider.core import Core, Refused
+from hil.provider.sockets import Registration, SanSocket, State
+from hil.verbs import connection as verbs
+from hil.winsock import codes as w
+from hil.winsock.codes import Code
+from hil.winsock.structures import WSABUF, LpErrno
+
+LOCAL_ACCESS = {w.MEM_READ: 0, w.MEM_WRITE: verbs.LOCAL_WRITE, w.MEM_READWRITE: verbs.LOCAL_WRITE}
+REMOTE_ACCESS = {
+    w.MEM_READ: verbs.REMOTE_READ,
+    w.MEM_WRITE: verbs.LOCAL_WRITE | verbs.REMOTE_WRITE,
+    w.MEM_READWRITE: verbs.LOCAL_WRITE | verbs.REMOTE_WRITE | verbs.REMOTE_READ,
+}
+# What the peer's provider needs of a buffer: rkey, address, length; opaque to the switch (RMEM-01).
+DESCRIPTOR = struct.Struct("!IQQ")
+MAX_CACHED = 64
+_PRESENT, _FRAME = 1 << 63, (1 << 55) - 1
+
+
+class Memory(Core):
+    """WSPRegisterMemory and its kin. Every socket has a PD of its own, so a key is good for its peer only (RMEM-06)."""
+
+    def WSPRegisterMemory(
+        self, s: int, lpBuffer: int, dwBufferLength: int, dwFlags: int, lpErrno: LpErrno
+    ) -> int | None:
+        """A handle for ``dwBufferLength`` bytes at address ``lpBuffer``, or None (NULL)."""
+        return self._answer(
+            lpErrno, None, lambda: self._register(self._find(s, network=False), lpBuffer, dwBufferLength, dwFlags)
+        )
+
+    def _register(self, socket: SanSocket, address: int, length: int, flags: int) -> int:
+        if flags not in LOCAL_ACCESS:
+            raise Refused(Code.WSAEINVAL)
+        with socket.lock:
+            self._registrable(socket)
+            for known in socket.registrations:
+                if (known.address, known.length, known.flags) == (address, length, flags):
+                    known.count += 1
+                    return known.handle
+            found = self._from_cache(socket, address, length, flags)
+            if found is None:
+                found = self._new_registration(socket, address, length, flags, LOCAL_ACCESS[flags])
+            socket.registrations.append(found)
+        return found.handle
+
+    def _registrable(self, socket: SanSocket) -> None:
+        self._check_open(socket)
+        if socket.state is not State.CONNECTED:
+            raise Refused(Code.WSAENOTCONN)
+
+    def _new_registration(self, socket: SanSocket, address: int, length: int, flags: int, access: int) -> Registration:
+        assert socket.connection is not None
+        # A range of no bytes, or past the end of the address space, is nobody's memory.
+        if length <= 0 or address <= 0 or address + length > 1 << 64:
+            raise Refused(Code.WSAEFAULT)
+        try:
+            mr = socket.connection.register(address, length, access)
+        except Exception as error:
+            raise Refused(_registration_code(error)) from error
+        frames = page_frames(address, length) if self._settings.cache else None
+        return Registration(mr.lkey + 1, address, length, flags, mr, frames=frames)
+
+    def WSPDeregisterMemory(self, s: int, Handle: int, lpErrno: LpErrno) -> int:
+        return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._deregister(self._find(s, network=False), Handle))
+
+    def _deregister(self, socket: SanSocket, handle: int) -> int:
+        with socket.lock:
+            self._check_open(socket)
+            found = next((r for r in socket.registrations if r.handle == handle), None)
+            if found is None or found.in_use:
+                raise Refused(Code.WSAEINVAL)
+            found.count -= 1
+            if not found.count:
+                socket.registrations.remove(found)
+                self._to_cache(socket, found)
+        return 0
+
+    # --- for the peer's RDMA -----------------------------------------------------------------------------------------
+
+    def WSPRegisterRdmaMemory(
+        self,
+        s: int,
+        lpBuffer: int,
+        dwBufferLength: int,
+        dwFlags: int,
+        lpRdmaBufferDescriptor: bytearray | None,
+        lpdwDescriptorLength: list[int] | None,
+        lpErrno: LpErrno,
+    ) -> int:
+        """Stores the descriptor into ``lpRdmaBufferDescriptor`` and its length into ``lpdwDescriptorLength[0]``.
+
+        WSAEFAULT with too little space, the length needed being stored (RMEM-02).
+        """
+        return self._answer(
+            lpErrno,
+            w.SOCKET_ERROR,
+            lambda: self._register_rdma(
+                self._find(s, network=False),
+                lpBuffer,
+                dwBufferLength,
+                dwFlags,
+                lpRdmaBufferDescriptor,
+                lpdwDescriptorLength,
+            ),
+        )
+
+    def _register_rdma(
+        self,
+        socket: SanSocket,
+        address: int,
+        length: int,
+        flags: int,
+        space: bytearray | None,
+        space_length: list[int] | None,
+    ) -> int:
+        if flags not in REMOTE_ACCESS:
+            raise Refused(Code.WSAEINVAL)
+        with socket.lock:
+            self._registrable(socket)
+            if space_length is None:
+                raise Refused(Code.WSAEFAULT)
+            room, space_length[0] = space_length[0], DESCRIPTOR.size
+            if space is None or min(room, len(space)) < DESCRIPTOR.size:
+                raise Refused(Code.WSAEFAULT)
+            descriptor = self._expose(socket, address, length, flags)
+            space[: DESCRIPTOR.size] = descriptor
+        return 0
+
+    def _expose(self, socket: SanSocket, address: int, length: int, flags: int) -> bytes:
+        for descriptor, known in socket.exposed.items():
+            if (known.address, known.length, known.flags) == (address, length, flags):
+                known.count += 1
+                return descriptor
+        made = self._new_registration(socket, address, length, flags, REMOTE_ACCESS[flags])
+        descriptor = DESCRIPTOR.pack(made.mr.rkey, address, length)
+        socket.exposed[descriptor] = made
+        return descriptor
+
+    def WSPDeregisterRdmaMemory(
+        self, s: int, lpRdmaBufferDescriptor: bytes, dwDescriptorLength: int, lpErrno: LpErrno
+    ) -> int:
+        return self._answer(
+            lpErrno,
+            w.SOCKET_ERROR,
+            lambda: self._deregister_rdma(
+                self._find(s, network=False), bytes(lpRdmaBufferDescriptor[: max(dwDescriptorLength, 0)])
+            ),
+        )
+
+    def _deregister_rdma(self, socket: SanSocket, descriptor: bytes) -> int:
+        with socket.lock:
+            self._check_open(socket)
+            found = socket.exposed.get(descriptor)
+            if found is None:
+                raise Refused(Code.WSAEINVAL)
+            found.count -= 1
+            if not found.count:
+                # An adapter takes a key back only by deregistration, so what the peer could reach is never cached.
+                del socket.exposed[descriptor]
+                found.mr.close()
+        return 0
+
+    # --- the cache ---------------------------------------------------------------------------------------------------
+
+    def WSPMemoryRegistrationCacheCallback(self, lpvAddress: int, Size: int, lpErrno: LpErrno) -> int:
+        """Forget every cached registration of the range, for all sockets (CACHE-07)."""
+        return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._uncache_range(lpvAddress, Size))
+
+    def _uncache_range(self, address: int, length: int) -> int:
+        with self._lock:
+            sockets = list(self._sockets.values()) if self._started else []
+        idle = in_use = 0
+        for socket in sockets:
+            with socket.lock:
+                for known in [r for r in socket.cache if r.overlaps(address, length)]:
+                    socket.cache.remove(known)
+                    known.mr.close()
+                    idle += 1
+                live = [*socket.registrations, *socket.exposed.values()]
+                in_use += sum(r.overlaps(address, length) for r in live)
+        if in_use:
+            raise Refused(Code.WSAEFAULT)
+        if not idle:
+            raise Refused(Code.WSAEINVAL)
+        return 0
+
+    def _to_cache(self, socket: SanSocket, registration: Registration) -> None:
+        if registration.frames is None or socket.state is not State.CONNECTED:
+            registration.mr.close()
+            return
+        socket.cache.append(registration)
+        if len(socket.cache) > MAX_CACHED:
+            socket.cache.pop(0).mr.close()
+
+    def _from_cache(self, socket: SanSocket, address: int, length: int, flags: int) -> Registration | None:
+        self._forget_remapped(socket)
+        for known in socket.cache:
+            if (known.address, known.length, known.flags) == (address, length, flags):
+                socket.cache.remove(known)
+                known.count = 1
+                return known
+        return None
+
+    def _forget_remapped(self, socket: SanSocket) -> None:
+        # A pinned page stays in its frame, so another frame behind the address means that the application gave the
+        # memory back and mapped anew: the adapter would still reach the old pages (CACHE-09, CACHE-11).
+        for known in list(socket.cache):
+            if page_frames(known.address, known.length) != known.frames:
+                socket.cache.remove(known)
+                known.mr.close()
+
+    # --- finding and releasing ---------------------------------------------------------------------------------------
+
+    def _registration(self, socket: SanSocket, buffer: WSABUF, need: int) -> Registration:
+        """The registration that covers ``buffer`` and permits ``need``. Refuses with WSAEFAULT (MEM-14, MEM-16)."""
+        for registration in socket.registrations:
+            if registration.covers(buffer.buf, buffer.len) and registration.flags & need:
+                return registration
+        raise Refused(Code.WSAEFAULT)
+
+    def _give_back_memory(self, socket: SanSocket) -> None:
+        """Deregister everything at the adapter; the switch's registrations stay, for it to deregister."""
+        for registration in [*socket.registrations, *socket.exposed.values(), *socket.cache]:
+            registration.mr.close()
+        if socket.early.mr is not None:
+            socket.early.mr.close()
+
+    def _release_memory(self, socket: SanSocket) -> None:
+        with socket.lock:
+            self._give_back_memory(socket)
+            for registration in socket.registrations:
+                facts = {"registration": registration.handle, "count": registration.count}
+                self._observe("mr", handle=socket.handle, event="released", **facts)
+            socket.registrations.clear()
+            socket.exposed.clear()
+            socket.cache.clear()
+
+
+def page_frames(address: int, length: int) -> bytes | None:
+    """The physical frames behind a range, 8 bytes a page, as the kernel tells them to CAP_SYS_ADMIN; else None."""
+    first, last = address // mmap.PAGESIZE, (address + length - 1) // mmap.PAGESIZE
+    try:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
+            pages.seek(first * 8)
+            entries = struct.unpack(f"={last - first + 1}Q", pages.read((last - first + 1) * 8))
+    except (OSError, struct.error):
+        return None
+    if not all(entry & _PRESENT and entry & _FRAME for entry in entries):
+        return None
+    return struct.pack(f"={len(entries)}Q", *(entry & _FRAME for entry in entries))
+
+
+def _registration_code(error: Exception) -> Code:
+    number = getattr(error, "error_code", None) or getattr(error, "errno", None)
+    return Code.WSAEFAULT if number in (errno.EFAULT, errno.EINVAL) else Code.WSAENOBUFS
