@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from hil.errors import NodeError, SnapshotError
 from hil.nodes.channel import Channel
@@ -118,6 +119,7 @@ def _cpu() -> str:
 
 
 def _load(image: Image, folder: Path, memory_mib: int, accelerator: str) -> Snapshot:
+    _use(folder)
     hardware = Hardware(image.kernel, folder / "initrd", memory_mib, accelerator)
     return Snapshot(hardware, folder / "ram", folder / "state", image)
 
@@ -197,7 +199,23 @@ def wait_for_migration(machine: Machine) -> None:
     raise SnapshotError("the snapshot did not end within 60 s")
 
 
+_in_use: list[TextIO] = []
+
+
+def _use(folder: Path) -> None:
+    """Mark a snapshot as used by this process, until it ends; the kernel gives the lock back."""
+    file = (folder / "in-use").open("a")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    _in_use.append(file)
+
+
 def _forget_old(folder: Path, keep: int = 4) -> None:
     others = [p for p in folder.parent.iterdir() if p.is_dir() and p != folder and not p.name.startswith("building-")]
     for old in sorted(others, key=lambda p: p.stat().st_mtime)[: max(0, len(others) - keep + 1)]:
-        shutil.rmtree(old, ignore_errors=True)
+        with (old / "in-use").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Another bench makes its clones from it.
+                continue
+            shutil.rmtree(old, ignore_errors=True)
