@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from hil.errors import NodeError, SnapshotError
 from hil.nodes.channel import Channel
@@ -199,14 +198,10 @@ def wait_for_migration(machine: Machine) -> None:
     raise SnapshotError("the snapshot did not end within 60 s")
 
 
-_in_use: list[TextIO] = []
-
-
 def _use(folder: Path) -> None:
     """Mark a snapshot as used by this process, until it ends; the kernel gives the lock back."""
-    file = (folder / "in-use").open("a")
-    fcntl.flock(file, fcntl.LOCK_SH)
-    _in_use.append(file)
+    # Never closed on purpose.
+    fcntl.flock(os.open(folder / "in-use", os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
 
 
 def _forget_old(folder: Path, keep: int = 4) -> None:
