@@ -156,7 +156,9 @@ def _successes_were_carried(evidence: Evidence, connection: Connection, node: st
     # Syndrome 000xxxxx is an ACK; RNR and other NAKs acknowledge nothing (9.7.5.2.1).
     acks = {(p.source in own, p.psn) for p in packets if p.syndrome >= 0 and p.syndrome >> 5 == 0}
     ends = {(mine, psn) for mine, psn in ends if any(a != mine and not_before(at, psn) for a, at in acks)}
+    since_ns = max((e["at_ns"] for e in evidence.of(node, "qp", handle=handle)), default=0)
     done = evidence.of(node, "upcall", function="WPUCompleteOverlappedRequest", handle=handle, code=0)
+    done = [e for e in done if e["at_ns"] >= since_ns]
     kinds = {
         e["overlapped"]: e["function"]
         for e in evidence.of(node, "call")
@@ -349,7 +351,8 @@ def _nothing_after(
 
 def _connection(evidence: Evidence, close: HardClose) -> Connection | None:
     ends = set(evidence.addresses[close.closer]), set(evidence.addresses[close.peer])
-    qpn = next((e["qp_num"] for e in evidence.of(close.closer, "qp", handle=close.closer_handle)), None)
+    # A hand-over gives a socket another queue pair: the last is the one that was closed.
+    qpn = next((e["qp_num"] for e in reversed(evidence.of(close.closer, "qp", handle=close.closer_handle))), None)
     matches: Callable[[Connection], bool] = lambda c: (  # noqa: E731
         (c.active in ends[0] and c.passive in ends[1] and c.active_qpn == qpn)
         or (c.active in ends[1] and c.passive in ends[0] and c.passive_qpn == qpn)
