@@ -7,7 +7,7 @@ from typing import Any
 
 from scapy.contrib.roce import AETH, BTH
 
-from hil.wire.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, addresses, dissect
+from hil.wire.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, addresses, dissect, scan
 from hil.wire.pcapng import CapturedFrame
 
 
@@ -15,7 +15,8 @@ from hil.wire.pcapng import CapturedFrame
 class RocePacket:
     """One RoCE packet. ``cm`` names a CM message, and the comm ids and QPN are that message's; -1 is absent.
 
-    ``syndrome`` is an acknowledgement's (AETH).
+    ``syndrome`` is an acknowledgement's (AETH). ``rkey``, ``address`` and ``length`` are those of an RDMA request
+    (RETH). ``reason`` is a REJ's.
     """
 
     frame: int
@@ -32,6 +33,10 @@ class RocePacket:
     syndrome: int = -1
     local_gid: str = ""
     remote_gid: str = ""
+    reason: int = -1
+    rkey: int = -1
+    address: int = -1
+    length: int = -1
 
     def facts(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value not in ("", -1)}
@@ -40,6 +45,9 @@ class RocePacket:
 def roce_packets(frames: Iterable[CapturedFrame]) -> Iterator[RocePacket]:
     """The RoCE packets among ``frames``, in capture order."""
     for frame in frames:
+        if (data := scan(frame.data)) is not None:
+            yield RocePacket(frame.number, frame.time_ns, **asdict(data))
+            continue
         packet = dissect(frame.data)
         if packet is None:
             continue
@@ -65,6 +73,7 @@ def roce_packets(frames: Iterable[CapturedFrame]) -> Iterator[RocePacket]:
             qpn=qpn,
             local_gid=gids[0],
             remote_gid=gids[1],
+            reason=getattr(message, "reason", -1),
         )
 
 

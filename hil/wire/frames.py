@@ -1,7 +1,11 @@
 """InfiniBand frames for scapy: DETH, MAD and the connection manager's messages (InfiniBand Architecture
-Specification, volume 1: 9.3.1 DETH, 13.4.3 MAD, 12.6 CM messages; annex A11 the RDMA IP CM service).
+Specification, volume 1: 9.3.1 DETH, 13.4.3 MAD, 12.6 CM messages; annex A11 the RDMA IP CM service), and a scan of data
+packets that is fast enough for long captures.
 """
 
+import ipaddress
+import struct
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -26,6 +30,12 @@ from scapy.packet import Packet, bind_layers
 UD_SEND_ONLY = 0x64
 CM_CLASS = 0x07
 ROCE_PORT = 4791
+# RC opcodes (9.2) whose BTH is followed by an RDMA header (RETH) or by an acknowledgement's (AETH).
+RDMA_WRITES, RDMA_READ_REQUEST = frozenset({0x06, 0x0A, 0x0B}), 0x0C
+WITH_RETH = RDMA_WRITES | {RDMA_READ_REQUEST}
+WITH_AETH = frozenset({0x0D, 0x0F, 0x10, 0x11, 0x12})
+_IPV4, _IPV6, _UDP = 0x0800, 0x86DD, 17
+_BTH, _RETH = struct.Struct("!BBHII"), struct.Struct("!QII")
 
 
 class CmAttribute(IntEnum):
@@ -259,3 +269,45 @@ def addresses(packet: Packet) -> tuple[str, str]:
     """Source and destination IP address."""
     layer = packet.getlayer(IP) or packet.getlayer(IPv6)
     return (layer.src, layer.dst) if layer else ("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class DataPacket:
+    """An RC packet's headers. ``syndrome`` is the AETH's; ``address``, ``rkey`` and ``length`` are the RETH's (9.3.3);
+    -1 is absent."""
+
+    source: str
+    destination: str
+    opcode: int
+    dest_qp: int
+    psn: int
+    syndrome: int = -1
+    address: int = -1
+    rkey: int = -1
+    length: int = -1
+
+
+def scan(frame: bytes) -> DataPacket | None:
+    """The headers of an RC packet in plain Ethernet, IP and UDP, or None: then it is ``dissect``'s."""
+    (kind,) = struct.unpack_from("!H", frame, 12) if len(frame) > 14 else (0,)
+    if kind == _IPV4 and len(frame) > 34 and frame[14] == 0x45 and not frame[20] & 0x3F and frame[23] == _UDP:
+        parts, udp = (frame[26:30], frame[30:34]), 34
+    elif kind == _IPV6 and len(frame) > 54 and frame[20] == _UDP:
+        parts, udp = (frame[22:38], frame[38:54]), 54
+    else:
+        return None
+    bth = udp + 8
+    if len(frame) < bth + _BTH.size + 4 or struct.unpack_from("!H", frame, udp + 2) != (ROCE_PORT,):
+        return None
+    opcode, _, _, qp, psn = _BTH.unpack_from(frame, bth)
+    after, syndrome, reth = bth + _BTH.size, -1, (-1, -1, -1)
+    if opcode == UD_SEND_ONLY or len(frame) < after + 4 + _RETH.size * (opcode in WITH_RETH) + 4 * (
+        opcode in WITH_AETH
+    ):
+        return None
+    if opcode in WITH_AETH:
+        syndrome = frame[after]
+    elif opcode in WITH_RETH:
+        reth = _RETH.unpack_from(frame, after)
+    source, destination = (str(ipaddress.ip_address(part)) for part in parts)
+    return DataPacket(source, destination, opcode, qp & 0xFFFFFF, psn & 0xFFFFFF, syndrome, *reth)

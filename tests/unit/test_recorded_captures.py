@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scapy.contrib.roce import BTH
+from scapy.contrib.roce import AETH, BTH
 
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import connections, ip_of, roce_packets
 from hil.evidence.rules import broken, disconnect_links
-from hil.wire.frames import CMREQ, DETH, IPCM, MAD, dissect
+from hil.wire.frames import CMREQ, DETH, IPCM, MAD, addresses, dissect, scan
 from hil.wire.pcapng import CapturedFrame, read_pcapng
 
 FOLDER = Path(__file__).parent / "captures"
@@ -33,6 +33,29 @@ def test_every_roce_frame_survives_dissection_and_building(name: str) -> None:
         packet = dissect(frame.data)
         if packet is not None:
             assert bytes(packet[BTH]) in frame.data
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_scan_and_scapy_see_the_same_data_packets(name: str) -> None:
+    """The fast scan takes every packet that is no datagram, and finds in it what scapy's layers find."""
+    for frame in frames(name):
+        packet, data = dissect(frame.data), scan(frame.data)
+        assert (data is not None) == (packet is not None and not packet.haslayer(DETH))
+        if packet is None or data is None:
+            continue
+        bth = packet[BTH]
+        found = (data.source, data.destination, data.opcode, data.dest_qp, data.psn)
+        assert found == (*addresses(packet), bth.opcode, bth.dqpn, bth.psn)
+        assert not packet.haslayer(AETH) or data.syndrome == packet[AETH].syndrome
+
+
+def test_an_rdma_request_tells_its_target() -> None:
+    """rping's requests carry 64 bytes each: a read of the client's source, a write to its sink, with their own keys."""
+    requests = [p for p in roce_packets(frames("rping.pcapng")) if p.rkey != -1]
+    assert {p.opcode for p in requests} == {0x0A, 0x0C}
+    assert {p.length for p in requests} == {64}
+    assert len({(p.opcode, p.rkey, p.address) for p in requests}) == 2
+    assert all(p.length == -1 for p in roce_packets(frames("rping.pcapng")) if p.opcode not in (0x0A, 0x0C))
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
