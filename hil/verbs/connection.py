@@ -204,6 +204,9 @@ class Connection:
 
     def _modify(self, state: int) -> None:
         attr, mask = self._cm_id.qp_attr(state)
+        if state == INIT:
+            # A connector's kernel does not know yet that the peer may read. Each registration says who may do what.
+            attr.qp_access_flags |= REMOTE_WRITE | REMOTE_READ
         try:
             self.qp.modify(_pyverbs_attr(attr), mask)
         except Exception as error:
