@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable
 
 from hil.provider.core import Refused
-from hil.provider.memory import DESCRIPTOR, Memory
+from hil.provider.descriptor import DESCRIPTOR
+from hil.provider.memory import Memory
 from hil.provider.sockets import Kind, Operation, Outcome, SanSocket, State
 from hil.verbs import connection as verbs
 from hil.verbs.connection import Completion, Connection

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 from hil.provider.core import Core, Refused
+from hil.provider.descriptor import DESCRIPTOR
 from hil.provider.sockets import Registration, SanSocket, State
 from hil.verbs import connection as verbs
 from hil.winsock import codes as w
@@ -18,8 +19,6 @@ REMOTE_ACCESS = {
     w.MEM_WRITE: verbs.LOCAL_WRITE | verbs.REMOTE_WRITE,
     w.MEM_READWRITE: verbs.LOCAL_WRITE | verbs.REMOTE_WRITE | verbs.REMOTE_READ,
 }
-# What the peer's provider needs of a buffer: rkey, address, length; opaque to the switch (RMEM-01).
-DESCRIPTOR = struct.Struct("!IQQ")
 MAX_CACHED = 64
 _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1
 
