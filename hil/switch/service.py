@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import queue
 import resource
 import threading
 import time
@@ -29,6 +30,7 @@ from hil.winsock.structures import (
 
 TCP = WSAPROTOCOL_INFOW(w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP)
 PATTERN_BLOCK = 32
+COMPLETE = "WPUCompleteOverlappedRequest"
 
 
 def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:
@@ -54,6 +56,7 @@ class Service:
         self._switch = switch
         self._network: Network | None = None
         self._library: Library | None = None
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     # --- start and end -----------------------------------------------------------------------------------------------
 
@@ -197,6 +200,28 @@ class Service:
 
     def wait_event(self, event: int, timeout_s: float) -> bool:
         return self._switch.events[event].wait(timeout_s)
+
+    def set_event(self, event: int) -> None:
+        self._switch.events[event].SetEvent()
+
+    def in_next_completion(self, call: str, arguments: Mapping[str, Any]) -> None:
+        """Make a call of this service from inside the next completion up-call; ``answer_in_completion`` tells more."""
+        self._switch.on_next[COMPLETE] = lambda: self._answers.put(getattr(self, call)(**arguments))
+
+    def answer_in_completion(self, timeout_s: float = 10.0) -> Any:
+        """What the call made by ``in_next_completion`` returned. Raises queue.Empty."""
+        return self._answers.get(timeout=timeout_s)
+
+    def hold_next(self, function: str, timeout_s: float = 10.0) -> dict[str, int]:
+        """Hold the next up-call of ``function``: event ``reached`` is set in it, and it returns when ``release`` is."""
+        reached, release = self._switch.new_event(), self._switch.new_event()
+
+        def work() -> None:
+            self._switch.events[reached].SetEvent()
+            self._switch.events[release].wait(timeout_s)
+
+        self._switch.on_next[function] = work
+        return {"reached": reached, "release": release}
 
     def wait_completion(self, overlapped: int, timeout_s: float) -> dict[str, int] | None:
         return self._switch.wait_completion(overlapped, timeout_s)
@@ -385,9 +410,10 @@ class Service:
         self._switch.journal("error", handle=0, traceback="a completion routine was called (OVL-06)")
 
     def WSPGetOverlappedResult(
-        self, s: int, overlapped: int, wait: bool = False, deliberately: Collection[str] = ()
+        self, s: int, overlapped: int, wait: bool = False, fill: int = 0, deliberately: Collection[str] = ()
     ) -> Any:
-        count, flags = [0], [0]
+        """``fill``: what the places of the byte count and the flags hold before."""
+        count, flags = [fill], [fill]
         o = self._switch.overlapped[overlapped]
         arguments = (s, o, count, wait, flags)
         answer = self._switch.call(
@@ -445,11 +471,11 @@ class Service:
 
     def close_in_next_completion(self, s: int) -> None:
         """Call WSPCloseSocket from inside the next completion up-call."""
-        self._switch.on_next_completion = lambda: self._switch.close_socket(s)
+        self._switch.on_next[COMPLETE] = lambda: self._switch.close_socket(s)
 
     def recv_in_next_completion(self, s: int, buffers: list[list[int]], overlapped: int) -> None:
         """Call WSPRecv from inside the next completion up-call."""
-        self._switch.on_next_completion = lambda: self.WSPRecv(s, buffers, overlapped)
+        self._switch.on_next[COMPLETE] = lambda: self.WSPRecv(s, buffers, overlapped)
 
     def WSPCleanup(self, deliberately: Collection[str] = ()) -> Any:
         return self._switch.call("WSPCleanup", deliberately=deliberately)

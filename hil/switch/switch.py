@@ -99,7 +99,8 @@ class Switch:
         self._overlapped_number: dict[int, int] = {}
         self._expected: set[int] = set()
         self._failures: dict[str, list[int]] = {}
-        self.on_next_completion: Callable[[], object] | None = None
+        # What to do inside the next up-call of a function.
+        self.on_next: dict[str, Callable[[], object]] = {}
         self.on_completion: dict[int, Callable[[int, int], object]] = {}
         self._completed: dict[int, tuple[int, int]] = {}
         self._deliberate: frozenset[str] = frozenset()
@@ -248,7 +249,10 @@ class Switch:
     def _close_socket_handle(self, s: int, lpErrno: LpErrno) -> int:
         with self._lock:
             known = self._handles.pop(s, None) is not None
+            work = self.on_next.pop("WPUCloseSocketHandle", None)
         self.journal("upcall", function="WPUCloseSocketHandle", handle=s, known=known)
+        if work is not None:
+            work()
         if not known or self._failure("WPUCloseSocketHandle"):
             lpErrno.value = Code.WSAENOTSOCK
             return SOCKET_ERROR
@@ -269,7 +273,7 @@ class Switch:
             known = s in self._handles
             was_pending = number in self._expected
             self._expected.discard(number)
-            work, self.on_next_completion = self.on_next_completion, None
+            work = self.on_next.pop("WPUCompleteOverlappedRequest", None)
         self.journal(
             "upcall",
             function="WPUCompleteOverlappedRequest",
