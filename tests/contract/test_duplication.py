@@ -56,7 +56,7 @@ def cm_messages(bench: Bench) -> list[str]:
 @pytest.mark.requirement("DUP-01", "DUP-09", "DUP-10", "DUP-13", "CLOSE-46")
 @pytest.mark.parametrize("who", ["connector", "acceptor"])
 def test_the_new_process_goes_on_with_the_connection(bench: Bench, who: str) -> None:
-    """Either end can be handed over: messages flow both ways from the new process, whether the old one closed or not."""
+    """Either end can be handed over: messages flow both ways from the new process, also once the old has closed."""
     ends = bench.connect()
     former, peer = ends if who == "connector" else ends[::-1]
     other = bench.another(former.at.node.name)
@@ -161,6 +161,27 @@ def test_the_old_descriptor_stays_until_it_is_closed(bench: Bench) -> None:
     assert former.close() == (0, Code.OK)
     assert former.close() == (-1, Code.WSAENOTSOCK)
     exchange(new, peer, b"goes on")
+    bench.judge()
+
+
+@pytest.mark.requirement("DUP-07", "DUP-18", "DUP-20")
+def test_only_the_close_may_follow_and_the_switch_is_held_to_it(bench: Bench) -> None:
+    """Other calls on the old descriptor, idle memory and sends in progress are the switch's fault, and named so."""
+    former, _ = bench.connect()
+    other = bench.another("a")
+    former.send(b"in progress")
+    busy = former.wsp("WSPDuplicateSocket", pid=other.pid, deliberately=["SWITCH-15"])
+    assert busy.code is Code.WSAEINVAL
+
+    late, _ = bench.connect(port=6001)
+    late.at.must("WSPDuplicateSocket", s=late.socket.s, pid=other.pid, deliberately=["SWITCH-15"])
+    buffers, overlapped = [[8, late.socket.address]], late.at.ask("overlapped")
+    call = late.wsp("WSPRecv", buffers=buffers, overlapped=overlapped, deliberately=["SWITCH-15"])
+
+    assert call.code is Code.WSAEINVAL
+    seen = [e["seen"] for e in bench.pair.evidence(audit=False).of("a", "misbehaves", requirement="SWITCH-15")]
+    assert len(seen) == 3, seen
+    assert "['WSPSend'] in progress" in seen[0] and "1 idle" in seen[1] and "WSPRecv on a descriptor" in seen[2]
     bench.judge()
 
 
