@@ -103,8 +103,9 @@ def figures(lab: Path, pairs: int) -> None:
     default=None,
     help="The run whose verdicts count (default: the newest below results/).",
 )
+@click.option("--strict", is_flag=True, help="Fail also when an untagged must is neither kept nor not observable.")
 @click.argument("which", nargs=-1)
-def contract(results: Path | None, which: tuple[str, ...]) -> None:
+def contract(results: Path | None, strict: bool, which: tuple[str, ...]) -> None:
     """How the contract stands: a count for each area, or all about each of WHICH (ids like CLOSE-17, or areas).
 
     "kept": every test that names the requirement passed in that run. Exit code 1 when a requirement is broken.
@@ -125,7 +126,10 @@ def contract(results: Path | None, which: tuple[str, ...]) -> None:
         click.echo("\n\n".join("\n".join(report.details(s)) for s in chosen))
     else:
         chosen = list(shown.values())
-        click.echo("\n".join(report.table(shown)))
+        click.echo("\n".join([*report.table(shown), *report.lists(shown)]))
+    if strict and (left := report.unsettled(shown)):
+        click.echo(f"hil: error: musts that were not seen kept: {', '.join(left)}", err=True)
+        sys.exit(1)
     sys.exit(int(any(s.standing is report.Standing.BROKEN for s in chosen)))
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -113,9 +114,35 @@ def table(shown: Mapping[str, Shown]) -> list[str]:
 def _groups(shown: Mapping[str, Shown]) -> list[tuple[str, list[Shown]]]:
     rows = list(shown.values())
     groups = [("untagged", [s for s in rows if not s.requirement.tags])]
-    groups.append(("of these must", [s for s in groups[0][1] if s.requirement.level == "must"]))
-    groups += [(f"[{tag}]", [s for s in rows if tag in s.requirement.tags]) for tag in ("drv", "SDK", "IBSP")]
-    return [(title[:9] if title != "of these must" else "  must", found) for title, found in groups]
+    for level in ("must", "should", "may"):
+        groups.append((f"  {level}", [s for s in groups[0][1] if s.requirement.level == level]))
+    return groups + [(f"[{tag}]", [s for s in rows if tag in s.requirement.tags]) for tag in ("drv", "SDK", "IBSP")]
+
+
+def lists(shown: Mapping[str, Shown]) -> list[str]:
+    """Lines: what is broken, not run and not yet tested by its ids, what is not observable with each reason."""
+    lines = []
+    for standing in (Standing.BROKEN, Standing.NOT_RUN, Standing.NOT_TESTED):
+        ids = [f"{s.requirement.id}{'*' if is_binding(s) else ''}" for s in shown.values() if s.standing is standing]
+        if ids:
+            text = f"{standing.value} (* an untagged must): {', '.join(ids)}"
+            lines += ["", *textwrap.wrap(text, 118, subsequent_indent="  ", break_on_hyphens=False)]
+    lines.append("")
+    for requirement_id, reason in not_observable().items():
+        text = f"not observable {requirement_id}: {reason}"
+        lines += textwrap.wrap(text, 118, subsequent_indent="  ", break_on_hyphens=False)
+    return lines
+
+
+def is_binding(shown: Shown) -> bool:
+    """Whether the requirement is a must that a SAN page states itself."""
+    return shown.requirement.level == "must" and not shown.requirement.tags
+
+
+def unsettled(shown: Mapping[str, Shown]) -> list[str]:
+    """Ids of untagged musts that are neither kept nor not observable."""
+    settled = (Standing.KEPT, Standing.NOT_OBSERVABLE)
+    return [s.requirement.id for s in shown.values() if is_binding(s) and s.standing not in settled]
 
 
 def details(shown: Shown) -> list[str]:
