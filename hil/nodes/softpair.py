@@ -11,7 +11,7 @@ from typing import Any
 
 from hil.errors import CaptureError, NodeError
 from hil.evidence.evidence import Evidence
-from hil.evidence.packets import roce_packets
+from hil.evidence.packets import RocePacket, roce_packets
 from hil.evidence.rules import held, of_sockets, unseen
 from hil.nodes.channel import ClockRelation
 from hil.nodes.clone import Clone
@@ -136,6 +136,18 @@ class SoftPair:
         evidence.events.sort(key=lambda e: e["at_ns"])
         self._read_capture(evidence)
         return evidence
+
+    def packets(self) -> list[RocePacket]:
+        """What the wire has carried so far, as far as it is written."""
+        self.wire.counts()
+        found = []
+        try:
+            for packet in roce_packets(read_pcapng(self.wire.path)):
+                found.append(packet)
+        except CaptureError:
+            # Under load the last frame may be half written.
+            pass
+        return found
 
     def _relations(self, evidence: Evidence) -> dict[str, ClockRelation]:
         for name, node in self.nodes.items():
