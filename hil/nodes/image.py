@@ -44,7 +44,8 @@ PACKAGES = (
     "kmod",
     "linux-image-amd64",
 )
-MODULES = ("crc32_generic", "virtio_pci", "virtio_net", "virtio_console", "rdma_rxe", "rdma_ucm", "ib_umad")
+# macvlan gives a node a second netdev on the same wire, and with it a second adapter.
+MODULES = ("crc32_generic", "virtio_pci", "virtio_net", "virtio_console", "macvlan", "rdma_rxe", "rdma_ucm", "ib_umad")
 LEFT_OUT = re.compile(
     r"^(usr/share/(doc|man|locale|info|lintian|perl|bug|zoneinfo|i18n|bash-completion|gcc|gdb)/|usr/lib/x86_64-linux-gnu/"
     r"(perl|gconv|systemd)|boot/|var/|(usr/)?lib/(modules|systemd|udev|firmware)/|usr/lib/python3\.\d+/(test|idlelib|tkinter|"

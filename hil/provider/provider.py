@@ -50,7 +50,8 @@ class Provider(Options):
         lpProcTable: dict[str, Callable[..., Any]] | None,
     ) -> int:
         """Returns the error code itself (STARTUP-03); fills ``lpProcTable`` with the 17 dispatch functions."""
-        if wVersionRequested & 0xFF != 2 or wVersionRequested >> 8 < 2:
+        # The highest version the caller can do, major in the low byte: whoever can do more can do 2.2.
+        if (wVersionRequested & 0xFF, wVersionRequested >> 8) < (2, 2):
             return Code.WSAVERNOTSUPPORTED
         if lpWSPData is None or lpProcTable is None:
             return Code.WSAEFAULT
