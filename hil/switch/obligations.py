@@ -48,6 +48,8 @@ class _Socket:
     regions: dict[int, _Region] = field(default_factory=dict)
     exposed: dict[bytes, int] = field(default_factory=dict)
     posted: list[_Posted] = field(default_factory=list)
+    # What the provider has told of SO_MAX_MSG_SIZE and SO_MAX_RDMA_SIZE, by option.
+    reported: dict[int, int] = field(default_factory=dict)
 
     def pending(self) -> list[_Posted]:
         self.posted = [operation for operation in self.posted if operation.pending()]
@@ -63,7 +65,6 @@ class Obligations:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._sockets: dict[int, _Socket] = {}
-        self.max_message = self.max_rdma = 0
 
     def idle_handles(self, s: int) -> list[int]:
         """Handles of registered memory of ``s`` that no pending operation uses, once for each registration."""
@@ -126,6 +127,8 @@ class Obligations:
     def _note(self, known: _Socket, function: str, arguments: tuple[Any, ...], result: Any) -> None:
         if function == "WSPEventSelect":
             known.selected = arguments[2]
+        elif function == "WSPGetSockOpt" and arguments[2] in (w.SO_MAX_MSG_SIZE, w.SO_MAX_RDMA_SIZE):
+            known.reported[arguments[2]] = int.from_bytes(arguments[3][:4], "little")
         elif function == "WSPDuplicateSocket":
             known.duplicated = True
         elif function == "WSPRegisterMemory" and result:
@@ -155,8 +158,9 @@ class Obligations:
         buffers = arguments[1][: arguments[2]]
         if any(not any(r.covers(b.buf, b.len) for r in known.regions.values()) for b in buffers):
             self._report("SWITCH-02", f"{function} with memory that is not registered for the socket")
-        length, most = sum(b.len for b in buffers), self.max_rdma if rdma else self.max_message
-        if most and length > most and function != "WSPRecv":
+        length = sum(b.len for b in buffers)
+        most = known.reported.get(w.SO_MAX_RDMA_SIZE if rdma else w.SO_MAX_MSG_SIZE, length)
+        if length > most and function != "WSPRecv":
             self._report("SWITCH-03", f"{function} of {length} bytes, {most} is the most")
         if not rdma and function == "WSPSend" and arguments[4]:
             self._report("SHUT-04", "WSPSend with flags")
