@@ -5,13 +5,13 @@ import ctypes
 import errno
 import ipaddress
 import select
-import struct
 import time
 from collections.abc import Callable
 
 from hil.provider.closing import Closing
 from hil.provider.core import FAMILIES, Refused
-from hil.provider.sockets import Peer, Request, SanSocket, State
+from hil.provider.private_data import MAX_USER_DATA, hello, parse_hello
+from hil.provider.sockets import Request, SanSocket, State
 from hil.verbs.cm import CmEvent, CmEventType, CmId, ConnParam, conn_param
 from hil.verbs.connection import Connection, Device
 from hil.winsock import codes as w
@@ -23,25 +23,6 @@ MAX_BACKLOG = 200
 KERNEL_BACKLOG = 1024
 REJ_INVALID_SERVICE_ID = 8
 ACK_TIMEOUT_EXPONENT = 16
-# Private data of REQ and REP: version, length of the switch's data, where hand-overs are taken, the secret.
-_HELLO = struct.Struct("!4sBBH16s")
-_MAGIC, _VERSION = b"SANP", 1
-MAX_USER_DATA = 56 - _HELLO.size
-
-
-def hello(socket: SanSocket, port: int, user_data: bytes) -> bytes:
-    """The private data of a REQ or REP."""
-    return _HELLO.pack(_MAGIC, _VERSION, len(user_data), port, socket.secret) + user_data
-
-
-def parse_hello(data: bytes) -> tuple[Peer, bytes]:
-    """The peer and the switch's data from private data; an empty peer when it is not such a provider's."""
-    if len(data) < _HELLO.size:
-        return Peer(), b""
-    magic, version, length, port, secret = _HELLO.unpack_from(data)
-    if magic != _MAGIC or version != _VERSION:
-        return Peer(), b""
-    return Peer(port, secret), data[_HELLO.size : _HELLO.size + length]
 
 
 class Connecting(Closing):
@@ -252,7 +233,7 @@ class Connecting(Closing):
                 self._connect_ended(socket, Code.WSAENOBUFS)
 
     def _request_data(self, socket: SanSocket) -> bytes:
-        return hello(socket, self._handover_port(socket), socket.caller_data)
+        return hello(socket.secret, self._handover_port(socket), socket.caller_data)
 
     def _handover_port(self, socket: SanSocket) -> int:
         """The port where the peer may hand this connection over."""
@@ -345,9 +326,8 @@ class Connecting(Closing):
         if condition is not None and not callable(condition):
             raise Refused(Code.WSAEFAULT)
         request = self._next_request(listener)
-        if request.withdrawn:
-            with contextlib.suppress(OSError):
-                request.new_id.destroy()
+        if request.withdrawn():
+            self._refuse(request.new_id)
             self._after_accept(listener)
             raise Refused(Code.WSAECONNRESET)
         peer = SockAddr(listener.family, *request.new_id.remote)
@@ -414,14 +394,12 @@ class Connecting(Closing):
             with socket.lock:
                 socket.local, socket.remote, socket.options = local, peer, dict(listener.options)
                 socket.peer = parse_hello(request.private_data)[0]
-                with self._lock:
-                    self._requests.pop(request.new_id.key or 0, None)
-                    self._adopt(socket, request.new_id)
+                self._adopt(socket, request.new_id)
                 connection = self._make_connection(socket)
                 self._post_early(socket, connection)
                 connection.to_rts()
                 socket.state = State.CONNECTED
-                data = hello(socket, self._handover_port(socket), answer)
+                data = hello(socket.secret, self._handover_port(socket), answer)
                 request.new_id.accept(self._conn_param(connection, data))
         except Exception as error:
             self._observe("accept failed", handle=socket.handle, error=repr(error))
@@ -449,24 +427,21 @@ class Connecting(Closing):
         assert event.new_id is not None
         request = Request(event.new_id, event.private_data)
         with listener.lock:
-            waiting = sum(not queued.withdrawn for queued in listener.queue)
+            if len(listener.queue) >= listener.backlog:
+                self._drop_withdrawn(listener)
+            waiting = len(listener.queue)
             full = listener.closing or listener.state is not State.LISTENING or waiting >= listener.backlog
             if not full:
-                with self._lock:
-                    self._requests[event.new_id.key or 0] = (listener, request)
                 listener.queue.append(request)
                 self._signal(listener, Event.FD_ACCEPT, w.FD_ACCEPT_BIT, Code.OK)
         if full:
             self._refuse(event.new_id)
 
-    def _on_request_ended(self, key: int, kind: CmEventType) -> None:
-        """The connector of a queued request has given up: its slot is free, and WSPAccept will say so (ACC-17)."""
-        with self._lock:
-            found = self._requests.pop(key, None)
-        if found is not None:
-            listener, request = found
-            with listener.lock:
-                request.withdrawn = True
+    def _drop_withdrawn(self, listener: SanSocket) -> None:
+        # Whoever has given up takes no place from those who wait (LISTEN-12).
+        for request in [queued for queued in listener.queue if queued.withdrawn()]:
+            listener.queue.remove(request)
+            self._refuse(request.new_id)
 
 
 def connect_code(event: CmEvent) -> Code:

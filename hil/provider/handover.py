@@ -9,16 +9,16 @@ nothing (DUP-15, DUP-16). Until then the former process keeps the old connection
 import ctypes
 import errno
 import os
-import struct
 import time
 from typing import Any
 
 from hil.provider import tokens
 from hil.provider.closing import FLUSH_TIMEOUT_S
-from hil.provider.connecting import Connecting, hello, new_id_of, parse_hello
+from hil.provider.connecting import Connecting, new_id_of
 from hil.provider.core import Refused
 from hil.provider.data import WAIT_S, wait_readable
-from hil.provider.sockets import Kind, Operation, Outcome, Peer, SanSocket, State
+from hil.provider.private_data import Peer, hello, parse_take, take
+from hil.provider.sockets import Kind, Operation, Outcome, SanSocket, State
 from hil.verbs.cm import CmEvent, CmId
 from hil.verbs.connection import RECV_DEPTH, SEND_DEPTH, Connection
 from hil.winsock import codes as w
@@ -27,9 +27,6 @@ from hil.winsock.structures import WSAPROTOCOL_INFOW, LpErrno, SockAddr
 
 HANDOVER_TIMEOUT_S = 30.0
 HANDOVER_BACKLOG = 64
-# Private data of a REQ that takes a connection over: the secret of the peer's end, then the hello of the new process.
-_TAKE = struct.Struct("!4s16s")
-_TAKE_MAGIC = b"SANH"
 _ANY = {w.AF_INET: "0.0.0.0", w.AF_INET6: "::"}
 
 
@@ -205,7 +202,7 @@ class HandOver(Connecting):
 
     def _request_data(self, socket: SanSocket) -> bytes:
         if socket.taking:
-            return _TAKE.pack(_TAKE_MAGIC, socket.peer.secret) + hello(socket, self._handover_port(socket), b"")
+            return take(socket.peer.secret, socket.secret, self._handover_port(socket))
         return super()._request_data(socket)
 
     # --- at the peer -------------------------------------------------------------------------------------------------
@@ -229,8 +226,9 @@ class HandOver(Connecting):
             return any(cm_id.key == listen_key for cm_id, _ in self._handover_ids.values())
 
     def _on_handover_request(self, event: CmEvent) -> None:
-        socket = self._socket_taken(event.private_data)
-        if socket is None:
+        wanted = parse_take(event.private_data)
+        socket = self._socket_known_by(wanted[0]) if wanted is not None else None
+        if socket is None or wanted is None:
             self._refuse(new_id_of(event))
             return
         with socket.lock:
@@ -238,23 +236,18 @@ class HandOver(Connecting):
                 self._refuse(new_id_of(event))
                 return
             try:
-                self._resume(socket, event)
+                self._resume(socket, event, wanted[1])
             except Exception as error:
                 self._observe("handover failed", handle=socket.handle, error=repr(error))
                 self._lost(socket)
         self._collect(socket)
         self._deliver(socket)
 
-    def _socket_taken(self, private_data: bytes) -> SanSocket | None:
-        if len(private_data) < _TAKE.size:
-            return None
-        magic, secret = _TAKE.unpack_from(private_data)
-        if magic != _TAKE_MAGIC:
-            return None
+    def _socket_known_by(self, secret: bytes) -> SanSocket | None:
         with self._lock:
             return next((s for s in self._sockets.values() if s.secret == secret), None)
 
-    def _resume(self, socket: SanSocket, event: CmEvent) -> None:
+    def _resume(self, socket: SanSocket, event: CmEvent, peer: Peer) -> None:
         connection, new_id = socket.connection, new_id_of(event)
         assert connection is not None
         slots = len(socket.early.slots)
@@ -277,8 +270,8 @@ class HandOver(Connecting):
             self._give(socket, connection, operation)
             socket.waiting.remove(operation)
         connection.to_rts()
-        socket.peer = parse_hello(event.private_data[_TAKE.size :])[0]
-        data = hello(socket, self._handover_port(socket), b"")
+        socket.peer = peer
+        data = hello(socket.secret, self._handover_port(socket), b"")
         new_id.accept(self._conn_param(connection, data))
         self._feed(socket)
         self._observe("handover", handle=socket.handle, event="resumed", receives=len(receives))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from hil.provider.private_data import SECRET_SIZE, Peer
 from hil.verbs.cm import CmId
-from hil.verbs.connection import RECV_DEPTH, SEND_DEPTH, Connection
+from hil.verbs.connection import INIT, RECV_DEPTH, SEND_DEPTH, Connection
 from hil.winsock.codes import FD_MAX_EVENTS, Code
 from hil.winsock.structures import WSABUF, WSAEVENT, WSAOVERLAPPED, SockAddr
 
@@ -87,11 +88,19 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A connection request in a listener's queue. ``withdrawn``: the connector has given up."""
+    """A connection request in a listener's queue."""
 
     new_id: CmId
     private_data: bytes
-    withdrawn: bool = False
+
+    def withdrawn(self) -> bool:
+        """Whether the connector has given up (ACC-17): the kernel keeps that to itself until a request is accepted,
+        but has no attributes for a connection that cannot come to be any more."""
+        try:
+            self.new_id.qp_attr(INIT)
+        except OSError:
+            return True
+        return False
 
 
 @dataclass(slots=True)
@@ -109,15 +118,6 @@ class Early:
     unclaimed: int = 0
     arrived: deque[bytes] = field(default_factory=deque)
     waiting: deque[Operation] = field(default_factory=deque)
-
-
-@dataclass(slots=True)
-class Peer:
-    """What the peer's provider told at connection set-up: where it takes hand-overs, and the secret it knows this
-    connection by; port 0: it takes none."""
-
-    handover_port: int = 0
-    secret: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -158,6 +158,6 @@ class SanSocket:
     exposed: dict[bytes, Registration] = field(default_factory=dict)
     cache: list[Registration] = field(default_factory=list)
     # The connection's name with us and with the peer's provider, kept through hand-overs (DUP-02).
-    secret: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_SIZE))
     peer: Peer = field(default_factory=Peer)
     lock: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))
