@@ -137,6 +137,11 @@ class SoftPair:
         self._read_capture(evidence)
         return evidence
 
+    def journal(self, name: str) -> list[Message]:
+        """What the workers of node ``name`` have journaled so far, with the node's own times."""
+        with self._lock:
+            return [event for node, event in self._events if node == name]
+
     def packets(self) -> list[RocePacket]:
         """What the wire has carried so far, as far as it is written."""
         self.wire.counts()
