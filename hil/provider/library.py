@@ -1,8 +1,29 @@
-"""The provider as its loader sees it: a library with one entry point."""
+"""The provider as its loader sees it: what it publishes of itself, and a library with one entry point."""
 
 from collections.abc import Callable
+from uuid import UUID
 
 from hil.provider.provider import Provider
+from hil.winsock import codes as w
+from hil.winsock.catalogue import Catalogue
+from hil.winsock.structures import WSAPROTOCOL_INFOW
+
+# Hidden from applications: only the switch may load it (INST-01). No datagrams, no QoS, and its handles are the
+# switch's, not the system's (INST-03 to INST-05).
+PROTOCOL_INFO = WSAPROTOCOL_INFOW(
+    w.AF_INET,
+    w.SOCK_STREAM,
+    w.IPPROTO_TCP,
+    dwCatalogEntryId=2001,
+    dwServiceFlags1=w.XP1_GUARANTEED_DELIVERY | w.XP1_GUARANTEED_ORDER | w.XP1_MESSAGE_ORIENTED | w.XP1_CONNECT_DATA,
+    dwProviderFlags=w.PFL_HIDDEN,
+    ProviderId=UUID("5f0a2c1e-6d41-4b57-9c55-0f6a4e0b7d21"),
+)
+
+
+def install(catalogue: Catalogue) -> None:
+    """What an installer does: publish the provider and record its GUID for the switch (INST-02)."""
+    catalogue.install(PROTOCOL_INFO, "SAN service provider over verbs")
 
 
 class Library:

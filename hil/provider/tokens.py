@@ -1,12 +1,16 @@
 """Tokens of duplicated sockets: one file each, in a folder that only this user can read (DUP-02, DUP-03, DUP-24)."""
 
+import contextlib
 import json
 import os
 import secrets
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
+
+LIFETIME_S = 600.0
 
 
 class BadToken(Exception):
@@ -25,6 +29,7 @@ def folder() -> Path:
 
 def make(pid: int, state: dict[str, Any]) -> int:
     """Keep ``state`` for process ``pid``; the token, 1 to 2**32 - 1. Raises BadToken or OSError."""
+    _sweep()
     while True:
         token = secrets.randbelow((1 << 32) - 1) + 1
         try:
@@ -34,6 +39,14 @@ def make(pid: int, state: dict[str, Any]) -> int:
         with os.fdopen(descriptor, "w") as file:
             json.dump({"pid": pid, "state": state}, file)
         return token
+
+
+def _sweep() -> None:
+    # A listener's token that nobody ever claimed has no connection whose end would revoke it.
+    for path in folder().iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LIFETIME_S:
+                path.unlink()
 
 
 def claim(token: int) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from typing import Any
 
 from hil.adapters.network import Network
 from hil.provider.broken import BROKEN
-from hil.provider.library import Library
+from hil.provider.library import PROTOCOL_INFO, Library, install
 from hil.provider.provider import Provider
 from hil.provider.settings import Settings
 from hil.switch.switch import Switch, length_of, name_of
 from hil.winsock import codes as w
+from hil.winsock.catalogue import Catalogue
 from hil.winsock.structures import (
     WSABUF,
     WSABUFEX,
@@ -74,14 +75,17 @@ class Service:
         maker = BROKEN[provider] if provider else Provider
         self._network = self._network or Network()
         self._provider = maker(self._switch.journal, self._network, Settings(**(settings or {})))
-        self._library = Library(self._provider)
+        self._catalogue = Catalogue()
+        install(self._catalogue)
+        self._libraries = {PROTOCOL_INFO.ProviderId: Library(self._provider)}
+        self._library = self._libraries[self._catalogue.san_provider().ProviderId]
         return self.start_again(version, missing)
 
     def start_again(self, version: int = w.WINSOCK_2_2, missing: str = "", own_info: bool = False) -> int:
         """A further WSPStartupEx of the loaded provider; ``own_info`` with its own protocol info, not TCP/IP's."""
         assert self._library is not None
         data, begun_ns = WSPDATA(), time.monotonic_ns()
-        info = WSAPROTOCOL_INFOW(w.AF_INET, w.SOCK_STREAM, 0, dwCatalogEntryId=2001) if own_info else TCP
+        info = PROTOCOL_INFO if own_info else TCP
         code = self._library.WSPStartupEx(
             version,
             None if missing == "lpWSPData" else data,
@@ -92,6 +96,18 @@ class Service:
         facts = {"function": "WSPStartupEx", "begun_ns": begun_ns, "result": int(code), "code": int(code)}
         self._switch.journal("call", version=data.wVersion, **facts)
         return int(code)
+
+    def catalogue(self) -> dict[str, Any]:
+        """What the installation published: the entry the switch loads, the registry, and what applications see."""
+        entry = self._catalogue.san_provider()
+        return {
+            "dwProviderFlags": entry.dwProviderFlags,
+            "dwServiceFlags1": entry.dwServiceFlags1,
+            "ProviderId": str(entry.ProviderId),
+            "registry": self._catalogue.registry,
+            "visible": len(self._catalogue.visible()),
+            "loaded": self._libraries[entry.ProviderId] is self._library,
+        }
 
     def surface(self) -> dict[str, list[str]]:
         """What the loaded provider exports, and what its dispatch table holds."""
@@ -225,6 +241,11 @@ class Service:
 
     def wait_completion(self, overlapped: int, timeout_s: float) -> dict[str, int] | None:
         return self._switch.wait_completion(overlapped, timeout_s)
+
+    def wait_completions(self, overlapped: list[int], timeout_s: float) -> list[dict[str, int] | None]:
+        """``wait_completion`` of each, within ``timeout_s`` for all."""
+        end = time.monotonic() + timeout_s
+        return [self._switch.wait_completion(number, max(end - time.monotonic(), 0.0)) for number in overlapped]
 
     def fail_next(self, function: str, code: int, times: int = 1) -> None:
         """Let the next up-calls of ``function`` fail with ``code``."""
@@ -382,6 +403,18 @@ class Service:
         parts, o = [WSABUF(*b) for b in buffers], self._switch.overlapped[overlapped]
         arguments = (s, parts, len(parts), [0], [0], o, self._never if routine else None, None)
         return self._switch.call("WSPRecv", *arguments, overlapped=overlapped, deliberately=deliberately)
+
+    def post_each(self, function: str, s: int, address: int, lengths: list[int]) -> list[list[int]]:
+        """WSPSend or WSPRecv of each of ``lengths``, one behind the other from ``address`` on, as fast as they go.
+
+        The number of each one's WSAOVERLAPPED, and the code.
+        """
+        answers = []
+        for length in lengths:
+            overlapped = self.overlapped()
+            answers.append([overlapped, getattr(self, function)(s, [[length, address]], overlapped)["code"]])
+            address += length
+        return answers
 
     def WSPRdmaWrite(self, s: int, buffers: list[list[int]], descriptor: bytes, overlapped: int, **more: Any) -> Any:
         """``buffers``: [length, address, handle] each."""

@@ -3,8 +3,11 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from hil.winsock.codes import FD_MAX_EVENTS, Code
+
+NULL_GUID = UUID(int=0)
 
 
 class LpErrno:
@@ -85,6 +88,9 @@ class WSAPROTOCOL_INFOW:
     iProtocol: int
     dwCatalogEntryId: int = 1001
     dwProviderReserved: int = 0
+    dwServiceFlags1: int = 0
+    dwProviderFlags: int = 0
+    ProviderId: UUID = NULL_GUID
 
 
 class WSAEVENT:
