@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from pyverbs.pd import PD
 
 from hil.provider.provider import Provider
-from hil.provider.sockets import SanSocket
-from hil.verbs.connection import Connection
+from hil.provider.sockets import Kind, Operation, Outcome, SanSocket, State
+from hil.verbs.connection import Completion, Connection
 from hil.winsock.codes import Code
 from hil.winsock.structures import WSAOVERLAPPED, LpErrno
 
@@ -114,6 +114,78 @@ class MemoryLast(Provider):
         super()._free(connection)
 
 
+class EarlySuccess(Provider):
+    """Completes sends and RDMA writes as soon as the adapter has them: breaks SEND-09 and RDMA-11."""
+
+    def _give(self, socket: SanSocket, connection: Connection, operation: Operation) -> None:
+        super()._give(socket, connection, operation)
+        if operation.kind in (Kind.SEND, Kind.WRITE):
+            self._finish(socket, operation)
+            socket.outcomes.append(Outcome(operation, Code.OK, operation.length))
+            self._kick(socket)
+
+
+class Unfenced(Provider):
+    """Lets a send overtake an RDMA read: breaks SEND-14."""
+
+    def _give(self, socket: SanSocket, connection: Connection, operation: Operation) -> None:
+        reads, socket.reads = socket.reads, 0
+        super()._give(socket, connection, operation)
+        socket.reads += reads
+
+
+class LateWrites(Provider):
+    """Lets sends overtake RDMA writes: breaks SEND-13 and RDMA-15."""
+
+    def _give(self, socket: SanSocket, connection: Connection, operation: Operation) -> None:
+        if operation.kind is Kind.WRITE:
+            threading.Timer(0.3, self._give_late, (socket, connection, operation)).start()
+        else:
+            super()._give(socket, connection, operation)
+
+    def _give_late(self, socket: SanSocket, connection: Connection, operation: Operation) -> None:
+        with socket.lock:
+            if operation.wr_id in socket.pending:
+                super()._give(socket, connection, operation)
+
+
+class AlwaysReset(Provider):
+    """Reports a transport failure as a reset by the peer: breaks RECV-17."""
+
+    def _connection_broke(self, socket: SanSocket) -> None:
+        super()._connection_broke(socket)
+        socket.error = Code.WSAECONNRESET
+
+    def _completion_code(self, socket: SanSocket, completion: Completion) -> Code:
+        code = super()._completion_code(socket, completion)
+        return Code.WSAECONNRESET if code is Code.WSAECONNABORTED else code
+
+
+class KeepsListening(Provider):
+    """Leaves a closed listener's CM id listening: breaks CLOSE-38."""
+
+    def _release_cm_id(self, socket: SanSocket) -> None:
+        if socket.state is not State.LISTENING:
+            super()._release_cm_id(socket)
+
+
+class ForgetsPolled(Provider):
+    """Leaves polled operations in progress for ever when it closes: breaks CLOSE-49."""
+
+    def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
+        if not (socket.closing and outcome.operation.overlapped.hEvent & 1):
+            super()._complete(socket, outcome)
+
+
+class SignalsClose(Provider):
+    """Signals the event object of what it closes: breaks CLOSE-21."""
+
+    def _tear_down(self, socket: SanSocket) -> None:
+        if socket.event is not None:
+            socket.event.SetEvent()
+        super()._tear_down(socket)
+
+
 _ALL = (
     NoDreq,
     NoFlush,
@@ -126,5 +198,12 @@ _ALL = (
     LeakExtra,
     StrayUpcall,
     MemoryLast,
+    EarlySuccess,
+    Unfenced,
+    LateWrites,
+    AlwaysReset,
+    KeepsListening,
+    ForgetsPolled,
+    SignalsClose,
 )
 BROKEN: dict[str, type[Provider]] = {provider.__name__: provider for provider in _ALL}
