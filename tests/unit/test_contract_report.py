@@ -7,8 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from hil.report.contract import ResultsError, Standing, known_id, not_observable, read_verdicts, stand, table
+from hil.report.contract import (
+    ResultsError,
+    Standing,
+    known_id,
+    lists,
+    not_observable,
+    read_verdicts,
+    stand,
+    table,
+    unsettled,
+)
 from hil.winsock.requirements import requirements
+
+ROOT = Path(__file__).parents[2]
 
 
 def record(test: str, verdict: str, *links: dict[str, object]) -> dict[str, object]:
@@ -61,6 +73,26 @@ def test_the_table_counts_every_untagged_requirement_once() -> None:
     assert sum(map(int, line.split()[1:])) == sum(not r.tags for r in requirements().values())
 
 
+def test_only_untagged_musts_are_owed() -> None:
+    """A must that no test names is unsettled; a kept one, a should and a derived rule are not."""
+    shown = stand({"one": ["CLOSE-01"]}, [record("one", "pass")])
+    owed = set(unsettled(shown))
+    assert "CLOSE-02" in owed and "CLOSE-01" not in owed
+    assert requirements()["CLOSE-08"].level == "should" and "CLOSE-08" not in owed
+    assert requirements()["CLOSE-14"].tags and "CLOSE-14" not in owed
+    assert not owed & not_observable().keys()
+
+
+def test_the_lists_name_what_is_open_and_why_it_cannot_be_seen() -> None:
+    """Broken, not run and not yet tested by id, with a star for an untagged must; each reason of the unobservable."""
+    named = {"one": ["CLOSE-01"], "two": ["CLOSE-06"]}
+    text = "\n".join(lists(stand(named, [record("one", "fail")])))
+    assert "broken (* an untagged must): CLOSE-01*" in text
+    assert "not run (* an untagged must): CLOSE-06*" in text
+    assert "CLOSE-14, " in text
+    assert all(f"not observable {name}" in text for name in not_observable())
+
+
 @pytest.mark.parametrize("text", ["close-17", "CLOSE-17", "CLOSE-017", "Close"])
 def test_ids_may_be_written_loosely(text: str) -> None:
     """Case and leading zeros do not matter; an area is as good."""
@@ -84,6 +116,26 @@ def test_the_command_shows_one_requirement_with_its_tests(tmp_path: Path) -> Non
     assert done.returncode == 1, done.stderr
     assert requirements()["CLOSE-01"].sentence in done.stdout
     assert f"fail        {test}" in done.stdout
+
+
+def test_strict_fails_when_a_must_was_not_seen_kept(tmp_path: Path) -> None:
+    """One passing test does not keep a whole contract; the missing are named."""
+    test = "tests/contract/test_hard_close.py::test_no_event_object_is_signalled"
+    (tmp_path / "verdicts.json").write_text(json.dumps([record(test, "pass")]))
+    command = [sys.executable, "-m", "hil", "contract", f"--results={tmp_path}"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    done = subprocess.run([*command, "--strict"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "musts that were not seen kept: " in done.stderr and "CLOSE-02" in done.stderr
+
+
+def test_tests_can_be_chosen_by_requirement() -> None:
+    """--requirement takes ids and areas, and refuses what is neither."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests", "--requirement"]
+    done = subprocess.run([*command, "CLOSE-46"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    assert "test_duplication.py" in done.stdout and "test_hard_close.py" not in done.stdout
+    assert subprocess.run([*command, "CLOSE-99"], capture_output=True, cwd=ROOT).returncode == 4
 
 
 def test_an_unknown_requirement_is_an_error() -> None:
