@@ -53,9 +53,12 @@ def prepare(lab: Path) -> None:
 @main.command(context_settings={"ignore_unknown_options": True})
 @LAB
 @click.option("--results", default="", help="Folder for evidence (default: results/<time>).")
+@click.option("--all", "whole", is_flag=True, help="The whole contract, not only the teardown.")
 @click.argument("tests", nargs=-1, type=click.UNPROCESSED)
-def run(lab: Path, results: str, tests: tuple[str, ...]) -> None:
-    """Run the teardown contract on a lab; TESTS are pytest arguments (default: all of the contract).
+def run(lab: Path, results: str, whole: bool, tests: tuple[str, ...]) -> None:
+    """Run the teardown contract on a lab, or with --all the whole contract; TESTS are pytest arguments.
+
+    With --requirement CLOSE-17 (or an area) among them: the tests of the whole contract that name it.
 
     Exit code 0: nothing failed and nothing was invalid. 1: a fail. 2: invalid, or the set-up could not be made.
     """
@@ -70,9 +73,16 @@ def run(lab: Path, results: str, tests: tuple[str, ...]) -> None:
         sys.exit(2)
     options = [f"--rootdir={ROOT}", f"--results={folder}", f"--lab={lab.absolute()}"]
     options += [f"--junit-xml={folder / 'junit.xml'}"]
-    named = any(not test.startswith("-") and Path(test.split("::")[0]).exists() for test in tests)
-    chosen = tests if named else (*tests, str(ROOT / "tests" / "contract"))
-    sys.exit(exit_code(pytest.main([*options, *chosen])))
+    sys.exit(exit_code(pytest.main([*options, *tests, *default_tests(tests, whole=whole)])))
+
+
+def default_tests(tests: tuple[str, ...], *, whole: bool) -> list[str]:
+    """What ``hil run`` adds to pytest's arguments: nothing when they name tests."""
+    if any(not test.startswith("-") and Path(test.split("::")[0]).exists() for test in tests):
+        return []
+    contract = ROOT / "tests" / "contract"
+    whole = whole or any(test.startswith("--requirement") for test in tests)
+    return [str(contract if whole else contract / "test_hard_close.py")]
 
 
 def exit_code(status: int) -> int:

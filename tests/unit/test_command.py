@@ -1,0 +1,24 @@
+"""Which tests ``hil run`` runs."""
+
+from hil.cli import ROOT, default_tests
+
+CONTRACT = ROOT / "tests" / "contract"
+
+
+def test_without_arguments_it_is_the_teardown() -> None:
+    """The main job is a close and its reset."""
+    assert default_tests((), whole=False) == [str(CONTRACT / "test_hard_close.py")]
+    assert default_tests(("-x",), whole=False) == [str(CONTRACT / "test_hard_close.py")]
+
+
+def test_the_whole_contract_is_asked_for() -> None:
+    """By --all, or by naming a requirement, whose tests may be anywhere."""
+    assert default_tests((), whole=True) == [str(CONTRACT)]
+    assert default_tests(("--requirement", "DUP"), whole=False) == [str(CONTRACT)]
+
+
+def test_named_tests_are_all_there_is() -> None:
+    """A path, or one test in it."""
+    path = str(CONTRACT / "test_duplication.py")
+    assert default_tests((path,), whole=True) == []
+    assert default_tests(("-x", f"{path}::test_a_listener_is_handed_over"), whole=False) == []
