@@ -1,0 +1,112 @@
+"""The address list, and what addresses mean: IP towards the switch, GIDs on the wire, and nothing in between."""
+
+import json
+
+import pytest
+
+from fixtures.bench import CONNECTOR_PORT, PORT, Bench
+from hil.nodes.endpoint import FD_CONNECT, Answer, Endpoint
+from hil.winsock.codes import AF_INET, AF_INET6, SIO_ADDRESS_LIST_QUERY, Code
+
+# SOCKET_ADDRESS_LIST: a count, then a pointer and a length each (64-bit layout), then the sockaddr each.
+HEAD, ENTRY = 8, 16
+SOCKADDR = {AF_INET: 16, AF_INET6: 28}
+
+
+def query(endpoint: Endpoint, family: int = AF_INET, room: int = 4096) -> Answer:
+    """SIO_ADDRESS_LIST_QUERY on a fresh socket."""
+    s = endpoint.must("WSPSocket", af=family).result
+    return endpoint.wsp("WSPIoctl", s=s, code=SIO_ADDRESS_LIST_QUERY, room=room)
+
+
+def addresses_of(bench: Bench, name: str, netdev: str, family: int) -> list[str]:
+    """The addresses that the node's own kernel reports for a netdev."""
+    (link,) = json.loads(bench.run(name, "ip", "-json", "address", "show", "dev", netdev))
+    wanted = {AF_INET: "inet", AF_INET6: "inet6"}[family]
+    return sorted(a["local"] for a in link["addr_info"] if a["family"] == wanted)
+
+
+@pytest.mark.requirement("ADDR-01", "ADDR-04", "ADDR-05", "ADDR-10")
+def test_the_list_holds_every_address_of_the_adapter_from_the_start(bench: Bench) -> None:
+    """All addresses the adapter's netdev has when the provider starts, two of IPv4 among them, are in the first list,
+    and the byte count is that list's."""
+    bench.run("a", "ip", "address", "add", "10.77.0.11/24", "dev", "eth0")
+    a, _ = bench.start()
+
+    for family, at_least in ((AF_INET, ["10.77.0.1", "10.77.0.11"]), (AF_INET6, ["fd77::1"])):
+        answer = query(a, family)
+        assert answer.code is Code.OK
+        assert sorted(answer.more["out"]) == addresses_of(bench, "a", "eth0", family)
+        assert set(at_least) <= set(answer.more["out"])
+        assert answer.more["returned"] == HEAD + len(answer.more["out"]) * (ENTRY + SOCKADDR[family])
+    bench.judge()
+
+
+@pytest.mark.requirement("ADDR-03", "ADDR-05")
+def test_an_address_comes_and_goes_with_the_netdev(bench: Bench) -> None:
+    """An address added to the adapter's netdev is in the next list, beside the first; removed, it is gone."""
+    a, _ = bench.start()
+    assert query(a).more["out"] == ["10.77.0.1"]
+
+    bench.run("a", "ip", "address", "add", "10.77.0.11/24", "dev", "eth0")
+    assert sorted(query(a).more["out"]) == ["10.77.0.1", "10.77.0.11"]
+
+    bench.run("a", "ip", "address", "del", "10.77.0.11/24", "dev", "eth0")
+    assert query(a).more["out"] == ["10.77.0.1"]
+    bench.judge()
+
+
+@pytest.mark.requirement("ADDR-02", "ADDR-06")
+def test_news_of_a_foreign_netdev_changes_nothing(bench: Bench) -> None:
+    """A netdev without RDMA gains and loses an address and goes up and down: the list stays, and so do connections."""
+    connector, acceptor = bench.connect()
+    a, receive = connector.at, acceptor.recv()
+    bench.run("a", "ip", "link", "add", "link", "eth0", "name", "eth1", "type", "macvlan", "mode", "private")
+
+    for state in ("up", "down", "up"):
+        bench.run("a", "ip", "link", "set", "eth1", state)
+        bench.run("a", "ip", "address", "replace", "192.0.2.1/24", "dev", "eth1")
+        assert query(a).more["out"] == ["10.77.0.1"]
+    bench.run("a", "ip", "link", "del", "eth1")
+
+    assert query(a).more["out"] == ["10.77.0.1"]
+    connector.send(b"undisturbed")
+    assert acceptor.completion(receive) == (Code.OK, 11)
+    assert bench.judge().of("a", "network") == []
+
+
+@pytest.mark.requirement("ADDR-07", "ADDR-08")
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_the_acceptor_is_told_ip_addresses_and_the_wire_gids(bench: Bench, family: str) -> None:
+    """WSPAccept and the condition function get both ends' IP addresses and ports; the REQ carries their GIDs."""
+    a, b = bench.start(ipv6=family == "ipv6")
+    listener = b.listen(PORT)
+    socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
+    a.connect(socket, b.ip, PORT)
+    b.wait_request(listener)
+
+    answer = b.wsp("WSPAccept", s=listener.s)
+
+    assert answer.code is Code.OK
+    assert (answer.more["address"], answer.more["port"]) == (a.ip, CONNECTOR_PORT)
+    assert answer.more["addrlen"] == SOCKADDR[AF_INET6 if family == "ipv6" else AF_INET]
+    assert answer.more["asked"]["caller_id"] == [a.ip, CONNECTOR_PORT]
+    assert answer.more["asked"]["callee_id"] == [b.ip, PORT]
+    assert a.connect_result(socket) is Code.OK
+    (connection,) = bench.judge().connections()
+    assert (connection.active, connection.passive) == (a.ip, b.ip)
+    assert connection.gids == (a.ip, b.ip)
+
+
+@pytest.mark.requirement("ADDR-09")
+def test_a_buffer_too_small_for_the_list_is_refused(bench: Bench) -> None:
+    """With room for less than the list, down to the last byte, the answer is WSAEFAULT and nothing is stored."""
+    a, _ = bench.start()
+    needed = query(a).more["returned"]
+
+    for room in (0, 4, needed - 1):
+        answer = query(a, room=room)
+        assert (answer.result, answer.code) == (-1, Code.WSAEFAULT)
+        assert (answer.more["out"], answer.more["returned"]) == ([], 0)
+    assert query(a, room=needed).code is Code.OK
+    bench.judge()
