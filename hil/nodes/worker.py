@@ -9,7 +9,7 @@ from typing import Any
 
 from hil.nodes.protocol import FrameBuffer, Message, decode, encode
 
-ROLES = {"system": "hil.nodes.system", "provider": "hil.switch.service"}
+ROLES = {"system": "hil.nodes.system", "provider": "hil.switch.service", "stream": "hil.switch.stream_service"}
 Emit = Callable[[dict[str, Any]], None]
 
 
