@@ -159,10 +159,11 @@ class Connecting(Closing):
         self._check_address(socket, name, namelen)
         if caller_data is not None and caller_data.len > MAX_USER_DATA:
             raise Refused(Code.WSAEINVAL)
-        if ipaddress.ip_address(name.sin_addr).is_unspecified or name.sin_port == 0:
+        address = ipaddress.ip_address(name.sin_addr)
+        if address.is_unspecified or name.sin_port == 0:
             raise Refused(Code.WSAEADDRNOTAVAIL)
         # A connection to oneself never reaches a wire; TCP/IP serves it (CONN-26).
-        if name.sin_addr in self._network.addresses():
+        if address.is_loopback or name.sin_addr in self._network.addresses():
             raise Refused(Code.WSAEADDRNOTAVAIL)
         with socket.lock:
             self._check_open(socket)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from hil.provider.settings import Settings
-from hil.provider.sockets import Request, SanSocket, State
+from hil.provider.sockets import SanSocket, State
 from hil.verbs.cm import CmChannel, CmId
 from hil.verbs.connection import Connection, Device
 from hil.winsock import codes as w
@@ -61,7 +61,6 @@ class Core:
         self._sockets: dict[int, SanSocket] = {}
         self._by_cm: dict[int, SanSocket] = {}
         self._by_fd: dict[int, SanSocket] = {}
-        self._requests: dict[int, tuple[SanSocket, Request]] = {}
         self._lingering: dict[int, CmId] = {}
         self._deadlines: list[tuple[float, SanSocket]] = []
         self._linger_changed = threading.Condition(self._lock)
@@ -152,8 +151,6 @@ class Core:
             self._by_cm[cm_id.key or 0] = socket
 
     def _refuse(self, cm_id: CmId) -> None:
-        with self._lock:
-            self._requests.pop(cm_id.key or 0, None)
         with contextlib.suppress(OSError):
             cm_id.reject()
         with contextlib.suppress(OSError):

@@ -232,7 +232,6 @@ class Provider(Options):
             if cm_id is not None:
                 self._step(cm_id.disconnect)
         elif event.kind in _CONNECT_FAILURES or event.kind in (CmEventType.DISCONNECTED, CmEventType.DEVICE_REMOVAL):
-            self._on_request_ended(event.id_key, event.kind)
             self._forget_handed(event.id_key)
             self._end_lingering(event.id_key)
 
