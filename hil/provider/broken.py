@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 from pyverbs.pd import PD
 
 from hil.provider.provider import Provider
-from hil.provider.sockets import Kind, Operation, Outcome, SanSocket, State
-from hil.verbs.connection import Completion, Connection
-from hil.winsock.codes import Code
-from hil.winsock.structures import WSAOVERLAPPED, LpErrno
+from hil.provider.sockets import Kind, Operation, Outcome, Registration, Request, SanSocket, State
+from hil.verbs.cm import CmEvent
+from hil.verbs.connection import LOCAL_WRITE, REMOTE_READ, REMOTE_WRITE, WC_SUCCESS, Completion, Connection
+from hil.winsock.codes import MEM_READWRITE, WSS_OPERATION_IN_PROGRESS, Code
+from hil.winsock.structures import WSABUF, WSAOVERLAPPED, LpErrno
 
 
 class NoDreq(Provider):
@@ -186,6 +187,139 @@ class SignalsClose(Provider):
         super()._tear_down(socket)
 
 
+class SharedDomain(Provider):
+    """Has one protection domain for all its sockets: breaks RMEM-06 and RMEM-07."""
+
+    _shared: PD | None = None
+
+    def _make_connection(self, socket: SanSocket) -> Connection:
+        connection = super()._make_connection(socket)
+        if self._shared is not None and socket.cm_id is not None:
+            own, connection.pd = connection.pd, self._shared
+            connection.replace_qp(socket.cm_id)
+            own.close()
+            connection.to_init()
+        self._shared = connection.pd
+        return connection
+
+
+class OpensLocal(Provider):
+    """Lets the peer reach whatever is registered: breaks MEM-13, RMEM-08 and RMEM-09."""
+
+    def _new_registration(self, socket: SanSocket, address: int, length: int, flags: int, access: int) -> Registration:
+        access = LOCAL_WRITE | REMOTE_WRITE | REMOTE_READ
+        return super()._new_registration(socket, address, length, flags, access)
+
+
+class KeepsExposed(Provider):
+    """Caches what the peer could reach with its key: breaks RMEM-12 and CACHE-04."""
+
+    def _deregister_rdma(self, socket: SanSocket, descriptor: bytes) -> int:
+        known = socket.exposed.pop(descriptor, None)
+        if known is None:
+            return super()._deregister_rdma(socket, descriptor)
+        socket.cache.append(known)
+        return 0
+
+
+class TrustsAddresses(Provider):
+    """Takes the same address for the same memory: breaks CACHE-09 and CACHE-11."""
+
+    def _forget_remapped(self, socket: SanSocket) -> None:
+        return
+
+
+class FreesAtOnce(Provider):
+    """Keeps no count of registrations: breaks MEM-09, MEM-10 and RMEM-14."""
+
+    def _deregister(self, socket: SanSocket, handle: int) -> int:
+        for known in socket.registrations:
+            known.count = 1
+        return super()._deregister(socket, handle)
+
+    def _deregister_rdma(self, socket: SanSocket, descriptor: bytes) -> int:
+        for known in socket.exposed.values():
+            known.count = 1
+        return super()._deregister_rdma(socket, descriptor)
+
+
+class IgnoresFlags(Provider):
+    """Uses registered memory for whatever the switch asks: breaks MEM-14."""
+
+    def _registration(self, socket: SanSocket, buffer: WSABUF, need: int) -> Registration:
+        return super()._registration(socket, buffer, MEM_READWRITE)
+
+
+class NotifiesPolled(Provider):
+    """Makes an up-call for polled operations too: breaks OVL-03."""
+
+    def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
+        super()._complete(socket, outcome)
+        overlapped = outcome.operation.overlapped
+        if overlapped.hEvent & 1:
+            arguments = socket.handle, overlapped, outcome.code, outcome.transferred, LpErrno()
+            self._upcalls.lpWPUCompleteOverlappedRequest(*arguments)
+
+
+class LocksUpcalls(Provider):
+    """Holds a socket's lock while the switch is in an up-call: breaks OVL-25."""
+
+    def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
+        with socket.lock:
+            super()._complete(socket, outcome)
+
+
+class RefusesFirst(Provider):
+    """Tells the connector "no" while the condition function still thinks: breaks ACC-02."""
+
+    def _ask(self, listener: SanSocket, request: Request, *arguments: Any) -> bytes:
+        request.new_id.reject()
+        return super()._ask(listener, request, *arguments)
+
+
+class AlwaysCopies(Provider):
+    """Goes on receiving into private buffers when the early messages are drained: breaks NEG-06."""
+
+    def _early_arrived(self, socket: SanSocket, completion: Completion) -> None:
+        address = socket.early.slots[completion.wr_id]
+        super()._early_arrived(socket, completion)
+        if completion.status == WC_SUCCESS and socket.connection is not None:
+            wr_id, early = next(self._wr_ids), socket.early
+            early.slots[wr_id] = address
+            early.unclaimed += 1
+            socket.connection.post_recv(wr_id, [(address, early.size, early.mr.lkey)])
+
+
+class LateUpcalls(Provider):
+    """Tells of what WSPCleanup cancelled when that has returned: breaks CLEAN-08."""
+
+    def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
+        if self._started:
+            super()._complete(socket, outcome)
+        else:
+            threading.Timer(0.5, super()._complete, (socket, outcome)).start()
+
+
+class RepeatsUpcalls(Provider):
+    """Tells again of an operation whose end the switch has not made visible yet: breaks UP-06."""
+
+    def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
+        super()._complete(socket, outcome)
+        if outcome.operation.overlapped.Internal == WSS_OPERATION_IN_PROGRESS:
+            super()._complete(socket, outcome)
+
+
+class IgnoresReset(Provider):
+    """Goes on using a connection that its peer has reset, as an attacker would: breaks CLOSE-31."""
+
+    def _on_disconnected(self, socket: SanSocket, event: CmEvent) -> None:
+        return
+
+    def _send_reset(self, socket: SanSocket) -> None:
+        # The peer's DREQ, if there was one, is still to be answered.
+        self._answer_reset(socket)
+
+
 _ALL = (
     NoDreq,
     NoFlush,
@@ -205,5 +339,18 @@ _ALL = (
     KeepsListening,
     ForgetsPolled,
     SignalsClose,
+    SharedDomain,
+    OpensLocal,
+    KeepsExposed,
+    TrustsAddresses,
+    FreesAtOnce,
+    IgnoresFlags,
+    NotifiesPolled,
+    LocksUpcalls,
+    RefusesFirst,
+    AlwaysCopies,
+    LateUpcalls,
+    RepeatsUpcalls,
+    IgnoresReset,
 )
 BROKEN: dict[str, type[Provider]] = {provider.__name__: provider for provider in _ALL}

@@ -3,9 +3,10 @@
 import errno
 import mmap
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
-from hil.provider.core import Core, Refused
+from hil.provider.core import Core, Refused, T
 from hil.provider.descriptor import DESCRIPTOR
 from hil.provider.sockets import Registration, SanSocket, State
 from hil.verbs import connection as verbs
@@ -30,9 +31,12 @@ class Memory(Core):
         self, s: int, lpBuffer: int, dwBufferLength: int, dwFlags: int, lpErrno: LpErrno
     ) -> int | None:
         """A handle for ``dwBufferLength`` bytes at address ``lpBuffer``, or None (NULL)."""
-        return self._answer(
-            lpErrno, None, lambda: self._register(self._find(s, network=False), lpBuffer, dwBufferLength, dwFlags)
-        )
+
+        def work() -> int:
+            socket = self._find(s, network=False)
+            return self._with_room(lambda: self._register(socket, lpBuffer, dwBufferLength, dwFlags))
+
+        return self._answer(lpErrno, None, work)
 
     def _register(self, socket: SanSocket, address: int, length: int, flags: int) -> int:
         if flags not in LOCAL_ACCESS:
@@ -97,18 +101,13 @@ class Memory(Core):
 
         WSAEFAULT with too little space, the length needed being stored (RMEM-02).
         """
-        return self._answer(
-            lpErrno,
-            w.SOCKET_ERROR,
-            lambda: self._register_rdma(
-                self._find(s, network=False),
-                lpBuffer,
-                dwBufferLength,
-                dwFlags,
-                lpRdmaBufferDescriptor,
-                lpdwDescriptorLength,
-            ),
-        )
+        space, room = lpRdmaBufferDescriptor, lpdwDescriptorLength
+
+        def work() -> int:
+            socket = self._find(s, network=False)
+            return self._with_room(lambda: self._register_rdma(socket, lpBuffer, dwBufferLength, dwFlags, space, room))
+
+        return self._answer(lpErrno, w.SOCKET_ERROR, work)
 
     def _register_rdma(
         self,
@@ -173,22 +172,41 @@ class Memory(Core):
         return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._uncache_range(lpvAddress, Size))
 
     def _uncache_range(self, address: int, length: int) -> int:
-        with self._lock:
-            sockets = list(self._sockets.values()) if self._started else []
-        idle = in_use = 0
-        for socket in sockets:
+        released = self._release_cached(address, length)
+        in_use = 0
+        for socket in self._all_sockets():
             with socket.lock:
-                for known in [r for r in socket.cache if r.overlaps(address, length)]:
-                    socket.cache.remove(known)
-                    known.mr.close()
-                    idle += 1
                 live = [*socket.registrations, *socket.exposed.values()]
                 in_use += sum(r.overlaps(address, length) for r in live)
         if in_use:
             raise Refused(Code.WSAEFAULT)
-        if not idle:
+        if not released:
             raise Refused(Code.WSAEINVAL)
         return 0
+
+    def _all_sockets(self) -> list[SanSocket]:
+        with self._lock:
+            return list(self._sockets.values()) if self._started else []
+
+    def _release_cached(self, address: int, length: int) -> int:
+        """Forget what of the range is cached for any socket; how many registrations that were."""
+        count = 0
+        for socket in self._all_sockets():
+            with socket.lock:
+                for known in [r for r in socket.cache if r.overlaps(address, length)]:
+                    socket.cache.remove(known)
+                    known.mr.close()
+                    count += 1
+        return count
+
+    def _with_room(self, register: Callable[[], T]) -> T:
+        """Register, and if there is no room, again without the cache: it must never be the reason for a refusal."""
+        try:
+            return register()
+        except Refused as refused:
+            if refused.code is not Code.WSAENOBUFS or not self._release_cached(0, 1 << 64):
+                raise
+        return register()
 
     def _to_cache(self, socket: SanSocket, registration: Registration) -> None:
         if registration.frames is None or socket.state is not State.CONNECTED:

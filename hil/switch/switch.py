@@ -64,8 +64,7 @@ class Memory:
         return ctypes.string_at(self.address + offset, length)
 
     def remap(self) -> None:
-        """Give the pages back and map new ones, zeroed, at the same address."""
-        self.free()
+        """Give the pages back and map new ones, zeroed, at the same address: in one step, or another might take it."""
         self._map(self.address, _MAP_FIXED)
 
     def free(self) -> None:

@@ -219,20 +219,20 @@ def test_a_handle_is_good_for_its_own_socket_only(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("MEM-13")
-@pytest.mark.parametrize("function", ["WSPRdmaWrite", "WSPRdmaRead"])
-def test_the_peer_cannot_reach_memory_registered_for_local_use(bench: Bench, function: str) -> None:
+def test_the_peer_cannot_reach_memory_registered_for_local_use(bench: Bench) -> None:
     """Even with the right key and address the peer's RDMA ends with a remote access NAK, and nothing is moved."""
-    a, b = bench.connect()
-    b.at.ask("write_memory", memory=b.socket.memory, offset=0, data=b"private!" * 8)
-    descriptor = descriptor_of_local(b, 64)
+    for port, function in enumerate(("WSPRdmaWrite", "WSPRdmaRead"), 6001):
+        attacker, owner = bench.connect(port)
+        owner.at.ask("write_memory", memory=owner.socket.memory, offset=0, data=b"private!" * 8)
+        descriptor = descriptor_of_local(owner, 64)
 
-    attack = a.at.rdma(function, a.socket, descriptor, 64)
+        attack = attacker.at.rdma(function, attacker.socket, descriptor, 64)
 
-    code, _ = a.completion(attack) or (Code.OK, 0)
-    assert code is not Code.OK
-    assert answers(carried(bench), descriptor) == [NAK_REMOTE_ACCESS]
-    assert b.at.data(b.socket, 64) == b"private!" * 8
-    assert a.at.data(a.socket, 64) == bytes(64)
+        code, _ = attacker.completion(attack) or (Code.OK, 0)
+        assert code is not Code.OK
+        assert answers(carried(bench), descriptor) == [NAK_REMOTE_ACCESS]
+        assert owner.at.data(owner.socket, 64) == b"private!" * 8
+        assert attacker.at.data(attacker.socket, 64) == bytes(64)
     bench.judge()
 
 

@@ -1,0 +1,385 @@
+"""Memory for the peer's RDMA: a descriptor opens it to one peer, for what its flags say, until it is taken back."""
+
+import hashlib
+import time
+
+import pytest
+
+from fixtures.bench import Bench, End
+from fixtures.memory import (
+    ACKS,
+    NAK_REMOTE_ACCESS,
+    WRITE_ONLY,
+    answers,
+    become_a_user,
+    carried,
+    forged,
+    last_packet,
+    no_more_objects,
+    put_on_wire,
+    regions,
+    rewritten,
+)
+from hil.nodes.endpoint import FD_CONNECT, Answer
+from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
+
+LENGTH, LARGE = 0x7000, 0x150000
+SECRET, FORGERY = b"the owner's secret, of 32 bytes.", b"written by an attacker, 32 bytes"
+RESET = (Code.WSAECONNRESET, 0)
+DONE = (Code.OK, len(SECRET))
+BOTH = ("WSPRdmaWrite", "WSPRdmaRead")
+
+
+class Exposed:
+    """New memory of ``owner``'s, registered with ``flags``, that begins with SECRET."""
+
+    def __init__(self, owner: End, flags: int = MEM_READWRITE, length: int = LENGTH) -> None:
+        made = owner.at.ask("memory", size=length)
+        self.owner, self.memory, self.address = owner, made["memory"], made["address"]
+        self.descriptor = register(owner, length, flags, address=self.address).more["descriptor"]
+        self.write(SECRET)
+
+    def write(self, data: bytes, offset: int = 0) -> None:
+        self.owner.at.ask("write_memory", memory=self.memory, offset=offset, data=data)
+
+    def content(self, length: int = len(SECRET), offset: int = 0) -> bytes:
+        return bytes(self.owner.at.ask("read_memory", memory=self.memory, offset=offset, length=length))
+
+    def deregister(self) -> Code:
+        return self.owner.wsp("WSPDeregisterRdmaMemory", descriptor=self.descriptor).code
+
+
+def rdma(end: End, function: str, descriptor: bytes, offset: int = 0) -> tuple[Code, int] | None:
+    """Write FORGERY to the peer, or read as much from it; how that ended."""
+    end.at.ask("write_memory", memory=end.socket.memory, offset=0, data=FORGERY)
+    return end.completion(end.at.rdma(function, end.socket, descriptor, len(FORGERY), offset=offset))
+
+
+def assert_repelled(bench: Bench, attacker: End, function: str, exposed: Exposed, descriptor: bytes = b"") -> None:
+    """The attack reaches the wire, is answered by a remote access NAK, and moves nothing either way."""
+    code, _ = rdma(attacker, function, descriptor or exposed.descriptor) or (Code.OK, 0)
+
+    assert code is not Code.OK
+    assert answers(carried(bench), exposed.descriptor)[-1] == NAK_REMOTE_ACCESS
+    assert exposed.content() == SECRET
+    assert attacker.at.data(attacker.socket, len(FORGERY)) == FORGERY
+
+
+def register(end: End, length: int = LENGTH, flags: int = MEM_READWRITE, **more: int) -> Answer:
+    """WSPRegisterRdmaMemory, of new memory unless ``more`` has its address."""
+    address = more.pop("address", 0) or end.at.ask("memory", size=length)["address"]
+    return end.wsp("WSPRegisterRdmaMemory", address=address, length=length, flags=flags, **more)
+
+
+# --- the descriptor --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RMEM-01", "RMEM-10", "RMEM-17")
+@pytest.mark.parametrize("owner", ["connector", "acceptor"])
+def test_the_peer_writes_and_reads_what_a_descriptor_names(bench: Bench, owner: str) -> None:
+    """With the descriptor's bytes, sent as a message, the peer writes the buffer and reads what its owner put there."""
+    ends = bench.connect()
+    own, peer = ends if owner == "connector" else ends[::-1]
+    exposed = Exposed(own)
+    receive = peer.recv()
+    own.send(exposed.descriptor)
+    assert peer.completion(receive) == (Code.OK, len(exposed.descriptor))
+    descriptor = peer.at.data(peer.socket, len(exposed.descriptor))
+
+    assert rdma(peer, "WSPRdmaWrite", descriptor, offset=100) == DONE
+    assert exposed.content(LENGTH) == SECRET.ljust(100, b"\0") + FORGERY + bytes(LENGTH - 100 - len(FORGERY))
+    exposed.write(b"the owner's own new words".ljust(len(SECRET)), offset=100)
+    assert rdma(peer, "WSPRdmaRead", descriptor, offset=100) == DONE
+    assert peer.at.data(peer.socket, len(SECRET)) == b"the owner's own new words".ljust(len(SECRET))
+    assert {syndrome in ACKS for syndrome in answers(carried(bench), descriptor)} == {True}
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-02", "RMEM-03")
+def test_a_probe_tells_how_much_space_the_descriptor_needs(bench: Bench) -> None:
+    """With too little space the call gives WSAEFAULT and the length needed, which is enough for every later call."""
+    a, _ = bench.connect()
+    probe = register(a, room=0)
+    needed = probe.more["descriptor_length"]
+
+    assert (probe.result, probe.code) == (-1, Code.WSAEFAULT)
+    assert needed > 0
+    short = register(a, room=needed - 1)
+    assert (short.result, short.code, short.more["descriptor_length"]) == (-1, Code.WSAEFAULT, needed)
+    assert regions(bench, "a", LENGTH) == []
+    for length, flags in ((LENGTH, MEM_READWRITE), (1, MEM_READ), (LARGE, MEM_WRITE)):
+        exact = register(a, length, flags, room=needed)
+        assert (exact.result, exact.code, exact.more["descriptor_length"]) == (0, Code.OK, needed)
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-04")
+def test_a_range_outside_the_process_is_refused(bench: Bench) -> None:
+    """Memory that is not the process's, wholly or in part, gives WSAEFAULT."""
+    a, _ = bench.connect()
+    ranges = [(0x1000, 4096), (0xFFFF888000000000, 4096), ((1 << 64) - 4096, 8192), (a.socket.address, 1 << 30)]
+
+    answers = [register(a, length, address=address) for address, length in ranges]
+
+    assert [(answer.result, answer.code) for answer in answers] == [(-1, Code.WSAEFAULT)] * len(ranges)
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-04")
+@pytest.mark.parametrize("short_of", ["pinned memory", "adapter objects"])
+def test_exhaustion_is_no_buffer_space(bench: Bench, short_of: str) -> None:
+    """When no more can be registered the call gives WSAENOBUFS; what is exposed already is still served."""
+    a, _ = bench.start()
+    if short_of == "pinned memory":
+        become_a_user(a, pinned=1 << 20)
+    owner, peer = bench.connect()
+    exposed = Exposed(owner)
+    if short_of == "adapter objects":
+        no_more_objects(a)
+
+    answer = register(owner, LARGE)
+
+    assert (answer.result, answer.code) == (-1, Code.WSAENOBUFS)
+    assert rdma(peer, "WSPRdmaWrite", exposed.descriptor) == DONE
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-05")
+def test_unknown_flags_and_unconnected_sockets_are_refused(bench: Bench) -> None:
+    """Any flags but the three defined give WSAEINVAL; a socket not connected, or not any more, gives WSAENOTCONN."""
+    a, b = bench.connect()
+    bad = [register(a, flags=flags) for flags in (0, 4, 5, 0xFF)]
+    fresh = b.at.must("WSPSocket", af=2).result
+    bound = b.at.socket(7000, FD_CONNECT).s
+    listening = b.at.listen(7001).s
+    pending = b.recv()
+    a.close()
+    assert b.completion(pending) == RESET
+    arguments = {"address": b.socket.address, "length": 4096, "flags": MEM_READ}
+
+    unconnected = [b.at.wsp("WSPRegisterRdmaMemory", s=s, **arguments) for s in (fresh, bound, listening, b.socket.s)]
+
+    assert [(answer.result, answer.code) for answer in bad] == [(-1, Code.WSAEINVAL)] * 4
+    assert [(answer.result, answer.code) for answer in unconnected] == [(-1, Code.WSAENOTCONN)] * 4
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-13")
+def test_an_unknown_descriptor_is_refused(bench: Bench) -> None:
+    """A descriptor never given to this socket, cut short, or taken back already gives WSAEINVAL."""
+    a, b = bench.connect()
+    other, _ = bench.connect(6001)
+    mine, others = Exposed(a), Exposed(other)
+    gone = Exposed(a)
+    assert gone.deregister() is Code.OK
+    unknown = [gone, others, Exposed(b)]
+
+    wrong = [e.descriptor for e in unknown] + [b"", bytes(20), mine.descriptor[:-1], forged(mine.descriptor, beyond=1)]
+    answers = [a.wsp("WSPDeregisterRdmaMemory", descriptor=d) for d in wrong]
+
+    assert [(answer.result, answer.code) for answer in answers] == [(-1, Code.WSAEINVAL)] * len(wrong)
+    assert rdma(b, "WSPRdmaWrite", mine.descriptor) == DONE
+    bench.judge()
+
+
+# --- who may reach it ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RMEM-06")
+def test_other_connections_of_the_peer_are_repelled(bench: Bench) -> None:
+    """The peer's process can use a descriptor on no other connection, also not on one to the same owner."""
+    peer, owner = bench.connect()
+    exposed = Exposed(owner)
+
+    for port, function in enumerate(BOTH, 6001):
+        attacker, _ = bench.connect(port)
+        assert_repelled(bench, attacker, function, exposed)
+
+    assert rdma(peer, "WSPRdmaWrite", exposed.descriptor) == DONE
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-07")
+def test_another_process_is_repelled(bench: Bench) -> None:
+    """Another process of the peer's node, with connections of its own to the owner, cannot use the descriptor."""
+    peer, owner = bench.connect()
+    exposed = Exposed(owner)
+    another = bench.another("a")
+    assert bench.listener is not None
+
+    for port, function in enumerate(BOTH, 6001):
+        attacker, _ = bench.join(another, bench.endpoints["b"], bench.listener, port)
+        assert_repelled(bench, attacker, function, exposed)
+
+    assert rdma(peer, "WSPRdmaWrite", exposed.descriptor) == DONE
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-07")
+def test_another_host_is_ignored(bench: Bench) -> None:
+    """A third host that knows queue pair, PSN, key and address writes nothing; the peer's next packet still does."""
+    peer, owner = bench.connect()
+    exposed = Exposed(owner)
+    assert rdma(peer, "WSPRdmaWrite", exposed.descriptor) == DONE
+    written = last_packet(bench, WRITE_ONLY)
+    stranger = rewritten(written, b"from a stranger".ljust(len(FORGERY)), source="10.77.0.3")
+    genuine = rewritten(written, b"from the peer".ljust(len(FORGERY)))
+
+    put_on_wire(bench, "a", stranger)
+    put_on_wire(bench, "a", genuine)
+
+    end = time.monotonic() + 5
+    while (found := exposed.content()) == FORGERY and time.monotonic() < end:
+        time.sleep(0.001)
+    assert found == b"from the peer".ljust(len(FORGERY))
+    assert [p.source for p in carried(bench) if p.opcode == WRITE_ONLY] == [peer.at.ip, "10.77.0.3", peer.at.ip]
+    bench.judge()
+
+
+# --- for what --------------------------------------------------------------------------------------------------------
+
+
+def both_ways(bench: Bench) -> list[tuple[End, End]]:
+    """(owner, peer) of two connections: the connector exposes memory on the one, the acceptor on the other."""
+    return [bench.connect(6001), bench.connect(6002)[::-1]]
+
+
+@pytest.mark.requirement("RMEM-08")
+def test_a_source_is_read_and_not_written(bench: Bench) -> None:
+    """MEM_READ memory of either end is served to RDMA reads; a write is answered by a remote access NAK."""
+    for owner, peer in both_ways(bench):
+        exposed = Exposed(owner, MEM_READ)
+
+        assert rdma(peer, "WSPRdmaRead", exposed.descriptor) == DONE
+        assert peer.at.data(peer.socket, len(SECRET)) == SECRET
+        assert_repelled(bench, peer, "WSPRdmaWrite", exposed)
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-09")
+def test_a_target_is_written_and_not_read(bench: Bench) -> None:
+    """MEM_WRITE memory of either end takes RDMA writes; a read is answered by a remote access NAK."""
+    for owner, peer in both_ways(bench):
+        exposed = Exposed(owner, MEM_WRITE)
+
+        assert rdma(peer, "WSPRdmaWrite", exposed.descriptor) == DONE
+        assert exposed.content() == FORGERY
+        exposed.write(SECRET)
+        assert_repelled(bench, peer, "WSPRdmaRead", exposed)
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-11")
+@pytest.mark.parametrize("function", BOTH)
+def test_one_byte_outside_the_range_is_repelled(bench: Bench, function: str) -> None:
+    """A transfer that begins one byte before the registered range, or ends one byte beyond it, moves nothing."""
+    for port, side in enumerate(("before", "beyond"), 6001):
+        peer, owner = bench.connect(port)
+        exposed = Exposed(owner, length=len(FORGERY))
+        wider = forged(exposed.descriptor, **{side: 1})
+        attack = peer.at.rdma(function, peer.socket, wider, len(FORGERY), offset=0 if side == "before" else 1)
+
+        code, _ = peer.completion(attack) or (Code.OK, 0)
+
+        assert code is not Code.OK
+        assert answers(carried(bench), wider) == [NAK_REMOTE_ACCESS]
+        assert exposed.content(4096) == SECRET.ljust(4096, b"\0")
+        assert peer.at.data(peer.socket, len(FORGERY)) == bytes(len(FORGERY))
+    bench.judge()
+
+
+# --- until when ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RMEM-12")
+@pytest.mark.parametrize("cache", [True, False], ids=["caching", "not caching"])
+def test_deregistration_ends_the_peers_access(bench: Bench, cache: bool) -> None:
+    """Once WSPDeregisterRdmaMemory has returned the peer is repelled, whether or not the provider caches."""
+    bench.start(settings_b={"cache": cache})
+    for port, function in enumerate(BOTH, 6001):
+        peer, owner = bench.connect(port)
+        exposed = Exposed(owner)
+        assert rdma(peer, "WSPRdmaRead", exposed.descriptor) == DONE
+
+        assert exposed.deregister() is Code.OK
+
+        assert_repelled(bench, peer, function, exposed)
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-12")
+def test_deregistration_cuts_off_a_running_read(bench: Bench) -> None:
+    """While the peer reads 8 MiB the owner deregisters: nothing that it writes afterwards gets to the peer."""
+    peer, owner = bench.connect()
+    length = 8 << 20
+    exposed = Exposed(owner, length=length)
+    target = peer.at.with_memory(peer.socket, length)
+    before = bench.pair.wire.counts().received["b"]
+    read = peer.at.rdma("WSPRdmaRead", target, exposed.descriptor, length)
+    while bench.pair.wire.counts().received["b"] < before + 20:
+        time.sleep(0.001)
+
+    # Verbs tell nobody of the transfers that come in, so this cannot be refused as of memory in use (RMEM-13).
+    assert exposed.deregister() is Code.OK
+    exposed.write(b"!" * 65536, offset=length - 65536)
+
+    code, transferred = peer.completion(read) or (Code.OK, 0)
+    assert (code is not Code.OK, transferred) == (True, 0)
+    got = peer.at.ask("digest_memory", memory=target.memory, offset=0, length=length)
+    assert got == hashlib.sha256(SECRET.ljust(length, b"\0")).hexdigest()
+    assert carried(bench)[-1].syndrome == NAK_REMOTE_ACCESS
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-14")
+def test_only_the_last_deregistration_ends_access(bench: Bench) -> None:
+    """Of two registrations of one range one may go and the peer still writes; with the second it is repelled."""
+    bench.start(settings_b={"cache": False})
+    peer, owner = bench.connect()
+    exposed = Exposed(owner)
+    again = register(owner, address=exposed.address).more["descriptor"]
+
+    assert exposed.deregister() is Code.OK
+    assert len(regions(bench, "b", LENGTH)) == 1
+    assert rdma(peer, "WSPRdmaWrite", again) == DONE
+    exposed.write(SECRET)
+    assert owner.wsp("WSPDeregisterRdmaMemory", descriptor=again).code is Code.OK
+    assert regions(bench, "b", LENGTH) == []
+    exposed.descriptor = again
+    assert_repelled(bench, peer, "WSPRdmaWrite", exposed)
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-16")
+def test_the_peers_reset_ends_its_access(bench: Bench) -> None:
+    """The peer closes, the owner has deregistered nothing: a write still on its way does not change the buffer."""
+    peer, owner = bench.connect()
+    bystander, bystanders_peer = bench.connect(6001)
+    exposed = Exposed(owner)
+    assert rdma(peer, "WSPRdmaWrite", exposed.descriptor) == DONE
+    late = rewritten(last_packet(bench, WRITE_ONLY), SECRET)
+    pending = owner.recv()
+    assert peer.close() == (0, Code.OK)
+    assert owner.completion(pending) == RESET
+
+    put_on_wire(bench, "a", late)
+    assert rdma(bystander, "WSPRdmaWrite", Exposed(bystanders_peer).descriptor) == DONE
+
+    assert exposed.content() == FORGERY
+    bench.judge()
+
+
+@pytest.mark.requirement("RMEM-16")
+def test_the_owners_close_ends_all_access(bench: Bench) -> None:
+    """The owner closes without deregistering: no region is left, and on a new connection the key opens nothing."""
+    peer, owner = bench.connect()
+    exposed = Exposed(owner)
+
+    assert owner.wsp("WSPCloseSocket", deliberately=["SWITCH-10"]).code is Code.OK
+
+    assert regions(bench, "b", LENGTH) == []
+    for port, function in enumerate(BOTH, 6001):
+        attacker, _ = bench.connect(port)
+        assert_repelled(bench, attacker, function, exposed)
+    assert peer.close() == (0, Code.OK)
+    bench.judge()
