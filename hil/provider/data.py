@@ -312,6 +312,9 @@ class Data(Memory):
             return
         self._finish(socket, operation)
         code = self._completion_code(socket, completion)
+        if operation.kind is Kind.RECV and completion.status == verbs.WC_LOC_QP_OP_ERR and not socket.closing:
+            # So soft-RoCE calls a message that is longer than its receive (RECV-07).
+            code = Code.WSAEMSGSIZE
         done = completion.length if operation.kind is Kind.RECV else operation.length
         socket.outcomes.append(Outcome(operation, code, 0 if code else done))
 

@@ -416,6 +416,10 @@ class Service:
             address += length
         return answers
 
+    def together(self, calls: list[tuple[str, Mapping[str, Any]]]) -> list[Any]:
+        """Make several calls of this service, each with its arguments, with nothing in between; their answers."""
+        return [getattr(self, name)(**arguments) for name, arguments in calls]
+
     def WSPRdmaWrite(self, s: int, buffers: list[list[int]], descriptor: bytes, overlapped: int, **more: Any) -> Any:
         """``buffers``: [length, address, handle] each."""
         return self._rdma("WSPRdmaWrite", s, buffers, descriptor, overlapped, **more)

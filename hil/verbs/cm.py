@@ -16,6 +16,8 @@ from enum import IntEnum
 AF_INET, AF_INET6 = socket.AF_INET, socket.AF_INET6
 RDMA_PS_TCP = 0x0106
 _OPTION_ID, _OPTION_REUSEADDR, _OPTION_ACK_TIMEOUT = 0, 1, 3
+# Transport retries: soft-RoCE takes 7, the most, for retrying for ever, and a lost connection must end (RECV-15).
+RETRY_COUNT = 6
 
 
 class CmEventType(IntEnum):
@@ -58,7 +60,11 @@ class ConnParam(c.Structure):
 def conn_param(qp_num: int, private_data: bytes, *, rnr_retry_count: int) -> ConnParam:
     """The parameters of a connection whose QP is ``qp_num``; keep the result alive during the call."""
     param = ConnParam(
-        responder_resources=4, initiator_depth=4, retry_count=7, rnr_retry_count=rnr_retry_count, qp_num=qp_num
+        responder_resources=4,
+        initiator_depth=4,
+        retry_count=RETRY_COUNT,
+        rnr_retry_count=rnr_retry_count,
+        qp_num=qp_num,
     )
     param.private_data = c.cast(c.create_string_buffer(private_data, len(private_data)), c.c_void_p)
     param.private_data_len = len(private_data)
