@@ -288,10 +288,12 @@ def _starts_and_ends(evidence: Evidence) -> dict[tuple[str, int], tuple[int, int
     found: dict[tuple[str, int], tuple[int, int]] = {}
     killed = {(e["node"], e["worker"]) for e in evidence.events if e["kind"] == "exit"}
     for e in evidence.events:
-        if e["kind"] == "call" and e["code"] == 0 and e["function"] in ("WSPStartupEx", "WSPCleanup"):
+        begun, ended = (e.get("function") == name for name in ("WSPStartupEx", "WSPCleanup"))
+        # A clean-up that reports the network down counts all the same.
+        counts = e.get("code") == Code.OK or (ended and e.get("code") == Code.WSAENETDOWN)
+        if e["kind"] == "call" and (begun or ended) and counts:
             place = (e["node"], e["worker"])
             starts, ends = found.get(place, (0, 0))
-            begun = e["function"] == "WSPStartupEx"
             if place not in killed:
                 found[place] = (starts + begun, ends + (not begun))
     return found

@@ -404,9 +404,9 @@ class Connecting(Closing):
                 request.new_id.accept(self._conn_param(connection, data))
         except Exception as error:
             self._observe("accept failed", handle=socket.handle, error=repr(error))
+            gone = request.withdrawn()
             self._drop(socket)
-            short = getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
-            raise Refused(Code.WSAENOBUFS if short else Code.WSAECONNRESET) from error
+            raise Refused(Code.WSAECONNRESET if gone else Code.WSAENOBUFS) from error
         return socket
 
     def _drop(self, socket: SanSocket) -> None:

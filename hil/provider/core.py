@@ -144,6 +144,11 @@ class Core:
     def _check_room(self) -> None:
         if len(self._sockets) >= self._settings.max_sockets:
             raise Refused(Code.WSAEMFILE)
+        # A connection needs descriptors of the process, too: without any it could not be made.
+        try:
+            os.close(os.dup(self._wake_write))
+        except OSError as error:
+            raise Refused(Code.WSAEMFILE) from error
 
     def _adopt(self, socket: SanSocket, cm_id: CmId) -> None:
         socket.cm_id = cm_id

@@ -72,19 +72,26 @@ class Provider(Options):
         return Code.OK
 
     def WSPCleanup(self, lpErrno: LpErrno) -> int:
-        """Counted against WSPStartupEx; the last one closes what is open and frees everything (CLEAN-03, CLEAN-04)."""
+        """Counted against WSPStartupEx; the last one closes what is open and frees everything (CLEAN-03, CLEAN-04).
+
+        WSAENETDOWN when the network is down: the call counts, and everything is freed, all the same (ERR-04).
+        """
+        return self._answer(lpErrno, w.SOCKET_ERROR, self._clean_up)
+
+    def _clean_up(self) -> int:
         with self._lock:
             if not self._started:
-                lpErrno.value = Code.WSANOTINITIALISED
-                return w.SOCKET_ERROR
+                raise Refused(Code.WSANOTINITIALISED)
             self._started -= 1
-            if self._started:
-                return 0
-            left = list(self._sockets.values())
-            self._sockets.clear()
+            last = not self._started
+            left = list(self._sockets.values()) if last else []
+            if last:
+                self._sockets.clear()
         for socket in left:
             self._tear_down(socket)
-        self._close()
+        if last:
+            self._close()
+        self._check_network()
         return 0
 
     def _open(self) -> None:

@@ -4,14 +4,13 @@ The connector is on node a, the listener on node b.
 """
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket, UnexpectedResult
+from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import (
     CF_ACCEPT,
     CF_DEFER,
@@ -49,25 +48,6 @@ def second_request(a: Endpoint, b: Endpoint, listener: Socket, port: int = CONNE
 
 def is_set(endpoint: Endpoint, socket: Socket) -> bool:
     return bool(endpoint.ask("event_state", event=socket.event)["set"])
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
-    """Wait until ``condition`` holds. Raises UnexpectedResult."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > end:
-            raise UnexpectedResult(f"{what} did not come")
-        time.sleep(0.02)
-
-
-def journalled(bench: Bench, node: str, kind: str, **facts: Any) -> None:
-    """Wait until ``node`` has such an entry in its journal."""
-    until(lambda: bench.pair.evidence(audit=False).of(node, kind, **facts), f"{kind} {facts} at node {node}")
-
-
-def withdrawal(bench: Bench, source: str) -> None:
-    """Wait for the REJ by which a connector takes its request back."""
-    until(lambda: [p for p in bench.pair.packets() if p.source == source and p.cm == "REJ"], "the withdrawal")
 
 
 def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
@@ -233,7 +213,7 @@ def test_closing_a_just_accepted_socket_tears_the_connection_down(bench: Bench) 
     assert b.close(accepted).code is Code.OK
 
     assert a.connect_result(connector) is Code.OK
-    journalled(bench, "a", "cm", event="DISCONNECTED")
+    bench.wait_journal("a", "cm", event="DISCONNECTED")
     receive = {"buffers": [[64, 4096]], "overlapped": a.ask("overlapped")}
     refused = a.wsp("WSPRecv", s=connector.s, **receive, deliberately=["SWITCH-02"])
     assert (refused.result, refused.code) == (-1, Code.WSAECONNRESET)
@@ -375,6 +355,20 @@ def test_no_free_descriptor_gives_wsaemfile_only_when_a_request_waits(bench: Ben
     bench.judge()
 
 
+@pytest.mark.requirement("ACC-11")
+def test_a_process_without_descriptors_gives_wsaemfile_and_keeps_the_request(bench: Bench) -> None:
+    """When the process may open nothing more WSPAccept gives WSAEMFILE, and the connector is not refused."""
+    a, b, listener = listening(bench)
+    connector = request(a, b, listener)
+    b.ask("limit_descriptors", spare=0)
+
+    answers = [b.wsp("WSPAccept", s=listener.s) for _ in range(2)]
+
+    assert [(answer.result, answer.code) for answer in answers] == [("INVALID_SOCKET", Code.WSAEMFILE)] * 2
+    assert not is_set(a, connector)
+    bench.judge()
+
+
 @pytest.mark.requirement("ACC-12", "ERR-03")
 def test_an_empty_queue_gives_wsaewouldblock(bench: Bench) -> None:
     """Without a request WSPAccept returns at once, and its condition function is not asked."""
@@ -402,7 +396,7 @@ def test_a_connector_that_withdraws_makes_wspaccept_fail(bench: Bench, how: str)
     else:
         other.node.channel.kill(other.worker)
         bench.more.remove(other)
-    withdrawal(bench, a.ip)
+    bench.wait_packets(lambda p: p.source == a.ip and p.cm == "REJ")
 
     # Until the news has come from the wire to the provider the condition function is asked, and thinks for a while.
     answer = b.wsp("WSPAccept", s=listener.s, delay_s=0.3)
@@ -421,7 +415,7 @@ def test_a_connector_that_withdraws_while_the_condition_function_thinks(bench: B
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
     accepting = in_background(lambda: b.wsp("WSPAccept", s=listener.s, delay_s=1.0))
-    journalled(bench, "b", "condition", event="begins")
+    bench.wait_journal("b", "condition", event="begins")
 
     assert a.close(connector).code is Code.OK
 

@@ -14,7 +14,7 @@ from scapy.layers.l2 import ARP, Ether
 
 from fixtures.bench import CONNECTOR_PORT, PORT, Bench
 from hil.evidence.packets import RocePacket
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket, UnexpectedResult
+from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import CF_REJECT, FD_CONNECT_BIT, MEM_READWRITE, MEM_WRITE, Code
 from hil.wire.frames import CMREQ, IPCM, dissect
 from hil.wire.pcapng import read_pcapng
@@ -61,14 +61,6 @@ def lasting(resource: dict[str, Any]) -> bool:
 
 def is_set(endpoint: Endpoint, socket: Socket) -> bool:
     return bool(endpoint.ask("event_state", event=socket.event)["set"])
-
-
-def journalled(bench: Bench, node: str, kind: str, **facts: Any) -> None:
-    """Wait until ``node`` has such an entry in its journal. Raises UnexpectedResult."""
-    end = time.monotonic() + 10
-    while not bench.pair.evidence(audit=False).of(node, kind, **facts):
-        if time.monotonic() > end:
-            raise UnexpectedResult(f"node {node} did not journal {kind} {facts}")
 
 
 def cm_packets(bench: Bench, kind: str) -> list[RocePacket]:
@@ -156,7 +148,7 @@ def test_success_is_reported_only_when_the_peers_switch_has_accepted(bench: Benc
     assert not is_set(a, socket)
     accepting = in_background(lambda: b.must("WSPAccept", s=listener.s, delay_s=1.0))
 
-    journalled(bench, "b", "condition", event="begins")
+    bench.wait_journal("b", "condition", event="begins")
     assert not a.ask("wait_event", event=socket.event, timeout_s=0.3)
     accepting()
 
@@ -352,8 +344,7 @@ def test_the_host_speaks_plain_ip_only(bench: Bench) -> None:
     """A host that answers a ping but has no RDMA adapter leads to WSAETIMEDOUT, after REQs that nobody answers."""
     a, b = bench.start(settings_a={"connect_timeout_s": 6.0})
     bench.pair.nodes["b"].system("delete_rdma", device="rxe0")
-    ping = bench.pair.nodes["a"].system("run", command=["ping", "-c", "1", b.ip])
-    assert ping["status"] == 0, ping
+    bench.run("a", "ping", "-c", "1", b.ip)
 
     socket, code = attempt(a, b.ip)
 
@@ -371,7 +362,7 @@ def test_a_black_hole_ends_the_connect_in_time(bench: Bench) -> None:
     """The peer's address is known but nothing comes back: the provider's own time-out ends it with WSAETIMEDOUT."""
     a, b = bench.start(settings_a={"connect_timeout_s": 2.0})
     b.listen(PORT)
-    bench.pair.nodes["a"].system("run", command=["ping", "-c", "1", b.ip])
+    bench.run("a", "ping", "-c", "1", b.ip)
     bench.pair.wire.cut()
     begun = time.monotonic()
 
@@ -476,17 +467,12 @@ def test_a_port_that_is_down_gives_wsaenetdown(bench: Bench) -> None:
     a, b = bench.start()
     listener = b.listen(PORT)
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
-    node = bench.pair.nodes["a"]
-    node.system("run", command=["ip", "link", "set", "eth0", "down"])
-    journalled(bench, "a", "network", event="down")
 
-    answer = a.wsp("WSPConnect", s=socket.s, address=b.ip, port=PORT)
+    with bench.port_down("a"):
+        answer = a.wsp("WSPConnect", s=socket.s, address=b.ip, port=PORT)
 
     assert (answer.result, answer.code) == (-1, Code.WSAENETDOWN)
-    node.system("run", command=["ip", "link", "set", "eth0", "up"])
-    end = time.monotonic() + 10
-    while a.wsp("WSPConnect", s=socket.s, address=b.ip, port=PORT).code is Code.WSAENETDOWN:
-        assert time.monotonic() < end, "the port is up and the provider does not notice"
+    a.connect(socket, b.ip, PORT)
     b.accept(listener)
     assert a.connect_result(socket) is Code.OK
     bench.judge()
@@ -503,13 +489,13 @@ def test_a_close_cancels_a_pending_connect(bench: Bench, while_it: str) -> None:
     if while_it == "waits for acceptance":
         socket, _ = calling(a, b)
     else:
-        bench.pair.nodes["a"].system("run", command=["ping", "-c", "1", b.ip])
+        bench.run("a", "ping", "-c", "1", b.ip)
         bench.pair.wire.cut()
         socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
         a.connect(socket, b.ip if while_it == "waits for an answer" else NOBODY["ipv4"], PORT)
     asked = while_it != "resolves the address"
     if asked:
-        journalled(bench, "a", "cm", event="ROUTE_RESOLVED")
+        bench.wait_packets(lambda p: p.cm == "REQ")
 
     left = left_after_close(a, socket)
 

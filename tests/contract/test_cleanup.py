@@ -1,0 +1,266 @@
+"""WSPCleanup, and processes that end without it: what is cancelled, what is freed, what stays reachable (CLEAN).
+
+The provider that ends is on node a, unless a test says otherwise; its peers are on node b.
+"""
+
+import time
+from typing import Any
+
+import pytest
+
+from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
+from fixtures.data import ABORTED, NAK_REMOTE_ACCESS, RESET, sent
+from hil.nodes.endpoint import FD_CONNECT, Endpoint
+from hil.winsock.codes import MEM_READ, MEM_READWRITE, Code
+
+POLLED = 1
+# BTH opcodes of RDMA WRITE only and RDMA READ request (9.2).
+WRITE_ONLY, READ_REQUEST = 0x0A, 0x0C
+
+
+def clean_up(bench: Bench, endpoint: Endpoint) -> None:
+    """The last WSPCleanup of an endpoint, with its sockets still open; the bench forgets it."""
+    answer = endpoint.wsp("WSPCleanup", deliberately=["SWITCH-14"])
+    assert (answer.result, answer.code) == (0, Code.OK)
+    del bench.endpoints[endpoint.node.name]
+
+
+def kill(bench: Bench, end: End) -> None:
+    """SIGKILL for an end's provider process; the bench forgets it."""
+    end.at.node.channel.kill(end.at.worker)
+    assert end.at.node.channel.wait_exit(end.at.worker, 10) == -9
+    del bench.endpoints[end.at.node.name]
+
+
+def left(bench: Bench, node: str) -> list[dict[str, Any]]:
+    """What a node's kernel still holds, but for librdmacm's idle PD; waits for what is about to go."""
+    end = time.monotonic() + 5
+    while True:
+        resources = bench.pair.nodes[node].system("resources")
+        found = [r for r in resources if r["kind"] != "PD" or r.get("use_count")]
+        if not found or time.monotonic() > end:
+            return found
+        time.sleep(0.05)
+
+
+def threads(endpoint: Endpoint) -> int:
+    """How many threads a process has, once no call of the bench runs in it; waits for those that are about to end."""
+    end = time.monotonic() + 5
+    while True:
+        listed = endpoint.node.system("run", command=["ls", f"/proc/{endpoint.pid}/task"])["stdout"].split()
+        if len(listed) == 1 or time.monotonic() > end:
+            return len(listed)
+        time.sleep(0.05)
+
+
+def upcalls(bench: Bench, node: str, **facts: Any) -> list[dict[str, Any]]:
+    return bench.pair.evidence(audit=False).of(node, "upcall", **facts)
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("CLEAN-01")
+def test_a_cleanup_without_a_start_gives_wsanotinitialised(bench: Bench) -> None:
+    """One too many, and one after a WSPStartupEx that failed: neither has a successful start to undo."""
+    a, _ = bench.start()
+    a.end()
+
+    codes = [a.wsp("WSPCleanup").code]
+    assert a.ask("start_again", version=0x0101) == Code.WSAVERNOTSUPPORTED
+    codes.append(a.wsp("WSPCleanup").code)
+
+    assert codes == [Code.WSANOTINITIALISED] * 2
+    del bench.endpoints["a"]
+    bench.judge()
+
+
+@pytest.mark.requirement("CLEAN-03")
+def test_only_the_last_cleanup_cleans_up(bench: Bench) -> None:
+    """After two starts one clean-up leaves the connection as it is: messages flow, registering and connecting work."""
+    connector, acceptor = bench.connect()
+    assert connector.at.ask("start_again") == Code.OK
+
+    first = connector.at.wsp("WSPCleanup", deliberately=["SWITCH-14"])
+
+    assert (first.result, first.code) == (0, Code.OK)
+    receive = acceptor.recv()
+    connector.send(b"still here")
+    assert acceptor.completion(receive) == (Code.OK, 10)
+    assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
+    bench.connect(CONNECTOR_PORT + 1)
+    bench.judge()
+
+
+@pytest.mark.requirement("CLEAN-02", "ERR-04")
+@pytest.mark.parametrize("network", ["up", "down"])
+def test_cleanup_never_gives_wsaeinval(bench: Bench, network: str) -> None:
+    """With sockets new, listening and connecting it succeeds, or reports the network down; then it is over."""
+    a, _ = bench.start()
+    a.must("WSPSocket")
+    a.listen(7001)
+    pending = a.socket(7002, FD_CONNECT)
+    a.connect(pending, "10.77.0.99", PORT)
+    if network == "down":
+        bench.pair.wire.cut()
+        bench.run("a", "ip", "link", "set", "eth0", "down")
+        bench.wait_journal("a", "network", event="down")
+
+    codes = [a.wsp("WSPCleanup", deliberately=["SWITCH-14"]).code for _ in range(2)]
+
+    assert codes == [Code.WSAENETDOWN if network == "down" else Code.OK, Code.WSANOTINITIALISED]
+    assert left(bench, "a") == []
+    del bench.endpoints["a"]
+    bench.judge()
+
+
+# --- cancelling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("CLEAN-05", "CLEAN-06")
+def test_pending_operations_are_cancelled_after_their_memory_is_released(bench: Bench) -> None:
+    """Receives and sends of two connections end once each, with WSA_OPERATION_ABORTED; their memory is freed first."""
+    connectors = [bench.connect(port)[0] for port in (6000, 6001)]
+    a = connectors[0].at
+    pending = {end.socket.handle: [end.recv(), end.recv(offset=256), end.send(b"nobody")] for end in connectors}
+    polled = a.recv(connectors[0].socket, offset=512, hEvent=POLLED)
+
+    clean_up(bench, a)
+
+    for handle, operations in pending.items():
+        calls = upcalls(bench, "a", handle=handle)
+        done = [e for e in calls if e["function"] == "WPUCompleteOverlappedRequest"]
+        assert sorted(e["overlapped"] for e in done) == sorted(operations)
+        assert {(e["code"], e["transferred"]) for e in done} == {ABORTED}
+        assert calls[-1]["function"] == "WPUCloseSocketHandle"
+        released = bench.pair.evidence(audit=False).of("a", "mr", handle=handle, event="released")
+        assert released and max(e["t_ns"] for e in released) < min(e["t_ns"] for e in done)
+    state = a.ask("overlapped_state", overlapped=polled)
+    assert (state["Internal"], state["InternalHigh"], state["OffsetHigh"]) == (0, 0, Code.WSA_OPERATION_ABORTED)
+    bench.judge()
+
+
+@pytest.mark.requirement("CLEAN-07")
+def test_open_sockets_are_reset_as_if_closed(bench: Bench) -> None:
+    """Every connection sends its DREQ while WSPCleanup runs, and the peers' receives end with WSAECONNRESET."""
+    ends = [bench.connect(port) for port in (6000, 6001)]
+    a, receives = ends[0][0].at, [(peer, peer.recv()) for _, peer in ends]
+
+    clean_up(bench, a)
+
+    assert [peer.completion(receive) for peer, receive in receives] == [RESET] * 2
+    evidence = bench.pair.evidence(audit=False)
+    (call,) = evidence.of("a", "call", function="WSPCleanup")
+    begun_ns = call["at_ns"] - (call["t_ns"] - call["begun_ns"])
+    resets = [evidence.packet_times_ns[p.frame] for p in evidence.packets if p.source == a.ip and p.cm == "DREQ"]
+    assert len(resets) == 2
+    assert begun_ns - evidence.uncertainty_ns < min(resets) and max(resets) < call["at_ns"] + 100_000_000
+    bench.judge(*(bench.hard_close(closer, peer, killed=True) for closer, peer in ends))
+
+
+@pytest.mark.requirement("CLEAN-08")
+def test_no_upcall_follows_the_last_cleanup(bench: Bench) -> None:
+    """Pending receives, a pending connect, and a peer that sends and closes: after the return nothing is told."""
+    connector, acceptor = bench.connect()
+    a = connector.at
+    for n in range(3):
+        connector.recv(offset=256 * n)
+    pending = a.socket(7002, FD_CONNECT)
+    a.connect(pending, "10.77.0.99", PORT)
+    acceptor.send(b"crosses the clean-up")
+
+    clean_up(bench, a)
+
+    # What could still come has come when the peer has gone through its own close, and the adapter fell silent.
+    acceptor.close()
+    evidence = bench.judge()
+    (returned,) = evidence.of("a", "call", function="WSPCleanup")
+    told = evidence.of("a", "upcall")
+    assert len([e for e in told if e["function"] == "WPUCompleteOverlappedRequest"]) == 3
+    assert [e["function"] for e in told if e["t_ns"] > returned["t_ns"]] == []
+    assert not a.ask("event_state", event=pending.event)["set"]
+
+
+# --- freeing ---------------------------------------------------------------------------------------------------------
+
+
+def live(bench: Bench, port: int) -> None:
+    """Use most of what a provider can allocate: connect, message, expose, cache."""
+    connector, acceptor = bench.connect(port)
+    receive = acceptor.recv()
+    connector.send(b"hello")
+    assert acceptor.completion(receive)
+    connector.at.expose(connector.socket, MEM_READWRITE)
+    extra = connector.at.with_memory(connector.socket, 8192, MEM_READ)
+    connector.at.must("WSPDeregisterMemory", s=extra.s, handle=extra.region)
+    connector.recv()
+
+
+@pytest.mark.requirement("CLEAN-04", "CLEAN-09")
+def test_the_last_cleanup_frees_everything(bench: Bench) -> None:
+    """The kernel holds nothing for the process, no thread runs, and a second life leaves no descriptor more."""
+    a, _ = bench.start()
+    live(bench, 6000)
+    a.end()
+    first = a.ask("process")
+    assert left(bench, "a") == []
+    assert threads(a) == 1
+
+    assert a.ask("start_again") == Code.OK
+    live(bench, 6001)
+    a.end()
+
+    assert left(bench, "a") == []
+    assert threads(a) == 1
+    assert a.ask("process")["descriptors"] == first["descriptors"]
+    del bench.endpoints["a"]
+    bench.judge()
+
+
+# --- processes that die ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("CLEAN-10", "CLEAN-12")
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "with messages under way"])
+def test_a_killed_process_is_noticed_and_its_resources_are_reclaimed(bench: Bench, busy: bool) -> None:
+    """The peer's receives end with WSAECONNRESET by the kernel's own DREQ, and the kernel keeps nothing of the dead."""
+    survivor, victim = bench.connect()
+    victim.at.expose(victim.socket, MEM_READWRITE)
+    receives = [survivor.recv(offset=256 * n) for n in range(3)]
+    sends = [survivor.send(b"never taken", offset=32768 + 64 * n) for n in range(3)] if busy else []
+
+    kill(bench, victim)
+
+    assert [survivor.completion(receive) for receive in receives] == [RESET] * 3
+    assert [survivor.completion(send) for send in sends] == [RESET] * len(sends)
+    assert left(bench, "b") == []
+    assert survivor.close() == (0, Code.OK)
+    bench.judge(bench.hard_close(victim, survivor, killed=True))
+
+
+@pytest.mark.requirement("CLEAN-11")
+@pytest.mark.parametrize("function", ["WSPRdmaWrite", "WSPRdmaRead"])
+def test_memory_of_a_dead_process_cannot_be_reached(bench: Bench, function: str) -> None:
+    """A hostile peer uses a dead one's descriptor: nobody answers on the old connection, a new one answers by a NAK."""
+    bench.start(provider_a="IgnoresReset")
+    attacker, victim = bench.connect()
+    a = attacker.at
+    _, stale = victim.at.expose(victim.socket, MEM_READWRITE)
+    assert attacker.completion(a.rdma(function, attacker.socket, stale, 64)) == (Code.OK, 64)
+
+    kill(bench, victim)
+    assert left(bench, "b") == []
+    heir = bench.endpoints["b"] = Endpoint(victim.at.node, victim.at.ip)
+    fresh, _ = bench.join(a, heir, heir.listen(PORT), CONNECTOR_PORT + 1)
+    before = len(sent(bench.pair.packets(), attacker, (WRITE_ONLY, READ_REQUEST)))
+
+    assert attacker.completion(a.rdma(function, attacker.socket, stale, 64)) == (Code.WSAECONNABORTED, 0)
+    assert attacker.completion(a.rdma(function, fresh.socket, stale, 64)) == (Code.WSAECONNABORTED, 0)
+
+    packets = bench.pair.packets()
+    requests = sent(packets, attacker, (WRITE_ONLY, READ_REQUEST))[before:]
+    assert {p.rkey for p in requests} == {int.from_bytes(stale[:4], "big")}
+    assert len({p.dest_qp for p in requests}) == 2
+    answers = [p.syndrome for p in packets if p.frame > requests[0].frame and p.source == heir.ip and p.syndrome >= 0]
+    assert answers == [NAK_REMOTE_ACCESS]
+    bench.judge()

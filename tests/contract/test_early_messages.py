@@ -1,0 +1,183 @@
+"""Messages that come before the switch has posted a receive for them (NEG).
+
+Two ways to keep them: the transport asks the sender to try again (RNR NAK), or, for an adapter without flow control of
+its own, the provider takes them into private receives. The second is tested with the sender's patience switched off.
+"""
+
+import pytest
+
+from fixtures.bench import Bench, End
+from fixtures.data import is_rnr_nak
+from hil.winsock.codes import Code
+
+IMPATIENT = {"rnr_retry_count": 0}
+PRIVATE = {"early_messages": 8, **IMPATIENT}
+# What a private receive holds: the provider's RDMA threshold, above which the switch sends no messages.
+PRIVATE_SIZE = 4096
+
+sender = pytest.mark.parametrize("sender", ["connector", "acceptor"])
+
+
+def ends(bench: Bench, sender: str = "connector") -> tuple[End, End]:
+    """(the end that sends first, the other) of a new connection."""
+    connector, acceptor = bench.connect()
+    return (connector, acceptor) if sender == "connector" else (acceptor, connector)
+
+
+def private(bench: Bench) -> None:
+    """Providers with private receives, whose peers do not try again."""
+    bench.start(settings_a=PRIVATE, settings_b=PRIVATE)
+
+
+def received(end: End, receive: int, offset: int = 0) -> bytes:
+    """The message a receive was completed with."""
+    code, length = end.completion(receive) or (None, 0)
+    assert code is Code.OK, f"the receive ended with {code}"
+    return end.at.data(end.socket, length, offset)
+
+
+def goes_on(one: End, other: End) -> None:
+    """The connection carries a message each way."""
+    for source, target in ((one, other), (other, one)):
+        receive = target.recv()
+        send = source.send(b"later")
+        assert (received(target, receive), source.completion(send)) == (b"later", (Code.OK, 5))
+
+
+# --- held by the transport -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("NEG-01", "NEG-02", "NEG-07", "SEND-16")
+@sender
+def test_the_transport_holds_a_message_until_a_receive_is_posted(bench: Bench, sender: str) -> None:
+    """Whichever side sends first: the other's adapter says "not ready", nothing fails, and the late receive gets it."""
+    first, late = ends(bench, sender)
+    send = first.send(b"are you there?")
+    bench.wait_packets(is_rnr_nak)
+    assert first.completion(send, 0.1) is None
+
+    receive = late.recv()
+
+    assert received(late, receive) == b"are you there?"
+    assert first.completion(send) == (Code.OK, 14)
+    goes_on(first, late)
+    assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
+    bench.judge()
+
+
+@pytest.mark.requirement("SEND-16")
+def test_without_patience_or_private_receives_the_connection_breaks_visibly(bench: Bench) -> None:
+    """Where the sender may not try again its send fails as a transport error: the message is not silently dropped."""
+    bench.start(settings_a=IMPATIENT, settings_b=IMPATIENT)
+    first, _ = ends(bench)
+
+    send = first.send(b"are you there?")
+
+    assert first.completion(send) == (Code.WSAECONNABORTED, 0)
+    assert [is_rnr_nak(p) for p in bench.pair.packets()].count(True) == 1
+    bench.judge()
+
+
+# --- taken into private receives -------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("NEG-01", "NEG-02", "NEG-03", "NEG-07")
+@sender
+def test_private_receives_take_messages_where_the_sender_does_not_try_again(bench: Bench, sender: str) -> None:
+    """Whichever side sends first: its send succeeds before any receive is posted, and the late receive gets it."""
+    private(bench)
+    first, late = ends(bench, sender)
+    send = first.send(b"are you there?")
+    assert first.completion(send) == (Code.OK, 14)
+
+    receive = late.recv()
+
+    assert received(late, receive) == b"are you there?"
+    goes_on(first, late)
+    assert not [p for p in bench.pair.packets() if is_rnr_nak(p)]
+    assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
+    bench.judge()
+
+
+@pytest.mark.requirement("NEG-04")
+@pytest.mark.parametrize("length", [1, 256, PRIVATE_SIZE])
+def test_a_private_receive_holds_a_whole_negotiation_message(bench: Bench, length: int) -> None:
+    """A first message of 256 bytes, the longest of a negotiation, arrives whole; so do one byte and the threshold."""
+    private(bench)
+    first, late = ends(bench)
+    message = bytes(n % 251 for n in range(length))
+    send = first.send(message)
+    assert first.completion(send) == (Code.OK, length)
+
+    assert received(late, late.recv(PRIVATE_SIZE)) == message
+    bench.judge()
+
+
+@pytest.mark.requirement("NEG-05")
+def test_early_messages_fill_one_receive_each_in_order_before_later_ones(bench: Bench) -> None:
+    """Five early and two later messages of different lengths: seven completions, each message whole, in order."""
+    private(bench)
+    first, late = ends(bench)
+    messages = [b"%d" % n * (10 + n) for n in range(7)]
+    early = [first.send(m, offset=32768 + 64 * n) for n, m in enumerate(messages[:5])]
+    assert all(first.completion(send) for send in early)
+
+    receives = [late.recv(offset=256 * n) for n in range(7)]
+    later = [first.send(m, offset=36864 + 64 * n) for n, m in enumerate(messages[5:])]
+
+    assert [received(late, r, 256 * n) for n, r in enumerate(receives)] == messages
+    assert all(first.completion(send) for send in later)
+    order = [e["overlapped"] for e in bench.pair.evidence(audit=False).of("b", "upcall") if e.get("overlapped")]
+    assert order == receives
+    bench.judge()
+
+
+@pytest.mark.requirement("NEG-01", "NEG-05")
+def test_more_early_messages_than_private_receives_stay_in_order(bench: Bench) -> None:
+    """Two private receives, four early messages: the transport holds those that find no room, and the order is kept."""
+    settings = {"early_messages": 2}
+    bench.start(settings_a=settings, settings_b=settings)
+    first, late = ends(bench)
+    messages = [b"one", b"two two", b"three", b"four"]
+    for n, message in enumerate(messages):
+        first.send(message, offset=32768 + 64 * n)
+    bench.wait_packets(is_rnr_nak)
+
+    receives = [late.recv(offset=256 * n) for n in range(4)]
+
+    assert [received(late, r, 256 * n) for n, r in enumerate(receives)] == messages
+    bench.judge()
+
+
+@pytest.mark.requirement("NEG-01", "RECV-14")
+def test_early_messages_outlive_the_connection(bench: Bench) -> None:
+    """The sender closes before a receive is posted: its messages are still handed over, then WSAECONNRESET."""
+    private(bench)
+    first, late = ends(bench)
+    sends = [first.send(message, offset=32768 + 64 * n) for n, message in enumerate((b"one", b"two"))]
+    assert [first.completion(send) for send in sends] == [(Code.OK, 3)] * 2
+    assert first.close() == (0, Code.OK)
+    bench.wait_journal("b", "cm", event="DISCONNECTED")
+
+    assert [received(late, late.recv()) for _ in range(2)] == [b"one", b"two"]
+    overlapped = late.at.ask("overlapped")
+    answer = late.wsp("WSPRecv", buffers=[[64, late.socket.address]], overlapped=overlapped)
+    assert answer.code is Code.WSAECONNRESET
+    bench.judge(bench.hard_close(first, late))
+
+
+@pytest.mark.requirement("NEG-06")
+def test_a_drained_store_is_out_of_the_way(bench: Bench) -> None:
+    """After eight receives the private ones are used up: a message that fits none lands in the switch's own buffer."""
+    private(bench)
+    first, late = ends(bench)
+    for n in range(PRIVATE["early_messages"]):
+        first.send(b"early %d" % n)
+        assert received(late, late.recv()) == b"early %d" % n
+
+    receive = late.recv(2 * PRIVATE_SIZE)
+    send = first.send(b"x" * 2 * PRIVATE_SIZE)
+
+    assert received(late, receive) == b"x" * 2 * PRIVATE_SIZE
+    assert first.completion(send) == (Code.OK, 2 * PRIVATE_SIZE)
+    bench.judge()
