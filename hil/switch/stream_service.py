@@ -231,15 +231,13 @@ class StreamService:
 
     # --- data --------------------------------------------------------------------------------------------------------
 
-    def send(self, stream: int, data: bytes, timeout_s: float) -> dict[str, Any]:
-        return self._send(stream, data, len(data), timeout_s)
-
     def send_pattern(self, stream: int, length: int, seed: int, piece: int, timeout_s: float) -> dict[str, Any]:
         """Send ``pattern`` in sends of ``piece`` bytes; the answer's ``digest`` is the SHA-256 of all of it."""
         data = pattern(seed, length)
-        return self._send(stream, data, piece, timeout_s) | {"digest": hashlib.sha256(data).hexdigest()}
+        return self.send(stream, data, piece, timeout_s) | {"digest": hashlib.sha256(data).hexdigest()}
 
-    def _send(self, stream: int, data: bytes, piece: int, timeout_s: float) -> dict[str, Any]:
+    def send(self, stream: int, data: bytes, piece: int, timeout_s: float) -> dict[str, Any]:
+        """Send ``data`` in sends of ``piece`` bytes; ``done`` is how many were sent, also after a failure."""
         memory = Memory(len(data))
         memory.write(0, data)
         done = 0
@@ -249,11 +247,11 @@ class StreamService:
             while done < len(data):
                 count = min(piece, len(data) - done)
                 done += self._streams[stream].send(memory.address + done, count, timeout_s)
-            return {"done": done}
+            return {"done": 0}
 
         answer = _answer(work)
         free(self._switch, memory)
-        return answer | {"done": done + answer["done"]} if answer["code"] else answer
+        return answer | {"done": done + answer["done"]}
 
     def recv(self, stream: int, most: int, timeout_s: float) -> dict[str, Any]:
         """What has arrived, up to ``most`` bytes; none at the end of the stream."""

@@ -1,38 +1,153 @@
-"""The session of the switch: byte streams over a provider that knows messages, RDMA and a hard close only.
+"""NEG, SHUT and what the switch makes of a provider: byte streams over messages, RDMA and a hard close.
 
-Each test runs on a fresh pair of nodes, and ends by judging what the provider and the switch did and left behind.
+The first part is between two providers: messages that come before anybody posted a receive for them. The second is
+about the switch's session: what its applications get, what its provider is asked, and what is on the wire.
 """
 
+import hashlib
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from fixtures.bench import Bench
+from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
 from hil.evidence.packets import RocePacket
+from hil.nodes.endpoint import FD_CONNECT, Endpoint, Socket
 from hil.nodes.softpair import PLACES
 from hil.nodes.stream import Stream, StreamEndpoint, at_once, join
-from hil.winsock.codes import Code
+from hil.provider.descriptor import DESCRIPTOR
+from hil.switch.session import Hello, Kind, Message, transfer
+from hil.winsock.codes import SO_DEBUG, SO_KEEPALIVE, SO_LINGER, SO_MAX_RDMA_SIZE, SO_SNDBUF, SOL_SOCKET, Code
+from hil.wire.pcapng import read_pcapng
 
-PORT, CONNECTOR_PORT = 5000, 6000
 MIB = 1 << 20
-WRITES, READS, READ_RESPONSES = range(0x06, 0x0C), (0x0C,), range(0x0D, 0x11)
+# BTH opcodes of RC (9.2).
+SENDS, WRITES, READ_REQUEST = range(0x00, 0x06), range(0x06, 0x0C), 0x0C
+READ_RESPONSES, ACKNOWLEDGE = range(0x0D, 0x11), 0x11
+TCP, UDP = 6, 17
 NO_READ = {"rdma_read": False}
+PRIVATE = 4
+WITHOUT_FLOW_CONTROL = {"rnr_retry_count": 0}
+WITH_STORE = WITHOUT_FLOW_CONTROL | {"early_messages": PRIVATE}
+# Functions that a SAN provider need not have (NOTREQ) and that these streams might have called.
+NEVER_CALLED = {
+    "WSPShutdown",
+    "WSPSendDisconnect",
+    "WSPRecvDisconnect",
+    "WSPCancelBlockingCall",
+    "WSPSelect",
+    "WSPAsyncSelect",
+}
 
 
-def start(bench: Bench, settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})) -> list[StreamEndpoint]:
-    """A switch on each node, whose providers have these settings."""
-    made = [
-        StreamEndpoint(bench.pair.nodes[place.name], place.ipv4, bench.provider, **given)
-        for place, given in zip(PLACES, settings, strict=True)
-    ]
-    bench.endpoints.update(zip("ab", made, strict=True))
-    return made
+def rnr_nak(packet: RocePacket) -> bool:
+    """Whether it says that no receive was posted (AETH syndrome 001xxxxx, 9.7.5.2.1)."""
+    return packet.syndrome >> 5 == 1
 
 
-def connect(bench: Bench, *settings: Mapping[str, Any], **options: Any) -> tuple[Stream, Stream]:
+# --- the first messages ----------------------------------------------------------------------------------------------
+
+
+def arrived(end: End, receives: list[int], lengths: list[int]) -> list[bytes]:
+    """What receives, posted one behind the other at every 8 KiB of the end's buffer, were filled with."""
+    assert [end.completion(r) for r in receives] == [(Code.OK, n) for n in lengths]
+    return [end.at.data(end.socket, n, 8192 * i) for i, n in enumerate(lengths)]
+
+
+@pytest.mark.requirement("NEG-01", "NEG-02", "NEG-07")
+@pytest.mark.parametrize("late", ["acceptor", "connector"])
+def test_a_message_waits_for_the_first_receive(bench: Bench, late: str) -> None:
+    """Whichever side posts late, a message that came before is neither lost nor does it end the connection."""
+    ends = bench.connect()
+    early_end, late_end = ends if late == "acceptor" else ends[::-1]
+
+    first = early_end.send(b"early")
+    bench.wait_packets(rnr_nak, 2)
+    receive = late_end.recv()
+
+    assert arrived(late_end, [receive], [5]) == [b"early"]
+    assert early_end.completion(first) == (Code.OK, 5)
+    answer = early_end.recv()
+    late_end.send(b"still connected")
+    assert early_end.completion(answer) == (Code.OK, 15)
+    bench.judge()
+
+
+@pytest.mark.requirement("NEG-03", "NEG-04")
+@pytest.mark.parametrize("length", [1, 256])
+def test_without_flow_control_early_messages_go_to_a_private_store(bench: Bench, length: int) -> None:
+    """On an adapter that retries nothing, messages of up to 256 bytes arrive whole before any receive is posted."""
+    bench.start(settings_a=WITH_STORE, settings_b=WITH_STORE)
+    sender, late = bench.connect()
+    message = bytes(range(256))[:length]
+
+    assert sender.completion(sender.send(message)) == (Code.OK, length)
+    assert arrived(late, [late.recv()], [length]) == [message]
+
+    assert not [p for p in bench.pair.packets() if rnr_nak(p)]
+    bench.judge()
+
+
+def test_without_flow_control_and_without_a_store_the_connection_breaks(bench: Bench) -> None:
+    """The counterpart: the store is what carried the early message, for without one it ends the connection."""
+    bench.start(settings_a=WITHOUT_FLOW_CONTROL, settings_b=WITHOUT_FLOW_CONTROL)
+    sender, _ = bench.connect()
+
+    assert sender.completion(sender.send(b"early")) == (Code.WSAECONNABORTED, 0)
+    bench.judge()
+
+
+@pytest.mark.requirement("NEG-05")
+def test_early_messages_are_handed_over_one_by_one_and_first(bench: Bench) -> None:
+    """Each fills one receive with its own length, in order, and before a message that came later."""
+    bench.start(settings_a=WITH_STORE, settings_b=WITH_STORE)
+    sender, late = bench.connect()
+    early = [b"1" * 10, b"2" * 200, b"3" * 30]
+    for i, message in enumerate(early):
+        assert sender.completion(sender.send(message, 32768 + 1024 * i)) == (Code.OK, len(message))
+
+    receives = [late.recv(8192, 8192 * i) for i in range(4)]
+    sender.send(b"4" * 4)
+
+    assert arrived(late, receives, [10, 200, 30, 4]) == [*early, b"4444"]
+    bench.judge()
+
+
+@pytest.mark.requirement("NEG-06")
+def test_when_the_store_is_drained_receives_go_to_the_adapter(bench: Bench) -> None:
+    """As many messages as there are private receives, then one that no private receive could hold: it lands."""
+    bench.start(settings_a=WITH_STORE, settings_b=WITH_STORE)
+    sender, late = bench.connect()
+    for _ in range(PRIVATE):
+        assert sender.completion(sender.send(b"early")) == (Code.OK, 5)
+    assert arrived(late, [late.recv(8192, 8192 * i) for i in range(PRIVATE)], [5] * PRIVATE) == [b"early"] * PRIVATE
+
+    receive = late.recv(8192)
+    sender.send(b"L" * 8000)
+
+    assert arrived(late, [receive], [8000]) == [b"L" * 8000]
+    bench.judge()
+
+
+# --- the switch's session --------------------------------------------------------------------------------------------
+
+
+def start(
+    bench: Bench, settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
+) -> tuple[StreamEndpoint, StreamEndpoint]:
+    """A switch on each node, over providers with these settings."""
+    for place, given in zip(PLACES, settings, strict=True):
+        node = bench.pair.nodes[place.name]
+        bench.endpoints[place.name] = StreamEndpoint(node, place.ipv4, bench.provider, **given)
+    return bench.endpoints["a"], bench.endpoints["b"]
+
+
+def connect(
+    bench: Bench, settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}), **options: Any
+) -> tuple[Stream, Stream]:
     """(connector's, acceptor's) stream; ``options`` are both sessions'."""
-    a, b = start(bench, settings or ({}, {}))
+    a, b = start(bench, settings)
     listener = b.listen(PORT, **options)
     bench.pair.note_baseline()
     ends = join(a, b, listener, CONNECTOR_PORT, PORT, **options)
@@ -40,23 +155,389 @@ def connect(bench: Bench, *settings: Mapping[str, Any], **options: Any) -> tuple
     return ends
 
 
-def data_packets(bench: Bench) -> list[RocePacket]:
-    """The packets so far of all connections, without the connection manager's."""
-    return [p for p in bench.pair.evidence(audit=False).packets if not p.cm and p.opcode < 0x20]
+def hard_close(bench: Bench, closer: Stream, peer: Stream, **more: bool) -> Any:
+    """The WSPCloseSocket below a stream's close, to be judged."""
+    ends = [End(stream.at, Socket(stream.s, stream.handle, 0)) for stream in (closer, peer)]
+    return bench.hard_close(*ends, **more)
 
 
-@pytest.mark.parametrize("settings", [({}, {}), (NO_READ, NO_READ), (NO_READ, {})], ids=["read", "write", "mixed"])
-def test_streams_both_ways_at_once_arrive_whole(bench: Bench, settings: tuple[Any, Any]) -> None:
-    """Two MiB each way."""
-    one, two = connect(bench, *settings)
+def opcodes(bench: Bench, source: str = "") -> set[int]:
+    """The opcodes of data packets so far, of those that ``source`` sent."""
+    packets = [p for p in bench.pair.packets() if not p.cm and p.opcode < 0x20]
+    return {p.opcode for p in packets if source in ("", p.source)}
 
-    sent_1, sent_2, read_1, read_2 = at_once(
-        lambda: one.send_pattern(2 * MIB, 1, 300_000),
-        lambda: two.send_pattern(2 * MIB, 2, 300_000),
-        lambda: one.recv_digest(2 * MIB),
-        lambda: two.recv_digest(2 * MIB),
+
+def messages(bench: Bench, node: str, event: str = "sends") -> list[str]:
+    """The session messages of a node."""
+    return [e["message"] for e in bench.pair.journal(node) if e["kind"] == "session" and e["event"] == event]
+
+
+def ip_protocols(bench: Bench) -> set[int]:
+    """The protocols of all IP packets on the wire."""
+    frames = [frame.data for frame in read_pcapng(bench.pair.wire.path)]
+    ipv4 = {data[23] for data in frames if data[12:14] == b"\x08\x00"}
+    return ipv4 | {data[20] for data in frames if data[12:14] == b"\x86\xdd"}
+
+
+def posted(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The receives that were posted, of a journal."""
+    return [e for e in steps if e.get("function") == "WSPRecv" and e["code"] == Code.WSA_IO_PENDING]
+
+
+def reads(reader: Stream, data: bytes, piece: int) -> None:
+    """``data`` is what ``reader`` reads, ``piece`` bytes at a time."""
+    assert reader.recv_digest(len(data), piece).digest == hashlib.sha256(data).hexdigest()
+
+
+def calls(bench: Bench, node: str, function: str) -> list[dict[str, Any]]:
+    return [e for e in bench.pair.journal(node) if e["kind"] == "call" and e["function"] == function]
+
+
+def reads_whole(reader: Stream, sender: Stream, length: int, **sending: Any) -> None:
+    """``length`` bytes that ``sender`` sends are read with the same digest."""
+    sent, read = at_once(lambda: sender.send_pattern(length, 1, **sending), lambda: reader.recv_digest(length))
+    assert (sent.code, sent.done, read.code, read.done) == (Code.OK, length, Code.OK, length)
+    assert read.digest == sent.digest
+
+
+# --- beginning and end -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("SWITCH-06", "SWITCH-07", "SWITCH-09", "SWITCH-10", "SWITCH-12", "SWITCH-14")
+def test_a_session_begins_and_ends_in_order(bench: Bench) -> None:
+    """Receives, then the negotiation message, short, the connector's first; each consumed receive is posted again
+    before its message is heeded; operations are notified, not polled; memory is deregistered before the close."""
+    one, two = connect(bench)
+    at_once(lambda: one.send(b"question"), two.recv)
+    at_once(lambda: two.send(b"answer" * 1000), one.recv)
+    assert [two.close(), one.close()] == [Code.OK, Code.OK]
+
+    for name, stream in (("a", one), ("b", two)):
+        journal = [e for e in bench.pair.journal(name) if e.get("socket") == stream.s]
+        steps = [e for e in journal if e["kind"] in ("call", "session")]
+        hello = next(i for i, e in enumerate(steps) if (e.get("event"), e.get("message")) == ("sends", "HELLO"))
+        assert steps[hello]["length"] <= 256
+        assert len(posted(steps[:hello])) >= 16
+        for i, step in enumerate(steps):
+            # The farewell may be read when the connection has gone already.
+            if step.get("event") == "receives" and step["message"] != "FAREWELL":
+                assert len(posted(steps[:i])) == 17 + len([e for e in steps[:i] if e.get("event") == "receives"])
+        assert not [e for e in steps if e.get("polled") or e.get("function") == "WSPGetOverlappedResult"]
+        assert [e["function"] for e in steps if e["kind"] == "call"][-2:] == ["WSPDeregisterMemory", "WSPCloseSocket"]
+    bench.judge()
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RDMA-14", "SWITCH-11", "SWITCH-18")
+@pytest.mark.parametrize("without", ["", "b", "ab"], ids=["both read", "one reads", "none reads"])
+def test_streams_both_ways_at_once_arrive_whole(bench: Bench, without: str) -> None:
+    """Two MiB each way: pulled by RDMA read where the receiver's provider has it, else pushed by RDMA write; the end of
+    each transfer is told by a message, and no byte goes by TCP."""
+    one, two = connect(bench, (NO_READ if "a" in without else {}, NO_READ if "b" in without else {}))
+
+    at_once(
+        lambda: reads_whole(two, one, 2 * MIB, piece=300_000),
+        lambda: reads_whole(one, two, 2 * MIB, piece=300_000),
     )
 
-    assert (read_1.digest, read_2.digest) == (sent_2.digest, sent_1.digest)
-    assert [one.close(), two.close()] == [Code.OK, Code.OK]
+    for name, place in zip("ab", PLACES, strict=True):
+        transfers, other = 7, {"a": "b", "b": "a"}[name]
+        pulls, pushed_to = name not in without, other in without
+        assert messages(bench, name).count("PULLED") == (transfers if pulls else 0)
+        assert messages(bench, name).count("PUSHED") == (transfers if pushed_to else 0)
+        sent = opcodes(bench, place.ipv4)
+        assert (READ_REQUEST in sent, bool(sent & {*WRITES})) == (pulls, pushed_to)
+    assert UDP in ip_protocols(bench) and TCP not in ip_protocols(bench)
+    assert one.close() is Code.OK
+    bench.judge(hard_close(bench, one, two))
+
+
+@pytest.mark.requirement("SWITCH-03")
+def test_no_transfer_is_larger_than_the_provider_allows(bench: Bench) -> None:
+    """More than SO_MAX_RDMA_SIZE in one send goes in two transfers, the first of exactly that size."""
+    one, two = connect(bench)
+    (most,) = {
+        end.at.ask("WSPGetSockOpt", s=end.s, level=SOL_SOCKET, name=SO_MAX_RDMA_SIZE)["value"] for end in (one, two)
+    }
+
+    reads_whole(two, one, most + 100_000)
+
+    reads = [p.length for p in bench.pair.packets() if p.opcode == READ_REQUEST and not p.cm]
+    assert sorted(reads) == [100_000, most]
+    bench.judge()
+
+
+@pytest.mark.requirement("SWITCH-11")
+def test_small_data_rides_in_messages(bench: Bench) -> None:
+    """Up to the threshold, data is sent as messages only; one byte more goes by RDMA."""
+    one, two = connect(bench)
+
+    for data in (b"x", b"y" * 4096, b"z" * 50):
+        assert one.send(data).code is Code.OK
+        assert two.recv_digest(len(data)).digest == hashlib.sha256(data).hexdigest()
+    assert opcodes(bench) <= {*SENDS, ACKNOWLEDGE}
+
+    reads_whole(two, one, 4097)
+    assert READ_REQUEST in opcodes(bench)
+    bench.judge()
+
+
+@pytest.mark.requirement("NEG-08", "SWITCH-08")
+def test_thousands_of_tiny_sends_never_overrun_a_slow_reader(bench: Bench) -> None:
+    """The sender stands still when the reader does; no message ever meets a peer without a posted receive."""
+    one, two = connect(bench, receives=4, window=4096)
+    data = bytes(range(256)) * 82
+
+    stuck = one.send(data, 10, timeout_s=0.5)
+    assert (stuck.code, stuck.done) == (Code.WSAETIMEDOUT, 4096)
+    at_once(
+        lambda: one.send(data[4096:], 10),
+        lambda: reads(two, data, 256),
+    )
+
+    assert not [p for p in bench.pair.packets() if rnr_nak(p)]
+    bench.judge()
+
+
+@pytest.mark.requirement("SEND-15", "SHUT-04")
+def test_urgent_data_is_an_ordinary_message(bench: Bench) -> None:
+    """It overtakes the stream at the peer's switch; for the provider and on the wire it is a send like any other."""
+    one, two = connect(bench)
+    one.send(b"ordinary")
+
+    assert one.send_urgent(b"!").code is Code.OK
+
+    assert two.recv_urgent().data == b"!"
+    assert two.recv().data == b"ordinary"
+    assert opcodes(bench) <= {*SENDS, ACKNOWLEDGE}
+    bench.judge()
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("SHUT-03")
+@pytest.mark.parametrize("by", ["connector", "acceptor"])
+def test_a_shutdown_leaves_the_connection_open(bench: Bench, by: str) -> None:
+    """The peer reads to the end and still answers; the wire carries no DREQ until a socket is closed."""
+    ends = connect(bench)
+    one, two = ends if by == "connector" else ends[::-1]
+    one.send(b"last words")
+
+    assert one.shutdown().code is Code.OK
+
+    assert (two.recv().data, two.recv().data) == (b"last words", b"")
+    assert one.send(b"more").code is Code.WSAESHUTDOWN
+    two.send(b"answer")
+    assert one.recv().data == b"answer"
+    assert not [p for p in bench.pair.packets() if p.cm in ("DREQ", "DREP")]
+    assert two.close() is Code.OK
+    assert one.recv().data == b""
+    bench.judge(hard_close(bench, two, one))
+
+
+@pytest.mark.requirement("SHUT-01", "SHUT-02")
+def test_the_provider_never_hears_of_shutdown_or_cancelling(bench: Bench) -> None:
+    """Half-close, cancelled reads, graceful and abortive close come down to the functions that a SAN provider must
+    have; the others are not in its table, and none is called."""
+    one, two = connect(bench)
+    assert one.recv(timeout_s=0.1).code is Code.WSAETIMEDOUT
+    one.shutdown()
+    assert two.recv().data == b""
+    assert [two.close(), one.close(0)] == [Code.OK, Code.OK]
+
+    called = {e["function"] for name in "ab" for e in bench.pair.journal(name) if e["kind"] == "call"}
+    assert not called & NEVER_CALLED
+    assert {"WSPSend", "WSPRecv", "WSPCloseSocket"} <= called
+    assert not NEVER_CALLED & {*one.at.ask("surface")["table"]}
+    bench.judge()
+
+
+def test_a_graceful_close_is_read_as_the_end_after_all_data(bench: Bench) -> None:
+    """What was sent before is read first; the WSPCloseSocket below is a hard close like any other."""
+    one, two = connect(bench)
+    for _ in range(10):
+        one.send(b"data")
+
+    assert one.close() is Code.OK
+
+    assert two.recv_digest(1000).digest == hashlib.sha256(b"data" * 10).hexdigest()
+    assert two.recv().data == b""
+    assert two.send(b"too late").code is Code.WSAECONNRESET
+    bench.judge(hard_close(bench, one, two))
+
+
+@pytest.mark.requirement("RECV-13", "RECV-14")
+def test_an_abortive_close_breaks_the_peers_stream(bench: Bench) -> None:
+    """The peer still reads what had arrived, and then WSAECONNRESET, not the end."""
+    one, two = connect(bench)
+    one.send(b"data")
+    bench.wait_journal("b", "session", message="DATA")
+
+    assert one.close(0) is Code.OK
+
+    assert two.recv().data == b"data"
+    assert two.recv().code is Code.WSAECONNRESET
+    bench.judge(hard_close(bench, one, two))
+
+
+def test_a_killed_peer_breaks_every_call(bench: Bench) -> None:
+    """Reads and a send under way end with WSAECONNRESET when the peer's process dies."""
+    one, two = connect(bench)
+    timer = threading.Timer(0.5, lambda: one.at.node.channel.kill(one.at.worker))
+    timer.start()
+
+    codes = [done.code for done in at_once(two.recv, two.recv_urgent, lambda: two.send(bytes(100_000)))]
+
+    assert codes == [Code.WSAECONNRESET] * 3
+    del bench.endpoints["a"]
+    bench.judge(hard_close(bench, one, two, killed=True))
+
+
+def test_a_connect_that_nobody_answers_leaves_no_socket(bench: Bench) -> None:
+    """Nobody listens: WSAECONNRESET; the SAN socket is closed after the failure too (SWITCH-14)."""
+    a, b = start(bench)
+    assert a.connect_code(CONNECTOR_PORT, b.ip, PORT) is Code.WSAECONNRESET
+    assert len(calls(bench, "a", "WSPCloseSocket")) == 1
+    bench.judge()
+
+
+# --- want of memory, changed addresses, options ----------------------------------------------------------------------
+
+
+@pytest.mark.requirement("SWITCH-18")
+@pytest.mark.parametrize("short", ["sender", "receiver"])
+def test_a_send_that_lacks_memory_ends_with_enobufs(bench: Bench, short: str) -> None:
+    """When either adapter takes no further memory, the large send ends with WSAENOBUFS, and small data still flows."""
+    one, two = connect(bench)
+    end = one if short == "sender" else two
+    end.at.node.system("limit_rdma", pid=end.at.pid, device="rxe0", objects=0)
+
+    read, (large, small) = at_once(two.recv, lambda: (one.send(bytes(100_000)), one.send(b"small")))
+
+    assert (large.code, large.done) == (Code.WSAENOBUFS, 0)
+    assert (small.code, read.data) == (Code.OK, b"small")
+    bench.judge()
+
+
+@pytest.mark.requirement("SWITCH-17")
+def test_the_switch_asks_again_when_addresses_change(bench: Bench) -> None:
+    """An address that TCP/IP reports is in the switch's list, and its streams use it; removed, it is gone."""
+    a, _ = start(bench)
+    assert a.ask("addresses") == ["10.77.0.1"]
+
+    bench.run("a", "ip", "address", "add", "10.77.0.11/24", "dev", "eth0")
+    assert a.ask("wait_address", address="10.77.0.11", there=True, timeout_s=10)
+    assert sorted(a.ask("addresses")) == ["10.77.0.1", "10.77.0.11"]
+
+    bench.run("a", "ip", "address", "del", "10.77.0.11/24", "dev", "eth0")
+    assert a.ask("wait_address", address="10.77.0.11", there=False, timeout_s=10)
+    bench.judge()
+
+
+@pytest.mark.requirement("OPT-06", "SWITCH-04", "SWITCH-05")
+def test_only_the_providers_own_options_are_passed_on(bench: Bench) -> None:
+    """Of all options that the application set, SO_DEBUG alone is, between bind and event selection, and holds."""
+    a, b = start(bench)
+    listener = b.listen(PORT)
+    options = [(SO_KEEPALIVE, 1), (SO_DEBUG, 1), (SO_LINGER, 1), (SO_SNDBUF, 65536)]
+
+    one, _ = join(a, b, listener, CONNECTOR_PORT, PORT, socket_options=options)
+
+    of_stream = [e["function"] for e in bench.pair.journal("a") if e["kind"] == "call" and e.get("socket") == one.s]
+    assert of_stream[:4] == ["WSPBind", "WSPSetSockOpt", "WSPEventSelect", "WSPConnect"]
+    assert of_stream.count("WSPSetSockOpt") == 1
+    assert a.ask("WSPGetSockOpt", s=one.s, level=SOL_SOCKET, name=SO_DEBUG)["value"] == 1
+    bench.judge()
+
+
+# --- suspension and hand-over ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("SWITCH-15", "DUP-18", "DUP-20")
+def test_a_suspended_stream_goes_on_in_another_process(bench: Bench) -> None:
+    """Drained at both ends the connection is silent, only receives pend and hold memory; then WSPDuplicateSocket, and
+    the new process reads what was left unread and goes on, while the peer's switch notices nothing."""
+    one, two = connect(bench)
+    other = StreamEndpoint(one.at.node, one.at.ip, bench.provider)
+    bench.more.append(other)
+    two.send(b"unread")
+    bench.wait_journal("a", "session", message="DATA")
+
+    assert one.suspend().code is Code.OK
+    silent = len([p for p in bench.pair.packets() if not p.cm])
+    waiting = threading.Thread(target=two.send, args=(b"sent while suspended",))
+    waiting.start()
+    token, state = one.hand_over(other.pid)
+    new = other.take_over(token, state)
+    assert len([p for p in bench.pair.packets() if not p.cm]) == silent
+    new.resume()
+
+    assert new.recv().data == b"unread"
+    assert new.recv().data == b"sent while suspended"
+    waiting.join()
+    at_once(lambda: reads_whole(new, two, 100_000), lambda: reads_whole(two, new, 100_000))
+    assert one.close(0) is Code.OK
+    reads_whole(two, new, 5000)
+    assert new.close() is Code.OK
+    assert two.recv().data == b""
+    bench.judge()
+
+
+@pytest.mark.requirement("SWITCH-16")
+def test_a_suspended_stream_ends_after_a_time_of_its_own(bench: Bench) -> None:
+    """Nobody resumes it: both ends are over within a second of their limit, and calls say so."""
+    one, two = connect(bench, suspension_timeout_s=1.0)
+    assert one.suspend().code is Code.OK
+
+    codes = [done.code for done in at_once(one.recv, two.recv)]
+
+    assert codes[0] is Code.WSAETIMEDOUT
+    assert codes[1] in (Code.WSAETIMEDOUT, Code.WSAECONNRESET)
+    for name in "ab":
+        (begun,) = [e["t_ns"] for e in bench.pair.journal(name) if e.get("message") == "SUSPEND"]
+        (ended,) = [e["t_ns"] for e in bench.pair.journal(name) if e["kind"] == "session" and e["event"] == "ends"]
+        assert ended - begun < 2e9
+    bench.judge()
+
+
+# --- bad peers -------------------------------------------------------------------------------------------------------
+
+HELLO = Message(Kind.HELLO, Hello(6, 4200, 65536, 8 * MIB, True).encode()).encode()
+BAD = {
+    "no session": [b"GET / HTTP/1.0"],
+    "other version": [HELLO.replace(b"SANS\0\1", b"SANS\0\2")],
+    "no transfer": [HELLO, Message(Kind.PULLED, transfer(1, 0)).encode()],
+    "forged key": [HELLO, Message(Kind.SOURCE, transfer(1, 8192, DESCRIPTOR.pack(0xBAD, 1 << 40, 8192))).encode()],
+    "other key": [HELLO, Message(Kind.SOURCE, transfer(1, 8192, b"not of this provider")).encode()],
+}
+
+
+@pytest.mark.parametrize("said", BAD.values(), ids=BAD.keys())
+def test_a_peer_that_breaks_the_rules_is_reset(bench: Bench, said: list[bytes]) -> None:
+    """Whatever a peer's switch sends, the session ends with an error and a reset; it neither crashes nor hangs."""
+    bench.endpoints["a"] = raw = Endpoint(bench.pair.nodes["a"], PLACES[0].ipv4, bench.provider)
+    bench.endpoints["b"] = b = StreamEndpoint(bench.pair.nodes["b"], PLACES[1].ipv4, bench.provider)
+    listener = b.listen(PORT)
+    socket = raw.socket(CONNECTOR_PORT, FD_CONNECT)
+    raw.connect(socket, b.ip, PORT)
+
+    def peer() -> list[int]:
+        end = End(raw, raw.connected(socket))
+        receives = [end.recv(4200, 4200 * i) for i in range(6)]
+        for i, message in enumerate(said):
+            end.send(message, 32768 + 1024 * i)
+        return receives
+
+    accepted, receives = at_once(lambda: b.ask("accept", listener=listener, timeout_s=10), peer)
+
+    if len(said) == 1:
+        assert accepted["code"] == Code.WSAECONNABORTED
+    else:
+        stream = Stream(b, accepted["stream"], accepted["s"], accepted["handle"])
+        assert stream.recv().code in (Code.WSAECONNABORTED, Code.WSAECONNRESET)
+    # A NAK has already broken the peer's own queue pair when the reset comes.
+    assert raw.completion(receives[-1]) in ((Code.WSAECONNRESET, 0), (Code.WSAECONNABORTED, 0))
     bench.judge()

@@ -1,0 +1,391 @@
+"""SWITCH: the emulated switch checks itself; each obligation broken on purpose is named, and an ordinary run keeps all.
+
+A test that breaks an obligation does not declare it, as the others must (``deliberately``), so that the bench has to
+name it among the findings.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.evidence.rules import broken
+from hil.nodes.softpair import PLACES
+from hil.nodes.stream import Stream, StreamEndpoint, at_once, join
+from hil.switch.session import Kind
+from hil.winsock.codes import (
+    MEM_READ,
+    MEM_READWRITE,
+    MSG_OOB,
+    SO_DEBUG,
+    SO_KEEPALIVE,
+    SO_MAX_MSG_SIZE,
+    SO_MAX_RDMA_SIZE,
+    SOL_SOCKET,
+    Code,
+)
+
+THRESHOLD = 4096
+
+
+def named(bench: Bench) -> set[str]:
+    """The requirements of every link that the bench finds broken."""
+    return {requirement for finding in broken(bench.findings()) for requirement in finding.requirements}
+
+
+def breaks(requirement: str, *cases: Any) -> Any:
+    """Parametrize with ``cases``, each a way to break ``requirement``."""
+    mark = pytest.mark.requirement(requirement)
+    return [pytest.param(requirement, case, marks=mark, id=f"{requirement} {name_of(case)}") for case in cases]
+
+
+def name_of(case: Any) -> str:
+    return str(case if isinstance(case, str) else case.__name__).replace("_", " ")
+
+
+# --- obligations at a call -------------------------------------------------------------------------------------------
+
+
+def socket_without_the_overlapped_flag(bench: Bench) -> None:
+    a, _ = bench.start()
+    s = a.wsp("WSPSocket", flags=0).result
+    a.wsp("close", s=s)
+
+
+def send_with_a_completion_routine(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.wsp("WSPSend", **one_buffer(one, 8), routine=True)
+
+
+def send_from_memory_not_registered(bench: Bench) -> None:
+    one, _ = bench.connect()
+    elsewhere = one.at.ask("memory", size=64)["address"]
+    one.wsp("WSPSend", **one_buffer(one, 8, elsewhere))
+
+
+def message_above_the_maximum(bench: Bench) -> None:
+    one, _ = bench.connect()
+    most = option(one, SO_MAX_MSG_SIZE)
+    big = End(one.at, one.at.with_memory(one.socket, most + 1))
+    big.wsp("WSPSend", **one_buffer(big, most + 1))
+
+
+def transfer_above_the_maximum(bench: Bench) -> None:
+    one, two = bench.connect()
+    most = option(one, SO_MAX_RDMA_SIZE)
+    _, descriptor = two.at.expose(two.socket, MEM_READWRITE)
+    big = End(one.at, one.at.with_memory(one.socket, most + 1))
+    buffers = [[most + 1, big.socket.address, big.socket.region]]
+    overlapped = one.at.ask("overlapped")
+    one.wsp("WSPRdmaWrite", buffers=buffers, descriptor=descriptor, overlapped=overlapped)
+
+
+def event_selection_before_bind(bench: Bench) -> None:
+    a, _ = bench.start()
+    s = a.must("WSPSocket").result
+    a.must("WSPEventSelect", s=s, event=a.ask("event"), mask=0x18)
+    a.wsp("WSPBind", s=s, address=a.ip, port=PORT)
+
+
+def options_before_bind(bench: Bench) -> None:
+    a, _ = bench.start()
+    s = a.must("WSPSocket").result
+    a.must("WSPSetSockOpt", s=s, level=SOL_SOCKET, name=SO_DEBUG, value=1)
+    a.wsp("WSPBind", s=s, address=a.ip, port=PORT)
+
+
+def connect_without_event_selection(bench: Bench) -> None:
+    a, b = bench.start()
+    s = a.must("WSPSocket").result
+    a.must("WSPBind", s=s, address=a.ip, port=CONNECTOR_PORT)
+    a.wsp("WSPConnect", s=s, address=b.ip, port=PORT)
+
+
+def accept_without_event_selection(bench: Bench) -> None:
+    a, _ = bench.start()
+    listener = a.listen(PORT)
+    a.must("WSPEventSelect", s=listener.s, event=0, mask=0)
+    a.wsp("WSPAccept", s=listener.s)
+
+
+def close_with_idle_memory(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.wsp("WSPCloseSocket")
+
+
+def close_with_exposed_memory(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.at.expose(one.socket, MEM_READ)
+    one.at.must("WSPDeregisterMemory", s=one.socket.s, handle=one.socket.region)
+    one.wsp("WSPCloseSocket")
+
+
+def deregistration_of_memory_in_use(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.recv()
+    one.wsp("WSPDeregisterMemory", handle=one.socket.region)
+
+
+def polling_of_what_is_notified(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.wsp("WSPGetOverlappedResult", overlapped=one.recv())
+
+
+def start_without_cleanup(bench: Bench) -> None:
+    a, _ = bench.start()
+    a.ask("start_again")
+
+
+def cleanup_with_an_open_socket(bench: Bench) -> None:
+    a, _ = bench.start()
+    a.must("WSPSocket")
+    a.must("WSPCleanup")
+    del bench.endpoints["a"]
+
+
+def duplication_with_idle_memory(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.wsp("WSPDuplicateSocket", pid=bench.another("a").pid)
+
+
+def duplication_during_a_send(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.send(b"nobody receives")
+    one.wsp("WSPDuplicateSocket", pid=bench.another("a").pid)
+
+
+def call_after_duplication(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.at.must("WSPDeregisterMemory", s=one.socket.s, handle=one.socket.region)
+    one.at.must("WSPDuplicateSocket", s=one.socket.s, pid=bench.another("a").pid)
+    option(one, SO_MAX_MSG_SIZE)
+
+
+def send_with_flags(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.wsp("WSPSend", **one_buffer(one, 8), flags=MSG_OOB)
+
+
+def an_option_of_tcp_ip(bench: Bench) -> None:
+    one, _ = bench.connect()
+    one.wsp("WSPSetSockOpt", level=SOL_SOCKET, name=SO_KEEPALIVE, value=1)
+
+
+def one_buffer(end: End, length: int, address: int = 0) -> dict[str, Any]:
+    """Arguments of a WSPSend of ``length`` bytes, from the end's own memory unless ``address`` says otherwise."""
+    return {"buffers": [[length, address or end.socket.address]], "overlapped": end.at.ask("overlapped")}
+
+
+def option(end: End, name: int) -> int:
+    return int(end.wsp("WSPGetSockOpt", level=SOL_SOCKET, name=name).more["value"])
+
+
+@pytest.mark.parametrize(
+    ("requirement", "case"),
+    [
+        *breaks("SWITCH-01", socket_without_the_overlapped_flag, send_with_a_completion_routine),
+        *breaks("SWITCH-02", send_from_memory_not_registered),
+        *breaks("SWITCH-03", message_above_the_maximum, transfer_above_the_maximum),
+        *breaks("SWITCH-04", event_selection_before_bind, options_before_bind),
+        *breaks("SWITCH-05", connect_without_event_selection, accept_without_event_selection),
+        *breaks("SWITCH-10", close_with_idle_memory, close_with_exposed_memory, deregistration_of_memory_in_use),
+        *breaks("SWITCH-12", polling_of_what_is_notified),
+        *breaks("SWITCH-14", cleanup_with_an_open_socket),
+        *breaks("SWITCH-15", duplication_with_idle_memory, duplication_during_a_send, call_after_duplication),
+        *breaks("SHUT-04", send_with_flags),
+        *breaks("OPT-06", an_option_of_tcp_ip),
+    ],
+)
+def test_a_call_that_breaks_an_obligation_is_named(
+    bench: Bench, requirement: str, case: Callable[[Bench], None]
+) -> None:
+    """The bench names the obligation, whatever the provider made of the call, and nothing else."""
+    case(bench)
+    assert named(bench) == {requirement}
+
+
+@pytest.mark.requirement("SWITCH-13")
+def test_a_start_without_its_cleanup_is_named(bench: Bench) -> None:
+    """Two WSPStartupEx and one WSPCleanup: the bench names SWITCH-13, and what the provider still holds."""
+    start_without_cleanup(bench)
+    assert "SWITCH-13" in named(bench)
+
+
+# --- obligations of the session --------------------------------------------------------------------------------------
+
+
+def start(
+    bench: Bench, misbehaving: str = "", settings_b: Mapping[str, Any] | None = None
+) -> tuple[StreamEndpoint, StreamEndpoint]:
+    """A switch on each node; node a's breaks an obligation, node b's provider has these settings."""
+    for place, name, settings in zip(PLACES, (misbehaving, ""), ({}, settings_b or {}), strict=True):
+        node = bench.pair.nodes[place.name]
+        bench.endpoints[place.name] = StreamEndpoint(node, place.ipv4, bench.provider, name, **settings)
+    return bench.endpoints["a"], bench.endpoints["b"]
+
+
+def connect(bench: Bench, misbehaving: str = "", **options: Any) -> tuple[Stream, Stream]:
+    """(connector's, acceptor's) stream."""
+    a, b = start(bench, misbehaving)
+    listener = b.listen(PORT, **options)
+    bench.pair.note_baseline()
+    ends = join(a, b, listener, CONNECTOR_PORT, PORT, **options)
+    bench.pair.note_resources()
+    return ends
+
+
+@pytest.mark.requirement("SWITCH-06")
+def test_negotiating_before_receives_are_posted_is_named(bench: Bench) -> None:
+    """The connection lives, for the acceptor's answer waits; the switch has broken its word all the same."""
+    one, two = connect(bench, "NegotiatesFirst")
+    one.send(b"it works")
+    assert two.recv().data == b"it works"
+    assert named(bench) == {"SWITCH-06"}
+
+
+@pytest.mark.requirement("SWITCH-07")
+def test_a_long_negotiation_message_is_named(bench: Bench) -> None:
+    """257 bytes are said by the one switch, and refused by the other."""
+    a, b = start(bench, "LongHello")
+    listener = b.listen(PORT)
+    codes = at_once(
+        lambda: a.connect_code(CONNECTOR_PORT, b.ip, PORT),
+        lambda: Code(b.ask("accept", listener=listener, timeout_s=10)["code"]),
+    )
+    assert codes == [Code.WSAECONNRESET, Code.WSAECONNABORTED]
+    assert named(bench) == {"SWITCH-07"}
+
+
+@pytest.mark.requirement("SWITCH-08")
+def test_sending_without_a_credit_is_named(bench: Bench) -> None:
+    """Eight messages for four receives."""
+    one, two = connect(bench, "NoCredits", receives=4)
+    at_once(lambda: one.send(bytes(8 * THRESHOLD), THRESHOLD), lambda: two.recv_digest(8 * THRESHOLD))
+    assert named(bench) == {"SWITCH-08"}
+
+
+@pytest.mark.requirement("SWITCH-09")
+def test_a_consumed_receive_that_is_posted_late_is_named(bench: Bench) -> None:
+    """The switch posts each again only when the next message has come."""
+    one, two = connect(bench, "LateRepost")
+    two.send(b"hello")
+    assert one.recv().data == b"hello"
+    assert named(bench) == {"SWITCH-09"}
+
+
+@pytest.mark.requirement("SWITCH-11")
+@pytest.mark.parametrize("length", [100, 10_000], ids=["small data by RDMA", "large data by message"])
+def test_the_wrong_path_for_data_is_named(bench: Bench, length: int) -> None:
+    """The data arrives; the threshold was not kept."""
+    one, two = connect(bench, "WrongPath")
+    sent, read = at_once(lambda: one.send_pattern(length, 1), lambda: two.recv_digest(length))
+    assert sent.digest == read.digest
+    assert named(bench) == {"SWITCH-11"}
+
+
+@pytest.mark.requirement("SWITCH-16")
+def test_a_suspension_without_end_is_named(bench: Bench) -> None:
+    """Its time of half a second is over, and the session is still suspended."""
+    a, b = start(bench, "SuspendsForEver")
+    one, _ = join(a, b, b.listen(PORT), CONNECTOR_PORT, PORT, suspension_timeout_s=0.5)
+    one.suspend()
+    bench.wait_journal("a", "misbehaves")
+    assert named(bench) == {"SWITCH-16"}
+
+
+@pytest.mark.requirement("SWITCH-17")
+def test_a_list_of_addresses_that_is_not_renewed_is_named(bench: Bench) -> None:
+    """TCP/IP has reported a change, and nobody asked the provider again."""
+    start(bench, "Deaf")
+    bench.run("a", "ip", "address", "add", "10.77.0.11/24", "dev", "eth0")
+    bench.wait_journal("a", "addresses")
+    assert named(bench) == {"SWITCH-17"}
+
+
+@pytest.mark.requirement("SWITCH-18")
+@pytest.mark.parametrize("rdma_read", [True, False], ids=["pulled", "pushed"])
+def test_a_transfer_that_ends_in_silence_is_named(bench: Bench, rdma_read: bool) -> None:
+    """The data is there and no message says so: the peer waits in vain."""
+    a, b = start(bench, "EndsInSilence", {"rdma_read": rdma_read})
+    one, two = join(a, b, b.listen(PORT), CONNECTOR_PORT, PORT)
+    sender, reader = (two, one) if rdma_read else (one, two)
+    at_once(lambda: sender.send(bytes(10_000), timeout_s=1), lambda: reader.recv(timeout_s=1))
+    assert named(bench) == {"SWITCH-18"}
+
+
+@pytest.mark.requirement("SWITCH-18")
+def test_another_code_than_enobufs_for_want_of_memory_is_named(bench: Bench) -> None:
+    """The adapter takes no more memory; the switch says WSAEFAULT."""
+    one, _ = connect(bench, "OtherCode")
+    bench.pair.nodes["a"].system("limit_rdma", pid=one.at.pid, device="rxe0", objects=0)
+    assert one.send(bytes(10_000)).code is Code.WSAEFAULT
+    assert named(bench) == {"SWITCH-18"}
+
+
+@pytest.mark.requirement("SHUT-04")
+def test_an_urgent_flag_for_the_provider_is_named(bench: Bench) -> None:
+    """MSG_OOB with WSPSend instead of a message that says so."""
+    one, _ = connect(bench, "UrgentFlag")
+    one.send_urgent(b"!")
+    bench.wait_journal("a", "misbehaves")
+    assert named(bench) == {"SHUT-04"}
+
+
+# --- all kept --------------------------------------------------------------------------------------------------------
+
+EVERY = [f"SWITCH-{number:02}" for number in range(1, 19)]
+OCCASIONS = """
+WSPStartupEx WSPSocket WSPBind WSPSetSockOpt WSPEventSelect WSPConnect WSPListen WSPAccept WSPGetSockOpt WSPIoctl
+WSPRegisterMemory WSPRegisterRdmaMemory WSPSend WSPRecv WSPRdmaRead WSPRdmaWrite WSPDeregisterMemory
+WSPDeregisterRdmaMemory WSPDuplicateSocket WSPCloseSocket
+"""
+
+
+@pytest.mark.requirement(*EVERY, "SHUT-04", "OPT-06")
+def test_an_ordinary_run_breaks_none(bench: Bench) -> None:
+    """Connect with options, stream small, large and urgent data both ways, change addresses, suspend, hand over, lack
+    memory, half-close, close: there is occasion to break each obligation, and the checks proven above find none broken.
+    """
+    a, b = start(bench, settings_b={"rdma_read": False})
+    other = StreamEndpoint(a.node, a.ip, bench.provider)
+    bench.more.append(other)
+    listener = b.listen(PORT)
+    one, two = join(a, b, listener, CONNECTOR_PORT, PORT, socket_options=[(SO_DEBUG, 1), (SO_KEEPALIVE, 1)])
+
+    at_once(*both_ways(one, two, 600_000, 60_000))
+    one.send_urgent(b"!")
+    assert two.recv_urgent().data == b"!"
+    bench.run("a", "ip", "address", "add", "10.77.0.11/24", "dev", "eth0")
+    assert a.ask("wait_address", address="10.77.0.11", there=True, timeout_s=10)
+
+    one.suspend()
+    token, state = one.hand_over(other.pid)
+    new = other.take_over(token, state)
+    new.resume()
+    assert one.close(0) is Code.OK
+    at_once(*both_ways(new, two, 20_000, 4000))
+
+    bench.pair.nodes["b"].system("limit_rdma", pid=b.pid, device="rxe0", objects=0)
+    assert two.send(bytes(50_000)).code is Code.WSAENOBUFS
+    new.shutdown()
+    assert two.recv().data == b""
+    assert two.close() is Code.OK
+    assert new.close() is Code.OK
+
+    seen = [e for name in "ab" for e in bench.pair.journal(name)]
+    said = {e["message"] for e in seen if e["kind"] == "session" and "message" in e}
+    assert said >= {kind.name for kind in Kind} - {"CREDIT"}
+    called = {e["function"] for e in seen if e["kind"] == "call"}
+    assert called >= {*OCCASIONS.split()}
+    assert named(bench) == set()
+
+
+def both_ways(one: Stream, two: Stream, length: int, piece: int) -> list[Callable[[], Any]]:
+    """The works of a stream of data each way at once."""
+
+    def arrives(sender: Stream, reader: Stream) -> None:
+        sent, read = at_once(lambda: sender.send_pattern(length, 1, piece), lambda: reader.recv_digest(length))
+        assert sent.digest == read.digest
+
+    return [lambda: arrives(one, two), lambda: arrives(two, one)]
