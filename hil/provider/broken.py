@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 
 from pyverbs.pd import PD
 
+from hil.provider.core import Refused
 from hil.provider.provider import Provider
 from hil.provider.sockets import Kind, Operation, Outcome, Registration, Request, SanSocket, State
 from hil.verbs.cm import CmEvent
 from hil.verbs.connection import LOCAL_WRITE, REMOTE_READ, REMOTE_WRITE, WC_SUCCESS, Completion, Connection
-from hil.winsock.codes import MEM_READWRITE, WSS_OPERATION_IN_PROGRESS, Code
-from hil.winsock.structures import WSABUF, WSAOVERLAPPED, LpErrno
+from hil.winsock.codes import MEM_READWRITE, SOMAXCONN, WSS_OPERATION_IN_PROGRESS, Code
+from hil.winsock.structures import WSABUF, WSAEVENT, WSANETWORKEVENTS, WSAOVERLAPPED, LpErrno, SockAddr
 
 
 class NoDreq(Provider):
@@ -320,6 +321,51 @@ class IgnoresReset(Provider):
         self._answer_reset(socket)
 
 
+class CleansUpAtOnce(Provider):
+    """Does not count its starts: breaks STARTUP-12 and CLEAN-03."""
+
+    def WSPCleanup(self, lpErrno: LpErrno) -> int:
+        self._started = min(self._started, 1)
+        return super().WSPCleanup(lpErrno)
+
+
+class KeepsFailures(Provider):
+    """Keeps the record of a socket that got no switch handle: breaks SOCK-05."""
+
+    def _new_socket(self, family: int) -> SanSocket:
+        try:
+            return super()._new_socket(family)
+        except Refused:
+            self._sockets[next(self._descriptors)] = SanSocket(0, 0, family)
+            raise
+
+
+class OwnPort(Provider):
+    """Connects from a port of its own choice: breaks BIND-01 and BIND-02."""
+
+    def _begin_connect(self, socket: SanSocket, name: SockAddr) -> None:
+        self._release_cm_id(socket)
+        super()._begin_connect(socket, name)
+
+
+class LosesWakeUps(Provider):
+    """Resets the event object a moment after it told what happened: breaks EVT-08."""
+
+    def _enum_events(self, socket: SanSocket, event: WSAEVENT | None, out: WSANETWORKEVENTS | None) -> int:
+        result = super()._enum_events(socket, None, out)
+        time.sleep(0.02)
+        if event is not None:
+            event.ResetEvent()
+        return result
+
+
+class EndlessQueue(Provider):
+    """Queues every request, whatever the backlog: breaks LISTEN-07, LISTEN-08 and LISTEN-09."""
+
+    def _listen(self, socket: SanSocket, backlog: int) -> int:
+        return super()._listen(socket, SOMAXCONN)
+
+
 _ALL = (
     NoDreq,
     NoFlush,
@@ -352,5 +398,10 @@ _ALL = (
     LateUpcalls,
     RepeatsUpcalls,
     IgnoresReset,
+    CleansUpAtOnce,
+    KeepsFailures,
+    OwnPort,
+    LosesWakeUps,
+    EndlessQueue,
 )
 BROKEN: dict[str, type[Provider]] = {provider.__name__: provider for provider in _ALL}

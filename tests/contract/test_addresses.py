@@ -15,8 +15,9 @@ SOCKADDR = {AF_INET: 16, AF_INET6: 28}
 
 def query(endpoint: Endpoint, family: int = AF_INET, room: int = 4096) -> Answer:
     """SIO_ADDRESS_LIST_QUERY on a fresh socket."""
-    s = endpoint.must("WSPSocket", af=family).result
-    return endpoint.wsp("WSPIoctl", s=s, code=SIO_ADDRESS_LIST_QUERY, room=room)
+    made = endpoint.wsp("WSPSocket", af=family)
+    assert made.code is Code.OK
+    return endpoint.wsp("WSPIoctl", s=made.result, code=SIO_ADDRESS_LIST_QUERY, room=room)
 
 
 def addresses_of(bench: Bench, name: str, netdev: str, family: int) -> list[str]:

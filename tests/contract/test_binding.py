@@ -58,7 +58,7 @@ def test_the_peer_sees_exactly_the_bound_address_and_port(bench: Bench, address:
     bench.judge()
 
 
-@pytest.mark.requirement("BIND-03")
+@pytest.mark.requirement("BIND-03", "LISTEN-10")
 def test_the_wildcard_address_means_every_adapter(bench: Bench) -> None:
     """Bound to 0.0.0.0, a listener hears connectors through the node's first adapter and through its second."""
     second = bench.second_adapter("b")

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import Bench
+from fixtures.bench import CONNECTOR_PORT, PORT, Bench
+from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT
 from hil.winsock import codes as w
 from hil.winsock.catalogue import TCP_ON_SAN
+from hil.winsock.codes import Code
 
 
 def published(bench: Bench) -> dict[str, Any]:
@@ -51,3 +53,40 @@ def test_the_provider_claims_only_what_it_can(bench: Bench) -> None:
     assert qos_works or not flags & w.XP1_QOS_SUPPORTED
     assert flags & w.XP1_GUARANTEED_DELIVERY and flags & w.XP1_GUARANTEED_ORDER
     bench.judge()
+
+
+# A listener of TCP/IP's that outlives the program that made it.
+TCP_LISTENER = """
+import os, socket, time
+listener = socket.create_server(("0.0.0.0", 5000))
+if os.fork():
+    os._exit(0)
+os.closerange(0, 3)
+time.sleep(300)
+"""
+
+
+@pytest.mark.requirement("INST-06")
+def test_a_provider_installed_late_serves_the_listeners_that_are_there(bench: Bench) -> None:
+    """TCP/IP listens on the wildcard address first; the provider, just started, binds and listens beside it, and the
+    next connector's REQ is answered over the SAN."""
+    bench.run("b", "python3", "-c", TCP_LISTENER)
+    a, b = bench.start()
+    event = b.ask("event")
+
+    made = b.wsp("WSPSocket")
+    codes = [
+        made.code,
+        b.wsp("WSPBind", s=made.result, address="0.0.0.0", port=PORT).code,
+        b.wsp("WSPEventSelect", s=made.result, event=event, mask=FD_ACCEPT).code,
+        b.wsp("WSPListen", s=made.result, backlog=5).code,
+    ]
+
+    assert codes == [Code.OK] * 4
+    socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
+    a.connect(socket, b.ip, PORT)
+    assert b.ask("wait_event", event=event, timeout_s=10)
+    assert b.wsp("WSPAccept", s=made.result).code is Code.OK
+    assert a.connect_result(socket) is Code.OK
+    (connection,) = bench.judge().connections()
+    assert (connection.active, connection.passive) == (a.ip, b.ip)
