@@ -153,7 +153,7 @@ class Core:
     def _adopt(self, socket: SanSocket, cm_id: CmId) -> None:
         socket.cm_id = cm_id
         with self._lock:
-            self._by_cm[cm_id.key or 0] = socket
+            self._by_cm[cm_id.key] = socket
 
     def _refuse(self, cm_id: CmId) -> None:
         with contextlib.suppress(OSError):

@@ -7,11 +7,14 @@ addresses of a new id, and blocks with the GIL held. The structures here are lib
 import ctypes as c
 import errno
 import ipaddress
+import itertools
 import os
 import socket
 import struct
+import threading
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 AF_INET, AF_INET6 = socket.AF_INET, socket.AF_INET6
 RDMA_PS_TCP = 0x0106
@@ -152,6 +155,8 @@ class QpAttr(c.Structure):
 
 
 _IdPointer = c.POINTER(_CmId)
+# What an id's ``context`` holds: its key.
+_keys = itertools.count(1)
 _lib = c.CDLL("librdmacm.so.1", use_errno=True)
 _lib.rdma_create_event_channel.restype = c.POINTER(c.c_int)
 _lib.rdma_get_cm_event.argtypes = [c.c_void_p, c.POINTER(c.POINTER(_CmEvent))]
@@ -196,84 +201,105 @@ def parse_sockaddr(data: bytes) -> tuple[str, int]:
 
 
 class CmId:
-    """A connection manager id. Methods raise OSError with the errno of librdmacm."""
+    """A connection manager id. Methods raise OSError with the errno of librdmacm, EBADF once it is destroyed.
 
-    def __init__(self, pointer: "c._Pointer[_CmId]") -> None:
-        self.key = c.cast(pointer, c.c_void_p).value
+    Any thread may call them: one thread's ``destroy`` waits for another's call, and never takes memory away from it.
+    ``key`` names the id for good. Its address would not: another id soon has that of one that is gone, and would be
+    taken for it by an event that was read a moment before.
+    """
+
+    def __init__(self, pointer: "c._Pointer[_CmId]", key: int) -> None:
+        self.key = key
         # A copy of the pointer: one read from an event lives in the event's memory, which goes with its ack.
-        self._pointer = c.cast(c.c_void_p(self.key), _IdPointer)
+        self._pointer: c._Pointer[_CmId] | None = c.cast(c.cast(pointer, c.c_void_p), _IdPointer)
+        self._lock = threading.Lock()
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        with self._lock:
+            _checked(getattr(_lib, name)(self._alive(name), *arguments), name)
+
+    def _alive(self, what: str) -> "c._Pointer[_CmId]":
+        if self._pointer is None:
+            raise OSError(errno.EBADF, f"{what}: the id is destroyed")
+        return self._pointer
 
     @property
     def local(self) -> tuple[str, int]:
-        return parse_sockaddr(bytes(self._pointer.contents.src_addr))
+        with self._lock:
+            return parse_sockaddr(bytes(self._alive("local").contents.src_addr))
 
     @property
     def remote(self) -> tuple[str, int]:
-        return parse_sockaddr(bytes(self._pointer.contents.dst_addr))
+        with self._lock:
+            return parse_sockaddr(bytes(self._alive("remote").contents.dst_addr))
 
     @property
     def port_num(self) -> int:
-        return int(self._pointer.contents.port_num)
+        with self._lock:
+            return int(self._alive("port_num").contents.port_num)
 
     def has_device(self) -> bool:
-        return bool(self._pointer.contents.verbs)
+        with self._lock:
+            return bool(self._alive("has_device").contents.verbs)
 
     def device_name(self) -> str:
         """Name of the RDMA device the id is bound to (struct ibv_context begins with the device pointer)."""
-        context = c.cast(self._pointer.contents.verbs, c.POINTER(c.c_void_p))
-        return _device_name(context[0])
+        with self._lock:
+            context = c.cast(self._alive("device_name").contents.verbs, c.POINTER(c.c_void_p))
+            return _device_name(context[0])
 
     def bind(self, address: str, port: int) -> None:
-        one = c.c_int(1)
-        _lib.rdma_set_option(self._pointer, _OPTION_ID, _OPTION_REUSEADDR, c.byref(one), 4)
-        _checked(_lib.rdma_bind_addr(self._pointer, sockaddr(address, port)), "rdma_bind_addr")
+        self._set_option(_OPTION_REUSEADDR, c.c_int(1))
+        self._call("rdma_bind_addr", sockaddr(address, port))
 
     def set_ack_timeout(self, exponent: int) -> None:
         """Local ACK time-out of 4.096 us * 2**exponent, where the kernel has the option."""
-        value = c.c_uint8(exponent)
-        _lib.rdma_set_option(self._pointer, _OPTION_ID, _OPTION_ACK_TIMEOUT, c.byref(value), 1)
+        self._set_option(_OPTION_ACK_TIMEOUT, c.c_uint8(exponent))
+
+    def _set_option(self, option: int, value: Any) -> None:
+        with self._lock:
+            pointer = self._alive("rdma_set_option")
+            _lib.rdma_set_option(pointer, _OPTION_ID, option, c.byref(value), c.sizeof(value))
 
     def resolve_addr(self, address: str, port: int, timeout_ms: int) -> None:
-        _checked(
-            _lib.rdma_resolve_addr(self._pointer, None, sockaddr(address, port), timeout_ms),
-            "rdma_resolve_addr",
-        )
+        self._call("rdma_resolve_addr", None, sockaddr(address, port), timeout_ms)
 
     def resolve_route(self, timeout_ms: int) -> None:
-        _checked(_lib.rdma_resolve_route(self._pointer, timeout_ms), "rdma_resolve_route")
+        self._call("rdma_resolve_route", timeout_ms)
 
     def listen(self, backlog: int) -> None:
-        _checked(_lib.rdma_listen(self._pointer, backlog), "rdma_listen")
+        self._call("rdma_listen", backlog)
 
     def connect(self, param: ConnParam) -> None:
-        _checked(_lib.rdma_connect(self._pointer, c.byref(param)), "rdma_connect")
+        self._call("rdma_connect", c.byref(param))
 
     def accept(self, param: ConnParam) -> None:
-        _checked(_lib.rdma_accept(self._pointer, c.byref(param)), "rdma_accept")
+        self._call("rdma_accept", c.byref(param))
 
     def establish(self) -> None:
         """Send the RTU of a connection whose QP is not librdmacm's."""
-        _checked(_lib.rdma_establish(self._pointer), "rdma_establish")
+        self._call("rdma_establish")
 
     def reject(self, private_data: bytes = b"") -> None:
-        _checked(_lib.rdma_reject(self._pointer, private_data or None, len(private_data)), "rdma_reject")
+        self._call("rdma_reject", private_data or None, len(private_data))
 
     def disconnect(self) -> None:
         """Send the DREQ, or the DREP when the peer's DREQ came first."""
-        _checked(_lib.rdma_disconnect(self._pointer), "rdma_disconnect")
+        self._call("rdma_disconnect")
 
     def qp_attr(self, state: int) -> tuple[QpAttr, int]:
         """Attributes and mask to bring an outside QP into ``state`` (INIT 1, RTR 2, RTS 3)."""
         attr, mask = QpAttr(), c.c_int(0)
         attr.qp_state = state
-        _checked(_lib.rdma_init_qp_attr(self._pointer, c.byref(attr), c.byref(mask)), "rdma_init_qp_attr")
+        self._call("rdma_init_qp_attr", c.byref(attr), c.byref(mask))
         return attr, mask.value
 
     def destroy(self) -> None:
-        """Every event of the id was acknowledged when it was read, so this cannot block on one."""
-        if self.key is not None:
-            self.key = None
-            _checked(_lib.rdma_destroy_id(self._pointer), "rdma_destroy_id")
+        """Every event of the id was acknowledged when it was read, so this cannot block on one. Once is enough."""
+        with self._lock:
+            pointer, self._pointer = self._pointer, None
+            if pointer is not None:
+                _checked(_lib.rdma_destroy_id(pointer), "rdma_destroy_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,9 +327,9 @@ class CmChannel:
         os.set_blocking(self.fd, False)
 
     def create_id(self) -> CmId:
-        pointer = _IdPointer()
-        _checked(_lib.rdma_create_id(self._channel, c.byref(pointer), None, RDMA_PS_TCP), "rdma_create_id")
-        return CmId(pointer)
+        pointer, key = _IdPointer(), next(_keys)
+        _checked(_lib.rdma_create_id(self._channel, c.byref(pointer), key, RDMA_PS_TCP), "rdma_create_id")
+        return CmId(pointer, key)
 
     def next_event(self) -> CmEvent | None:
         """The next event, or None when none is waiting."""
@@ -318,12 +344,16 @@ class CmChannel:
         carries = kind in (CmEventType.CONNECT_REQUEST, CmEventType.CONNECT_RESPONSE, CmEventType.REJECTED)
         size = event.param.private_data_len
         data = c.string_at(event.param.private_data, size) if carries and event.param.private_data and size else b""
+        if is_request:
+            # librdmacm has given it the listener's.
+            event.id.contents.context = next(_keys)
+        key = event.id.contents.context or 0
         copy = CmEvent(
             kind,
             event.status,
-            c.cast(event.id, c.c_void_p).value or 0,
-            c.cast(event.listen_id, c.c_void_p).value if is_request else None,
-            CmId(event.id) if is_request else None,
+            key,
+            event.listen_id.contents.context if is_request else None,
+            CmId(event.id, key) if is_request else None,
             data,
             event.param.qp_num,
         )
