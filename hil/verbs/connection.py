@@ -5,9 +5,9 @@ Nothing here blocks: the completion channel's descriptor is polled before pyverb
 
 import errno
 import os
+import select
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyverbs.device as d
@@ -31,6 +31,7 @@ MAX_SGE = 8
 INIT, RTR, RTS, ERR = 1, 2, 3, 6
 WC_SUCCESS, WC_LOC_LEN_ERR, WC_LOC_QP_OP_ERR, WC_LOC_PROT_ERR, WC_WR_FLUSH_ERR = 0, 1, 2, 4, 5
 LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ = 1, 2, 4
+CHANNEL_TRIES = 100
 _fd_lock = threading.Lock()
 
 
@@ -57,7 +58,8 @@ class Device:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.context = d.Context(name=name)
+        with _fd_lock:
+            self.context = d.Context(name=name)
         self.max_message: int = self.context.query_port(1).max_msg_sz
         """The largest message of port 1, in bytes."""
 
@@ -67,18 +69,25 @@ class Device:
 
 def _channel_with_fd(context: Any) -> tuple[Any, int]:
     # pyverbs hides the descriptor before version 59: the kernel gives the lowest free number, which we learn first.
-    with _fd_lock:
-        probe = os.open("/dev/null", os.O_RDONLY)
-        os.close(probe)
-        channel = CompChannel(context)
-    for fd in (probe, *sorted((int(p.name) for p in Path("/proc/self/fd").iterdir()), reverse=True)):
-        try:
-            if "infinibandevent" in str(Path(f"/proc/self/fd/{fd}").readlink()):
+    # Another thread may open a file in between and get that number, so it is looked at: no channel but ours can have
+    # come there, for all of them are made and closed under this lock.
+    for _ in range(CHANNEL_TRIES):
+        with _fd_lock:
+            fd = os.open("/dev/null", os.O_RDONLY)
+            os.close(fd)
+            channel = CompChannel(context)
+            if _is_channel(fd):
                 os.set_blocking(fd, False)
                 return channel, fd
-        except OSError:
-            continue
-    raise OSError("the completion channel's descriptor was not found")
+            channel.close()
+    raise OSError(errno.EAGAIN, "the completion channel's descriptor was not found")
+
+
+def _is_channel(fd: int) -> bool:
+    try:
+        return "infinibandevent" in os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+    except OSError:
+        return False
 
 
 class Connection:
@@ -95,7 +104,11 @@ class Connection:
         self._channel, self.fd = _channel_with_fd(device.context)
         self.cq = CQ(device.context, SEND_DEPTH + self._receives, None, self._channel, 0)
         self.cq.req_notify()
+        self._poller = select.poll()
+        self._poller.register(self.fd, select.POLLIN)
+        # pyverbs does not survive the use of what is closed, so every use and the close take turns.
         self._lock = threading.Lock()
+        self._closed = False
         self._make_qp()
 
     def _make_qp(self) -> None:
@@ -121,7 +134,7 @@ class Connection:
     def to_error(self) -> None:
         """Stop all work: nothing is sent from now on and every posted request flushes."""
         with self._lock:
-            if not self._error:
+            if not self._error and not self._closed:
                 self._error = True
                 self.qp.modify(QPAttr(qp_state=ERR, cur_qp_state=RTS), int(e.IBV_QP_STATE))
 
@@ -133,10 +146,15 @@ class Connection:
         elements = [SGE(*part) for part in parts]
         try:
             with RecvWR(wr_id=wr_id, num_sge=len(elements), sg=elements) as request, self._lock:
+                self._check_open()
                 self.qp.post_recv(request)
         finally:
             for element in elements:
                 element.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.EBADF, "the connection is closed")
 
     def post_send(self, wr_id: int, parts: list[tuple[int, int, int]], *, fence: bool = False) -> None:
         """Post a SEND gathered from ``parts`` (address, length, lkey)."""
@@ -168,6 +186,7 @@ class Connection:
         try:
             arguments = {"wr_id": wr_id, "opcode": opcode, "num_sge": len(elements), "sg": elements}
             with SendWR(**arguments, send_flags=flags) as request, self._lock:
+                self._check_open()
                 if remote is not None:
                     request.set_wr_rdma(*remote)
                 self.qp.post_send(request)
@@ -176,31 +195,44 @@ class Connection:
                 element.close()
 
     def take_events(self) -> None:
-        """After ``fd`` polled readable: consume the event and ask for the next one."""
-        self._channel.get_cq_event(self.cq)
-        self.cq.ack_events(1)
-        self.cq.req_notify()
+        """Consume an event that waits at ``fd``, if one does, and ask for the next one.
+
+        Whoever saw ``fd`` readable may come late: another thread has taken the event, or the descriptor has become
+        another connection's meanwhile.
+        """
+        with self._lock:
+            if self._closed or not self._poller.poll(0):
+                return
+            self._channel.get_cq_event(self.cq)
+            self.cq.ack_events(1)
+            self.cq.req_notify()
 
     def poll(self) -> list[Completion]:
-        """All completions now in the CQ, oldest first."""
-        found = []
-        while True:
-            count, completions = self.cq.poll(64)
-            for wc in completions or ():
-                length = wc.byte_len if wc.status == WC_SUCCESS else 0
-                found.append(Completion(wc.wr_id, int(wc.status), length, wc.qp_num))
-            if count < 64:
-                return found
+        """All completions now in the CQ, oldest first; none once it is closed."""
+        found: list[Completion] = []
+        with self._lock:
+            while not self._closed:
+                count, completions = self.cq.poll(64)
+                for wc in completions or ():
+                    length = wc.byte_len if wc.status == WC_SUCCESS else 0
+                    found.append(Completion(wc.wr_id, int(wc.status), length, wc.qp_num))
+                if count < 64:
+                    break
+        return found
 
     def close_qp(self) -> None:
-        self.qp.close()
+        with self._lock:
+            self.qp.close()
 
     def close(self) -> None:
         """Close what is left, children first: QP, CQ, channel, PD."""
-        self.qp.close()
-        self.cq.close()
-        self._channel.close()
-        self.pd.close()
+        with self._lock:
+            self._closed = True
+            self.qp.close()
+            self.cq.close()
+            with _fd_lock:
+                self._channel.close()
+            self.pd.close()
 
     def _modify(self, state: int) -> None:
         attr, mask = self._cm_id.qp_attr(state)
