@@ -118,6 +118,11 @@ class Closing(Data):
             self._by_cm.pop(cm_id.key, None)
         cm_id.destroy()
 
+    def _answer_reset(self, socket: SanSocket) -> None:
+        if socket.cm_id is not None:
+            with contextlib.suppress(OSError):
+                socket.cm_id.disconnect()
+
     def _end_lingering(self, key: int) -> None:
         with self._linger_changed:
             cm_id = self._lingering.pop(key, None)

@@ -67,6 +67,7 @@ class HandOver(Connecting):
             try:
                 token = tokens.make(pid, state)
             except (OSError, tokens.BadToken) as error:
+                self._give_up(socket)
                 raise Refused(Code.WSAENOBUFS) from error
             if socket.cm_id is not None and socket.cm_id.key is not None:
                 self._handed[socket.cm_id.key] = (time.monotonic() + HANDOVER_TIMEOUT_S, token)
@@ -74,6 +75,12 @@ class HandOver(Connecting):
         self._wake()
         info.iAddressFamily, info.dwProviderReserved = socket.family, token
         return 0
+
+    def _give_up(self, socket: SanSocket) -> None:
+        # The connection can be neither kept nor handed over: the peer must not wait for ever.
+        if socket.cm_id is not None:
+            socket.state, socket.error = State.DISCONNECTED, Code.WSAECONNABORTED
+            self._answer_reset(socket)
 
     def _suspend(self, socket: SanSocket) -> None:
         connection = socket.connection
@@ -182,6 +189,12 @@ class HandOver(Connecting):
                 return
             remote = SockAddr(*state["remote"])
             socket.taking = True
+            self._adopt(socket, self._channel.create_id())
+            assert socket.cm_id is not None
+            try:
+                socket.cm_id.bind(socket.local.sin_addr, 0)
+            except OSError as error:
+                raise Refused(Code.WSAENOBUFS) from error
             self._begin_connect(socket, SockAddr(socket.family, remote.sin_addr, socket.peer.handover_port))
             end = time.monotonic() + self._settings.connect_timeout_s + 1
             while socket.state is State.CONNECTING and time.monotonic() < end and not socket.closing:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hil.provider.core import Core, Refused, T
 from hil.provider.descriptor import DESCRIPTOR
-from hil.provider.sockets import Registration, SanSocket, State
+from hil.provider.sockets import Kind, Registration, SanSocket, State
 from hil.verbs import connection as verbs
 from hil.winsock import codes as w
 from hil.winsock.codes import Code
@@ -156,7 +156,8 @@ class Memory(Core):
         with socket.lock:
             self._check_open(socket)
             found = socket.exposed.get(descriptor)
-            if found is None:
+            # Verbs say nothing of the peer's transfers; this end's own, from or into the same memory, are known.
+            if found is None or (found.count == 1 and _in_transfer(socket, found)):
                 raise Refused(Code.WSAEINVAL)
             found.count -= 1
             if not found.count:
@@ -258,6 +259,12 @@ class Memory(Core):
             socket.registrations.clear()
             socket.exposed.clear()
             socket.cache.clear()
+
+
+def _in_transfer(socket: SanSocket, registration: Registration) -> bool:
+    """Whether an RDMA transfer that this end began is using the registration's memory."""
+    running = [o for o in socket.pending.values() if o.kind in (Kind.READ, Kind.WRITE)]
+    return any(registration.overlaps(buffer.buf, buffer.len) for o in running for buffer in o.buffers)
 
 
 def page_frames(address: int, length: int) -> bytes | None:

@@ -268,11 +268,6 @@ class Provider(Options):
         # librdmacm moves only QPs that it made itself; until this, posted receives stay pending for ever.
         connection.to_error()
 
-    def _answer_reset(self, socket: SanSocket) -> None:
-        if socket.cm_id is not None:
-            with contextlib.suppress(OSError):
-                socket.cm_id.disconnect()
-
     def _on_device_removal(self, socket: SanSocket, event: CmEvent) -> None:
         """The adapter goes: everything on it must be given back now; the descriptor stays (CLOSE-28, PROXY-05)."""
         self._network_changed()

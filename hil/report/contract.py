@@ -51,7 +51,17 @@ class Shown:
 @cache
 def not_observable() -> dict[str, str]:
     """Requirement ids that no test on this bench can see kept or broken, each with its reason."""
-    text = files("hil.winsock").joinpath("not_observable.csv").read_text(encoding="utf-8")
+    return _reasons("not_observable.csv")
+
+
+@cache
+def partly_observable() -> dict[str, str]:
+    """Requirement ids that tests show in part, each with what no test on this bench can see of it."""
+    return _reasons("partly_observable.csv")
+
+
+def _reasons(name: str) -> dict[str, str]:
+    text = files("hil.winsock").joinpath(name).read_text(encoding="utf-8")
     return {row["id"]: row["reason"] for row in csv.DictReader(text.splitlines())}
 
 
@@ -128,9 +138,10 @@ def lists(shown: Mapping[str, Shown]) -> list[str]:
             text = f"{standing.value} (* an untagged must): {', '.join(ids)}"
             lines += ["", *textwrap.wrap(text, 118, subsequent_indent="  ", break_on_hyphens=False)]
     lines.append("")
-    for requirement_id, reason in not_observable().items():
-        text = f"not observable {requirement_id}: {reason}"
-        lines += textwrap.wrap(text, 118, subsequent_indent="  ", break_on_hyphens=False)
+    for title, reasons in (("not observable", not_observable()), ("partly observable", partly_observable())):
+        for requirement_id, reason in reasons.items():
+            text = f"{title} {requirement_id}: {reason}"
+            lines += textwrap.wrap(text, 118, subsequent_indent="  ", break_on_hyphens=False)
     return lines
 
 
@@ -157,6 +168,8 @@ def details(shown: Shown) -> list[str]:
     ]
     if r.id in not_observable():
         lines.append(f"  not observable: {not_observable()[r.id]}")
+    if r.id in partly_observable():
+        lines.append(f"  partly observable: {partly_observable()[r.id]}")
     lines += [f"  {verdict or 'not run':<11} {test}" for test, verdict in shown.tests.items()]
     return lines + [f"  broken link {link}" for link in shown.broken_links]
 

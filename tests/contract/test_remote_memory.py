@@ -182,6 +182,23 @@ def test_an_unknown_descriptor_is_refused(bench: Bench) -> None:
     bench.judge()
 
 
+@pytest.mark.requirement("RMEM-13")
+def test_memory_in_a_transfer_of_ones_own_is_not_taken_back(bench: Bench) -> None:
+    """While this end writes from the very memory that it has exposed, the descriptor is in use; afterwards it goes."""
+    a, b = bench.connect()
+    length = 8 << 20
+    source = a.at.with_memory(a.socket, length)
+    own = register(a, address=source.address, length=length).more["descriptor"]
+    write = a.at.rdma("WSPRdmaWrite", source, Exposed(b, length=length).descriptor, length)
+
+    during = a.wsp("WSPDeregisterRdmaMemory", descriptor=own)
+
+    assert (during.result, during.code) == (-1, Code.WSAEINVAL)
+    assert a.completion(write, 60) == (Code.OK, length)
+    assert a.wsp("WSPDeregisterRdmaMemory", descriptor=own).code is Code.OK
+    bench.judge()
+
+
 # --- who may reach it ------------------------------------------------------------------------------------------------
 
 
