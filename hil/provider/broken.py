@@ -366,6 +366,30 @@ class EndlessQueue(Provider):
         return super()._listen(socket, SOMAXCONN)
 
 
+class LooksAway(Provider):
+    """Its thread leaves completions where they are, so that only polling finds them: breaks OVL-04."""
+
+    def _on_completion_event(self, fd: int) -> None:
+        socket = self._by_fd.get(fd)
+        if socket is not None and socket.connection is not None:
+            socket.connection.take_events()
+
+
+class TouchesOld(Provider):
+    """Marks what it told long ago as aborted when it closes: breaks OVL-24."""
+
+    _told: ClassVar[list[WSAOVERLAPPED]] = []
+
+    def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
+        super()._complete(socket, outcome)
+        self._told.append(outcome.operation.overlapped)
+
+    def _release_memory(self, socket: SanSocket) -> None:
+        super()._release_memory(socket)
+        for overlapped in self._told:
+            overlapped.OffsetHigh = int(Code.WSA_OPERATION_ABORTED)
+
+
 _ALL = (
     NoDreq,
     NoFlush,
@@ -403,5 +427,7 @@ _ALL = (
     OwnPort,
     LosesWakeUps,
     EndlessQueue,
+    LooksAway,
+    TouchesOld,
 )
 BROKEN: dict[str, type[Provider]] = {provider.__name__: provider for provider in _ALL}

@@ -172,9 +172,14 @@ def test_an_unknown_descriptor_is_refused(bench: Bench) -> None:
     mine, others = Exposed(a), Exposed(other)
     gone = Exposed(a)
     assert gone.deregister() is Code.OK
-    unknown = [gone, others, Exposed(b)]
-
-    wrong = [e.descriptor for e in unknown] + [b"", bytes(20), mine.descriptor[:-1], forged(mine.descriptor, beyond=1)]
+    wrong = [
+        gone.descriptor,
+        others.descriptor,
+        b"",
+        bytes(20),
+        mine.descriptor[:-1],
+        forged(mine.descriptor, beyond=1),
+    ]
     answers = [a.wsp("WSPDeregisterRdmaMemory", descriptor=d) for d in wrong]
 
     assert [(answer.result, answer.code) for answer in answers] == [(-1, Code.WSAEINVAL)] * len(wrong)

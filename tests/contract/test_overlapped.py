@@ -1,0 +1,425 @@
+"""Overlapped operations: begun at once, ended once, told by an up-call or found by polling, never both."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from fixtures.bench import PORT, Bench, End
+from fixtures.data import ABORTED, RESET, held
+from hil.nodes.endpoint import FD_CONNECT, Socket
+from hil.winsock.codes import (
+    INVALID_HANDLE_VALUE,
+    MEM_READWRITE,
+    SIO_ADDRESS_LIST_QUERY,
+    WSS_OPERATION_IN_PROGRESS,
+    Code,
+)
+
+NOTIFIED, POLLED = 0, 1
+COMPLETE = "WPUCompleteOverlappedRequest"
+FUNCTIONS = ("WSPSend", "WSPRecv", "WSPRdmaWrite", "WSPRdmaRead")
+MESSAGE = b"a message of sixty-four bytes".ljust(64, b".")
+
+
+def begin(end: End, function: str, descriptor: bytes = b"", hEvent: int = NOTIFIED) -> int:
+    """Begin an operation of 64 bytes, which must pend; its WSAOVERLAPPED's number."""
+    if function == "WSPRecv":
+        return end.at.recv(end.socket, len(MESSAGE), hEvent=hEvent)
+    if function == "WSPSend":
+        return end.at.send(end.socket, MESSAGE, hEvent=hEvent)
+    return end.at.rdma(function, end.socket, descriptor, len(MESSAGE), hEvent=hEvent)
+
+
+def address_list(end: End, hEvent: int = NOTIFIED) -> int:
+    """Begin an overlapped query of the address list, which must pend."""
+    overlapped = int(end.at.ask("overlapped", hEvent=hEvent))
+    arguments = {"code": SIO_ADDRESS_LIST_QUERY, "overlapped": overlapped}
+    end.at.must("WSPIoctl", Code.WSA_IO_PENDING, s=end.socket.s, **arguments)
+    return overlapped
+
+
+def poll(end: End, overlapped: int, *, wait: bool = False, **more: Any) -> tuple[bool, Code, int, int]:
+    """WSPGetOverlappedResult: what it returned, the code, the bytes and the flags it stored over something else."""
+    answer = end.wsp("WSPGetOverlappedResult", overlapped=overlapped, wait=wait, fill=0xABCD, **more)
+    return answer.result, answer.code, answer.more["transferred"], answer.more["flags"]
+
+
+def polled(end: End, overlapped: int) -> tuple[bool, Code, int, int]:
+    """Poll until the operation is no longer pending, for ten seconds at most; the last answer."""
+    until = time.monotonic() + 10
+    while (found := poll(end, overlapped))[1] is Code.WSA_IO_INCOMPLETE and time.monotonic() < until:
+        time.sleep(0.001)
+    return found
+
+
+def done(length: int) -> tuple[bool, Code, int, int]:
+    """The answer to a poll of an operation that succeeded."""
+    return True, Code.OK, length, 0
+
+
+def notified(bench: Bench, end: End) -> list[tuple[int, Code, int]]:
+    """Operation, code and bytes of each completion up-call for an end's switch handle, in order."""
+    upcalls = bench.pair.evidence(audit=False).of(end.at.node.name, "upcall", function=COMPLETE)
+    return [(e["overlapped"], Code(e["code"]), e["transferred"]) for e in upcalls if e["handle"] == end.socket.handle]
+
+
+# --- beginning and ending --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("OVL-01")
+def test_every_function_pends_and_returns_at_once(bench: Bench) -> None:
+    """On a wire that carries nothing each data function returns WSA_IO_PENDING at once; on a mended one each ends."""
+    a, b = bench.connect()
+    _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
+    b.recv()
+    begun = {function: a.at.ask("overlapped") for function in FUNCTIONS}
+    plain, remote = {"buffers": [[64, a.socket.address]]}, {"buffers": [[64, a.socket.address, a.socket.region]]}
+    arguments = dict.fromkeys(FUNCTIONS[:2], plain) | dict.fromkeys(FUNCTIONS[2:], remote | {"descriptor": descriptor})
+
+    bench.pair.wire.cut()
+    answers = [a.wsp(function, overlapped=begun[function], **arguments[function]) for function in FUNCTIONS]
+    ended = [a.completion(overlapped, 0) for overlapped in begun.values()]
+    bench.pair.wire.mend()
+    b.send(MESSAGE)
+
+    assert [(answer.result, answer.code) for answer in answers] == [(-1, Code.WSA_IO_PENDING)] * 4
+    assert ended == [None] * 4
+    assert [a.completion(overlapped) for overlapped in begun.values()] == [(Code.OK, 64)] * 4
+    calls = [e for e in bench.pair.evidence(audit=False).of("a", "call") if e["function"] in FUNCTIONS]
+    assert max(call["t_ns"] - call["begun_ns"] for call in calls) < 1_000_000_000
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-02")
+def test_what_pends_is_completed_once_and_what_is_refused_never(bench: Bench) -> None:
+    """Four receives pend and two calls are refused; after messages and the close the four have one completion each."""
+    a, b = bench.connect()
+    pending = [b.recv(offset=256 * i) for i in range(4)]
+    refused = [b.at.ask("overlapped") for _ in range(2)]
+    unregistered = [[64, b.at.ask("memory", size=4096)["address"]]]
+    codes = [
+        b.wsp("WSPRecv", buffers=unregistered, overlapped=refused[0], deliberately=["SWITCH-02"]).code,
+        b.wsp("WSPSend", buffers=unregistered, overlapped=refused[1], deliberately=["SWITCH-02"]).code,
+    ]
+    assert {Code.OK, Code.WSA_IO_PENDING}.isdisjoint(codes)
+    for _ in range(2):
+        assert a.completion(a.send(b"told")) == (Code.OK, 4)
+
+    assert b.close() == (0, Code.OK)
+
+    assert notified(bench, b) == [(o, Code.OK, 4) for o in pending[:2]] + [(o, *ABORTED) for o in pending[2:]]
+    bench.judge(bench.hard_close(b, a))
+
+
+@pytest.mark.requirement("OVL-04", "OVL-05")
+def test_an_up_call_tells_which_operation_ended_how(bench: Bench) -> None:
+    """It names the socket's switch handle, the operation, its code and its bytes, once for each of two sockets'."""
+    a, b = bench.connect()
+    other, others_peer = bench.connect(6001)
+    receives = {end.socket.s: [end.recv(offset=256 * i) for i in range(2)] for end in (b, others_peer)}
+
+    for sender, receiver, message in ((a, b, b"to the one"), (other, others_peer, b"to the other one")):
+        sender.send(message)
+        assert receiver.completion(receives[receiver.socket.s][0]) == (Code.OK, len(message))
+        sender.close()
+        assert receiver.completion(receives[receiver.socket.s][1]) == RESET
+
+    for receiver, length in ((b, 10), (others_peer, 16)):
+        first, second = receives[receiver.socket.s]
+        assert notified(bench, receiver) == [(first, Code.OK, length), (second, *RESET)]
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-06")
+def test_a_completion_routine_is_ignored(bench: Bench) -> None:
+    """With a completion routine given an operation ends by up-call all the same, and the routine is never called."""
+    a, b = bench.connect()
+    receive, send = b.at.ask("overlapped"), a.at.ask("overlapped")
+    more = {"routine": True, "deliberately": ["SWITCH-01"]}
+
+    receiving = b.wsp("WSPRecv", buffers=[[64, b.socket.address]], overlapped=receive, **more)
+    sending = a.wsp("WSPSend", buffers=[[64, a.socket.address]], overlapped=send, **more)
+
+    assert (receiving.code, sending.code) == (Code.WSA_IO_PENDING,) * 2
+    assert (b.completion(receive), a.completion(send)) == ((Code.OK, 64),) * 2
+    # That the routine was called would be in the journal as an error, and break a link.
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-21", "OVL-23")
+def test_each_of_many_operations_has_its_own_result(bench: Bench) -> None:
+    """Thirty receives at once: each is told the length of its own message, however much room it has."""
+    a, b = bench.connect()
+    receives = [b.recv(256, offset=256 * i) for i in range(30)]
+
+    sends = [a.send(bytes([i]) * (i + 1), offset=32768 + 64 * i) for i in range(30)]
+
+    assert [b.completion(r) for r in receives] == [(Code.OK, i + 1) for i in range(30)]
+    assert [a.completion(s) for s in sends] == [(Code.OK, i + 1) for i in range(30)]
+    assert [b.at.data(b.socket, i + 2, 256 * i) for i in range(30)] == [bytes([i]) * (i + 1) + b"\0" for i in range(30)]
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-22")
+def test_event_selection_makes_no_difference(bench: Bench) -> None:
+    """A socket never selected, one deselected and one selected begin, poll and complete operations alike."""
+    a, b = bench.start()
+    listener = b.listen(PORT)
+    bench.pair.note_baseline()
+    connector = a.socket(6000, FD_CONNECT)
+    a.connect(connector, b.ip, PORT)
+    b.wait_request(listener)
+    s = b.must("WSPAccept", s=listener.s).result
+    never = End(b, b.with_memory(Socket(s, b.handle_of(s), 0)))
+    selected = End(a, a.connected(connector))
+    bench.pair.note_resources()
+
+    assert same_for_both(never, selected)
+    assert same_for_both(selected, never)
+    deselected = selected
+    assert deselected.wsp("WSPEventSelect", event=0, mask=0).code is Code.OK
+    assert same_for_both(deselected, never)
+    bench.judge()
+
+
+def same_for_both(sender: End, receiver: End) -> bool:
+    """Two messages, each end told of the first and polling for the second; whether all was as documented."""
+    told, asked = receiver.recv(), begin(receiver, "WSPRecv", hEvent=POLLED)
+    before = poll(receiver, asked)
+    sends = begin(sender, "WSPSend"), begin(sender, "WSPSend", hEvent=POLLED)
+    results = (
+        before[:2],
+        receiver.completion(told),
+        polled(receiver, asked),
+        sender.completion(sends[0]),
+        polled(sender, sends[1]),
+    )
+    return results == ((False, Code.WSA_IO_INCOMPLETE), (Code.OK, 64), done(64), (Code.OK, 64), done(64))
+
+
+@pytest.mark.requirement("OVL-24")
+def test_nothing_is_touched_after_an_operation_was_told(bench: Bench) -> None:
+    """Buffer and WSAOVERLAPPED of ended operations stay as the switch left them, through messages and the close."""
+    a, b = bench.connect()
+    ended = {"told": b.recv(64), "polled": begin(b, "WSPRecv", hEvent=POLLED)}
+    sent = begin(a, "WSPSend")
+    begin(a, "WSPSend")
+    assert (b.completion(ended["told"]), polled(b, ended["polled"])) == ((Code.OK, 64), done(64))
+    assert a.completion(sent) == (Code.OK, 64)
+    poison = b"poison!!" * 8
+    b.at.ask("write_memory", memory=b.socket.memory, offset=0, data=poison)
+    a.at.ask("write_memory", memory=a.socket.memory, offset=32768, data=poison)
+    before = [b.at.ask("overlapped_state", overlapped=o) for o in ended.values()]
+
+    receive = b.recv(64, offset=1024)
+    assert a.completion(a.send(MESSAGE, offset=40960)) == (Code.OK, 64)
+    assert b.completion(receive) == (Code.OK, 64)
+    assert b.close() == (0, Code.OK)
+
+    assert b.at.data(b.socket, 64) == poison
+    assert a.at.data(a.socket, 64, 32768) == poison
+    assert [b.at.ask("overlapped_state", overlapped=o) for o in ended.values()] == before
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-25")
+def test_the_switch_may_call_again_while_it_is_in_an_up_call(bench: Bench) -> None:
+    """While an up-call waits, other threads send, receive, register and poll on the same socket; so may it itself."""
+    a, b = bench.connect()
+    first, second = b.recv(), begin(b, "WSPRecv", hEvent=POLLED)
+    buffers = [[64, b.socket.address + 1024]]
+    third = b.at.ask("overlapped")
+
+    with held(b.at, COMPLETE) as upcall:
+        a.send(b"the first")
+        upcall.wait()
+        began = time.monotonic()
+        calls = [
+            b.wsp("WSPGetOverlappedResult", overlapped=second),
+            b.wsp("WSPSend", buffers=buffers, overlapped=b.at.ask("overlapped")),
+            b.wsp("WSPRegisterMemory", address=b.socket.address, length=4096, flags=MEM_READWRITE),
+        ]
+        # An up-call is held for ten seconds: what waits for it comes back too late.
+        assert time.monotonic() - began < 5
+    assert [call.code for call in calls] == [Code.WSA_IO_INCOMPLETE, Code.WSA_IO_PENDING, Code.OK]
+    assert b.completion(first) == (Code.OK, 9)
+
+    arguments = {"s": b.socket.s, "buffers": buffers, "overlapped": third}
+    b.at.ask("in_next_completion", call="WSPRecv", arguments=arguments)
+    fourth = b.recv(offset=2048)
+    a.send(b"the second")
+    a.send(b"the fourth")
+    assert b.at.ask("answer_in_completion")["code"] == Code.WSA_IO_PENDING
+    a.send(b"the third")
+    assert polled(b, second) == done(10)
+    assert (b.completion(fourth), b.completion(third)) == ((Code.OK, 10), (Code.OK, 9))
+    bench.judge()
+
+
+# --- the structure ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("OVL-08", "OVL-09", "OVL-10")
+@pytest.mark.parametrize("hEvent", [0x5550, 0x5551], ids=["notified", "polled"])
+def test_the_structure_tells_how_an_operation_stands(bench: Bench, hEvent: int) -> None:
+    """In progress at once, then the error and the flags; hEvent stays what the switch made it."""
+    a, b = bench.connect()
+    good, bad = (b.at.recv(b.socket, 64, 256 * i, hEvent=hEvent) for i in range(2))
+    state = {"begun": [b.at.ask("overlapped_state", overlapped=o) for o in (good, bad)]}
+
+    a.send(MESSAGE)
+    end_of = polled if hEvent & POLLED else End.completion
+    end_of(b, good)
+    a.close()
+    end_of(b, bad)
+    state["ended"] = [b.at.ask("overlapped_state", overlapped=o) for o in (good, bad)]
+
+    fresh = {"InternalHigh": 0, "Offset": 0, "OffsetHigh": 0, "hEvent": hEvent}
+    assert state["begun"] == [fresh | {"Internal": WSS_OPERATION_IN_PROGRESS}] * 2
+    assert all(ended.pop("Internal") != WSS_OPERATION_IN_PROGRESS for ended in state["ended"])
+    codes = (Code.OK, 64), RESET
+    assert state["ended"] == [fresh | {"InternalHigh": length, "OffsetHigh": int(code)} for code, length in codes]
+    bench.judge()
+
+
+# --- polling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("OVL-03", "OVL-11", "OVL-14", "OVL-17")
+def test_every_function_is_polled_and_then_never_told(bench: Bench) -> None:
+    """With bit 0 of hEvent set each function's result is found by polling, with bytes and flags, and no up-call."""
+    a, b = bench.connect()
+    _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
+    b.recv()
+    begun = {function: begin(a, function, descriptor, POLLED) for function in FUNCTIONS}
+    begun["WSPIoctl"] = address_list(a, POLLED)
+    b.send(MESSAGE)
+
+    results = {function: polled(a, overlapped) for function, overlapped in begun.items()}
+
+    length = results["WSPIoctl"][2]
+    assert results == dict.fromkeys(FUNCTIONS, done(64)) | {"WSPIoctl": done(length)}
+    assert 0 < length < 0xABCD
+    assert [poll(a, overlapped) for overlapped in begun.values()] == list(results.values())
+    assert a.close() == (0, Code.OK)
+    assert notified(bench, a) == []
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-04", "OVL-17")
+def test_every_function_is_told_and_may_then_be_asked(bench: Bench) -> None:
+    """With bit 0 of hEvent clear each function ends by one up-call, and WSPGetOverlappedResult tells the same."""
+    a, b = bench.connect()
+    _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
+    b.recv()
+    begun = {function: begin(a, function, descriptor) for function in FUNCTIONS}
+    begun["WSPIoctl"] = address_list(a)
+    b.send(MESSAGE)
+
+    told = {function: a.completion(overlapped) for function, overlapped in begun.items()}
+    asked = {function: poll(a, overlapped) for function, overlapped in begun.items()}
+
+    assert {function: told[function] for function in FUNCTIONS} == dict.fromkeys(FUNCTIONS, (Code.OK, 64))
+    assert {f: (True, code, length, 0) for f, (code, length) in told.items()} == asked
+    assert sorted(o for o, _, _ in notified(bench, a)) == sorted(begun.values())
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-07")
+def test_polling_and_notification_mix_on_one_socket(bench: Bench) -> None:
+    """Of six receives every second one is polled: each message is told or found as its own receive says."""
+    a, b = bench.connect()
+    receives = [b.at.recv(b.socket, 64, 256 * i, hEvent=i % 2) for i in range(6)]
+
+    for i in range(6):
+        a.send(bytes(i + 1), offset=32768 + 64 * i)
+
+    assert [b.completion(r) for r in receives[::2]] == [(Code.OK, i + 1) for i in (0, 2, 4)]
+    assert [polled(b, r) for r in receives[1::2]] == [done(i + 1) for i in (1, 3, 5)]
+    assert notified(bench, b) == [(receives[i], Code.OK, i + 1) for i in (0, 2, 4)]
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-12", "OVL-13")
+def test_a_waiting_poll_returns_when_the_operation_is_done(bench: Bench) -> None:
+    """Without fWait a pending receive is WSA_IO_INCOMPLETE; with it the call returns when the message has come."""
+    a, b = bench.connect()
+    receive = begin(b, "WSPRecv", hEvent=POLLED)
+    assert poll(b, receive)[:2] == (False, Code.WSA_IO_INCOMPLETE)
+    found: list[tuple[bool, Code, int, int]] = []
+    waiting = threading.Thread(target=lambda: found.append(poll(b, receive, wait=True)))
+    waiting.start()
+    while len(bench.pair.evidence(audit=False).of("b", "begin", function="WSPGetOverlappedResult")) < 2:
+        time.sleep(0.01)
+
+    assert poll(b, receive)[:2] == (False, Code.WSA_IO_INCOMPLETE)
+    assert waiting.is_alive()
+    a.send(MESSAGE)
+    waiting.join(10)
+
+    assert found == [done(64)]
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-15", "OVL-23")
+def test_a_poll_tells_how_an_operation_failed(bench: Bench) -> None:
+    """A receive that the peer's close has ended is FALSE with WSAECONNRESET and zero bytes, each time one asks."""
+    a, b = bench.connect()
+    receives = [begin(b, "WSPRecv", hEvent=POLLED) for _ in range(2)]
+
+    assert a.close() == (0, Code.OK)
+
+    assert [polled(b, r) for r in receives] == [(False, *RESET, 0)] * 2
+    assert poll(b, receives[0]) == (False, *RESET, 0)
+    assert notified(bench, b) == []
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-16")
+def test_polling_needs_no_other_thread(bench: Bench) -> None:
+    """At a provider whose own thread never looks at completions, polls alone find what the adapter has finished."""
+    bench.start(provider_b="LooksAway")
+    a, b = bench.connect()
+    receive = begin(b, "WSPRecv", hEvent=POLLED)
+    told = b.recv()
+    a.send(MESSAGE)
+    a.send(MESSAGE)
+
+    assert polled(b, receive) == done(64)
+    send = begin(b, "WSPSend", hEvent=POLLED)
+    a.recv()
+    assert polled(b, send) == done(64)
+    assert b.completion(told) == (Code.OK, 64)
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-18")
+def test_a_bad_event_and_an_unknown_socket_are_refused(bench: Bench) -> None:
+    """An hEvent that is no handle gives WSA_INVALID_HANDLE; a descriptor never made, or closed, WSAENOTSOCK."""
+    _, b = bench.connect()
+    broken = b.at.ask("overlapped", hEvent=INVALID_HANDLE_VALUE)
+    fine = b.at.ask("overlapped", hEvent=POLLED)
+    closed = b.at.must("WSPSocket", af=2).result
+    b.at.must("WSPCloseSocket", s=closed)
+
+    answers = [b.at.wsp("WSPGetOverlappedResult", s=b.socket.s, overlapped=broken)]
+    unknown = (closed, 0, -1, b.socket.handle)
+    answers += [b.at.wsp("WSPGetOverlappedResult", s=s, overlapped=fine) for s in unknown]
+
+    assert [answer.result for answer in answers] == [False] * 5
+    assert [answer.code for answer in answers] == [Code.WSA_INVALID_HANDLE] + [Code.WSAENOTSOCK] * 4
+    bench.judge()
+
+
+@pytest.mark.requirement("OVL-19")
+def test_results_are_found_in_any_order(bench: Bench) -> None:
+    """Four receives are done; the newest is asked for first, and each has its own result."""
+    a, b = bench.connect()
+    receives = [b.at.recv(b.socket, 64, 64 * i, hEvent=POLLED) for i in range(4)]
+    for i in range(4):
+        assert a.completion(a.send(bytes(i + 1))) == (Code.OK, i + 1)
+
+    assert [polled(b, r) for r in receives[::-1]] == [done(n) for n in (4, 3, 2, 1)]
+    bench.judge()
