@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import queue
+import random
 import resource
 import threading
 import time
@@ -30,7 +31,6 @@ from hil.winsock.structures import (
 )
 
 TCP = WSAPROTOCOL_INFOW(w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP)
-PATTERN_BLOCK = 32
 COMPLETE = "WPUCompleteOverlappedRequest"
 
 
@@ -41,9 +41,8 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
 
 
 def pattern(seed: int, length: int) -> bytes:
-    """``length`` bytes that depend on ``seed`` and repeat nowhere within a few GiB."""
-    blocks = range((length + PATTERN_BLOCK - 1) // PATTERN_BLOCK)
-    return b"".join(hashlib.blake2s(b"%d %d" % (seed, n)).digest() for n in blocks)[:length]
+    """``length`` bytes that depend on ``seed`` and do not repeat."""
+    return random.Random(seed).randbytes(length)
 
 
 class Service:
@@ -415,10 +414,6 @@ class Service:
             answers.append([overlapped, getattr(self, function)(s, [[length, address]], overlapped)["code"]])
             address += length
         return answers
-
-    def together(self, calls: list[tuple[str, Mapping[str, Any]]]) -> list[Any]:
-        """Make several calls of this service, each with its arguments, with nothing in between; their answers."""
-        return [getattr(self, name)(**arguments) for name, arguments in calls]
 
     def WSPRdmaWrite(self, s: int, buffers: list[list[int]], descriptor: bytes, overlapped: int, **more: Any) -> Any:
         """``buffers``: [length, address, handle] each."""

@@ -1,0 +1,361 @@
+"""RDMA: WSPRdmaWrite and WSPRdmaRead move data past the peer's processor, whole, or end with an error."""
+
+import hashlib
+import time
+
+import pytest
+
+from fixtures.bench import Bench, End
+from fixtures.data import (
+    BROKEN,
+    NAK_REMOTE_ACCESS,
+    READ_REQUEST,
+    WRITES,
+    Exposed,
+    completions,
+    digest,
+    expose,
+    fill,
+    local,
+    rdma,
+    refusal,
+    sent,
+    with_memory,
+)
+from fixtures.memory import answers, forged
+from hil.evidence.packets import RocePacket
+from hil.nodes.endpoint import FD_CONNECT
+from hil.provider.descriptor import DESCRIPTOR
+from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, SO_MAX_RDMA_SIZE, SOL_SOCKET, Code
+
+READ_EXTENSION = "C0B422FA-F58C-11D1-AD6C-00C04FA34A2D"
+BOTH = ("WSPRdmaWrite", "WSPRdmaRead")
+REQUESTS = (*WRITES, READ_REQUEST)
+# Four parts, each a length and a place, that neither lie in order nor touch.
+PARTS = [(100, 30000), (3000, 200), (1, 10000), (899, 20000)]
+TOTAL = sum(length for length, _ in PARTS)
+
+
+either = pytest.mark.parametrize("function", BOTH)
+
+
+def content(end: End, parts: list[tuple[int, int]]) -> bytes:
+    """What the parts of the end's buffer hold, one after the other."""
+    return b"".join(end.at.data(end.socket, length, place) for length, place in parts)
+
+
+def request(packets: list[RocePacket]) -> RocePacket:
+    """The one packet that carries an RDMA request's header (RETH)."""
+    (found,) = [p for p in packets if p.rkey != -1]
+    return found
+
+
+def move(function: str, end: End, target: Exposed, size: int) -> tuple[int, str]:
+    """Begin a transfer of ``size`` new bytes; the operation, and their SHA-256."""
+    read = function == "WSPRdmaRead"
+    whole = target.fill(size, seed=1) if read else fill(end.at, end.socket.memory, size, seed=1)
+    return rdma(end, function, target, (size, 0)), whole
+
+
+# --- what goes where -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RDMA-01", "RDMA-08", "RDMA-10")
+def test_a_write_puts_the_buffers_one_after_the_other_at_the_offset(bench: Bench) -> None:
+    """Four local buffers land without gaps from the byte offset on, nothing beside them changes, the completion counts
+    their sum, and the wire names the target's key and its address plus the offset."""
+    writer, peer = bench.connect()
+    target, offset = expose(peer, MEM_WRITE), 1001
+    fill(writer.at, writer.socket.memory, 65536, seed=1)
+    around = target.fill(65536, seed=2) and peer.at.ask("read_memory", memory=target.memory, offset=0, length=65536)
+
+    write = rdma(writer, "WSPRdmaWrite", target, *PARTS, offset=offset)
+
+    assert writer.completion(write) == (Code.OK, TOTAL)
+    written = around[:offset] + content(writer, PARTS) + around[offset + TOTAL :]
+    assert target.digest(65536) == hashlib.sha256(written).hexdigest()
+    packets = sent(bench.judge().packets, writer, REQUESTS)
+    first = request(packets)
+    assert (first.rkey, first.address, first.length) == (
+        DESCRIPTOR.unpack(target.descriptor)[0],
+        target.address + offset,
+        TOTAL,
+    )
+    assert {p.opcode for p in packets} <= set(WRITES)
+
+
+@pytest.mark.requirement("RDMA-02", "RDMA-08", "RDMA-10")
+def test_a_read_fills_the_buffers_one_after_the_other_from_the_offset(bench: Bench) -> None:
+    """Bytes from the byte offset on fill four local buffers in their order, nothing beside them changes, the completion
+    counts their sum, and the wire carries one read request."""
+    reader, peer = bench.connect()
+    source, offset = expose(peer, MEM_READ), 1001
+    source.fill(65536, seed=1)
+    blank = b"\xee" * 65536
+    reader.at.ask("write_memory", memory=reader.socket.memory, offset=0, data=blank)
+
+    read = rdma(reader, "WSPRdmaRead", source, *PARTS, offset=offset)
+
+    assert reader.completion(read) == (Code.OK, TOTAL)
+    assert hashlib.sha256(content(reader, PARTS)).hexdigest() == source.digest(TOTAL, offset=offset)
+    buffer = bytearray(reader.at.data(reader.socket, 65536))
+    for length, place in PARTS:
+        buffer[place : place + length] = blank[:length]
+    assert buffer == blank
+    packets = sent(bench.judge().packets, reader, REQUESTS)
+    asked = request(packets)
+    assert (asked.opcode, asked.address, asked.length) == (READ_REQUEST, source.address + offset, TOTAL)
+    assert len(packets) == 1
+
+
+@pytest.mark.requirement("RDMA-03")
+def test_the_peer_takes_no_notice(bench: Bench) -> None:
+    """At the peer no receive is consumed, no event object set, and its provider hears of nothing."""
+    end, peer = bench.connect()
+    target, receives = expose(peer), [peer.recv(), peer.recv(offset=256)]
+    journal = len(bench.pair.journal("b"))
+    event = peer.at.ask("event_state", event=peer.socket.event)
+
+    for function in BOTH:
+        operation, whole = move(function, end, target, 65536)
+        assert end.completion(operation) == (Code.OK, 65536)
+        assert target.digest(65536) == whole
+
+    assert completions(peer, receives, 0) == [None, None]
+    assert peer.at.ask("event_state", event=peer.socket.event) == event
+    assert len(bench.pair.journal("b")) == journal
+    bench.judge()
+
+
+@pytest.mark.requirement("RDMA-09")
+@either
+def test_a_transfer_pends_and_completes_once(bench: Bench, function: str) -> None:
+    """The call returns WSA_IO_PENDING; the end is told by one up-call, or by none when the result is polled."""
+    end, peer = bench.connect()
+    target = expose(peer)
+
+    notified = rdma(end, function, target, (5000, 0))
+    polled = rdma(end, function, target, (6000, 0), hEvent=1)
+
+    assert end.completion(notified) == (Code.OK, 5000)
+    answer = end.wsp("WSPGetOverlappedResult", overlapped=polled, wait=True)
+    assert (answer.result, answer.code, answer.more["transferred"]) == (True, Code.OK, 6000)
+    upcalls = bench.judge().of("a", "upcall", function="WPUCompleteOverlappedRequest")
+    assert [e["overlapped"] for e in upcalls] == [notified]
+
+
+# --- how large, how long ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RDMA-07")
+@either
+def test_the_largest_transfer_succeeds(bench: Bench, function: str) -> None:
+    """SO_MAX_RDMA_SIZE bytes in one call arrive intact."""
+    end, peer = bench.connect()
+    most = end.wsp("WSPGetSockOpt", level=SOL_SOCKET, name=SO_MAX_RDMA_SIZE).more["value"]
+    own, target = with_memory(end, most), expose(peer, size=most)
+
+    operation, whole = move(function, own, target, most)
+
+    assert end.completion(operation, 25) == (Code.OK, most)
+    assert digest(end.at, own.socket.memory, most) == target.digest(most) == whole
+    bench.judge()
+
+
+@pytest.mark.requirement("RDMA-16")
+def test_other_operations_go_on_during_a_long_write(bench: Bench) -> None:
+    """While 8 MiB are on their way a receive is posted and gets its message, and a send is posted; no call waits."""
+    writer, peer = bench.connect()
+    size = 8 << 20
+    own, target = with_memory(writer, size), expose(peer, MEM_WRITE, size)
+    last = peer.recv()
+
+    begun_ns = time.monotonic_ns()
+    write = rdma(own, "WSPRdmaWrite", target, (size, 0))
+    receive = writer.recv()
+    peer.send(b"meanwhile")
+    assert writer.completion(receive) == (Code.OK, 9)
+    send = writer.send(b"after it")
+    assert completions(writer, [write, send], 0) == [None, None], f"{(time.monotonic_ns() - begun_ns) / 1e9} s"
+
+    assert completions(writer, [write, send], 25) == [(Code.OK, size), (Code.OK, 8)]
+    assert peer.completion(last) == (Code.OK, 8)
+    bench.judge()
+
+
+# --- what a completion promises --------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RDMA-11")
+@pytest.mark.parametrize("peer_is", ["out of reach", "killed"])
+def test_a_write_that_is_not_placed_is_no_success(bench: Bench, peer_is: str) -> None:
+    """When the peer goes in the middle of a write, it ends with an error and zero bytes."""
+    writer, peer = bench.connect()
+    size = 4 << 20
+    own, target = with_memory(writer, size), expose(peer, MEM_WRITE, size)
+
+    write = rdma(own, "WSPRdmaWrite", target, (size, 0))
+    bench.wait_packets(lambda p: p.opcode in WRITES, count=64)
+    if peer_is == "killed":
+        peer.at.node.channel.kill(peer.at.worker)
+    else:
+        bench.pair.wire.cut()
+
+    code, transferred = writer.completion(write, 15) or (Code.WSA_IO_PENDING, 0)
+    assert code in (Code.WSAECONNRESET, Code.WSAECONNABORTED) and transferred == 0
+    if peer_is == "killed":
+        peer.at.node.channel.wait_exit(peer.at.worker, 10)
+        del bench.endpoints["b"]
+    bench.pair.wire.mend()
+    assert len(sent(bench.judge().packets, writer, WRITES[2:])) == 0
+
+
+@pytest.mark.requirement("RDMA-12")
+def test_a_read_is_complete_when_all_of_it_has_come(bench: Bench) -> None:
+    """Inside the completion's up-call the local buffer holds everything."""
+    reader, peer = bench.connect()
+    size = 256 * 1024
+    own, source = with_memory(reader, size), expose(peer, MEM_READ, size)
+    look = {"memory": own.socket.memory, "offset": 0, "length": size}
+    reader.at.ask("in_next_completion", call="digest_memory", arguments=look)
+
+    read, whole = move("WSPRdmaRead", own, source, size)
+
+    assert reader.at.ask("answer_in_completion") == whole
+    assert reader.completion(read) == (Code.OK, size)
+    bench.judge()
+
+
+# --- what the target refuses -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RDMA-13")
+@either
+def test_what_the_target_does_not_grant_ends_with_an_error(bench: Bench, function: str) -> None:
+    """Without the right, a byte beyond the range, or after deregistration: a remote access NAK on the wire, an error,
+    and neither end's memory changes. Each on a connection of its own, for it may be lost by that."""
+    wrong = MEM_READ if function == "WSPRdmaWrite" else MEM_WRITE
+    for port, because in enumerate(("rights", "range", "deregistered"), 6000):
+        end, peer = bench.connect(port)
+        target = expose(peer, wrong if because == "rights" else MEM_READWRITE)
+        descriptor, offset = target.descriptor, 0
+        if because == "range":
+            descriptor, offset = forged(descriptor, beyond=1), 65536 - 63
+        elif because == "deregistered":
+            peer.wsp("WSPDeregisterRdmaMemory", descriptor=descriptor)
+        before = target.fill(65536, seed=1), fill(end.at, end.socket.memory, 65536, seed=2)
+
+        operation = end.at.rdma(function, end.socket, descriptor, 64, offset=offset)
+
+        assert end.completion(operation) == BROKEN, because
+        assert (target.digest(65536), digest(end.at, end.socket.memory, 65536)) == before
+        assert NAK_REMOTE_ACCESS in answers(bench.pair.packets(), descriptor)
+    bench.judge()
+
+
+@pytest.mark.requirement("RDMA-04")
+@either
+def test_a_descriptor_of_another_connection_is_worth_nothing(bench: Bench, function: str) -> None:
+    """Though both connections join the same two processes, the target refuses; the other connection goes on."""
+    end, _ = bench.connect()
+    other, its_peer = bench.connect(port=6001)
+    target = expose(its_peer)
+    before = target.fill(65536, seed=1), fill(end.at, end.socket.memory, 65536, seed=2)
+
+    operation = rdma(end, function, target, (64, 0))
+
+    assert end.completion(operation) == BROKEN
+    assert (target.digest(65536), digest(end.at, end.socket.memory, 65536)) == before
+    assert NAK_REMOTE_ACCESS in answers(bench.pair.packets(), target.descriptor)
+    assert other.completion(rdma(other, function, target, (64, 0))) == (Code.OK, 64)
+    bench.judge()
+
+
+# --- what is refused at once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RDMA-05")
+def test_a_descriptor_of_the_wrong_length_is_refused(bench: Bench) -> None:
+    """One byte less, one more, or none at all: WSAEINVAL, and nothing goes on the wire."""
+    end, peer = bench.connect()
+    right = expose(peer).descriptor
+
+    codes = [refusal(end, f, descriptor=wrong) for f in BOTH for wrong in (right[:-1], right + b"\0", b"")]
+
+    assert codes == [Code.WSAEINVAL] * 6
+    assert not sent(bench.judge().packets, end, REQUESTS)
+
+
+@pytest.mark.requirement("RDMA-06")
+def test_a_handle_that_is_not_the_sockets_is_refused(bench: Bench) -> None:
+    """Junk, a handle given back, and another socket's handle for the same memory are refused, unlike the right one."""
+    end, peer = bench.connect()
+    other, _ = bench.connect(port=6001)
+    target, address = expose(peer), end.socket.address
+    memory = {"address": address, "length": 65536, "flags": MEM_READWRITE}
+    others = other.wsp("WSPRegisterMemory", **memory).result
+    old = end.wsp("WSPRegisterMemory", **memory | {"length": 4096}).result
+    end.wsp("WSPDeregisterMemory", handle=old)
+    handles = (0x12345678, 0, others, old)
+    assert end.socket.region not in handles
+
+    wrong = [{"buffers": [[8, address, handle]], "descriptor": target.descriptor} for handle in handles]
+    assert [refusal(end, f, **arguments) for f in BOTH for arguments in wrong] == [Code.WSAEINVAL] * 8
+    assert not sent(bench.pair.packets(), end, REQUESTS)
+
+    assert [end.completion(rdma(end, f, target, (8, 0))) for f in BOTH] == [(Code.OK, 8)] * 2
+    bench.judge()
+
+
+@pytest.mark.requirement("RDMA-18")
+def test_a_socket_that_is_not_connected_cannot_transfer(bench: Bench) -> None:
+    """WSAENOTCONN on a bound socket, WSAENOTSOCK on what is no socket."""
+    end, peer = bench.connect()
+    bound = end.at.socket(7000, FD_CONNECT).s
+    arguments = {"buffers": local(end, (8, 0)), "descriptor": expose(peer).descriptor, "deliberately": ["SWITCH-02"]}
+    arguments["overlapped"] = end.at.ask("overlapped")
+
+    codes = [end.at.wsp(f, s=s, **arguments).code for f in BOTH for s in (bound, 0x1234)]
+
+    assert codes == [Code.WSAENOTCONN, Code.WSAENOTSOCK] * 2
+    bench.judge()
+
+
+# --- what is left to the provider ------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("RDMA-14")
+def test_without_reads_the_data_is_written(bench: Bench) -> None:
+    """A provider without WSPRdmaRead says WSAEOPNOTSUPP to the question for it, and WSPRdmaWrite serves instead."""
+    bench.start(settings_a={"rdma_read": False}, settings_b={"rdma_read": False})
+    writer, peer = bench.connect()
+
+    for end in (writer, peer):
+        answer = end.wsp("WSPIoctl", code=0xC8000006, given=READ_EXTENSION)
+        assert (answer.result, answer.code, answer.more["out"]) == (-1, Code.WSAEOPNOTSUPP, [])
+    target = expose(peer, MEM_WRITE)
+    write, whole = move("WSPRdmaWrite", writer, target, 65536)
+
+    assert writer.completion(write) == (Code.OK, 65536)
+    assert target.digest(65536) == whole
+    bench.judge()
+
+
+@pytest.mark.requirement("RDMA-19")
+@either
+def test_a_transfer_of_nothing_does_no_harm(bench: Bench, function: str) -> None:
+    """No buffers, or one of zero bytes: refused or completed with zero bytes, and an ordinary transfer succeeds
+    afterwards."""
+    end, peer = bench.connect()
+    target = expose(peer)
+
+    for buffers in ([], local(end, (0, 0))):
+        overlapped = end.at.ask("overlapped")
+        answer = end.wsp(function, buffers=buffers, descriptor=target.descriptor, overlapped=overlapped)
+        if answer.code is Code.WSA_IO_PENDING:
+            assert end.completion(overlapped) == (Code.OK, 0)
+
+    operation, whole = move(function, end, target, 4096)
+    assert end.completion(operation) == (Code.OK, 4096)
+    assert target.digest(4096) == whole
+    bench.judge()
