@@ -1,8 +1,10 @@
 """WSPCloseSocket: always a hard close (CLOSE-06)."""
 
 import contextlib
+import threading
 import time
 from collections import deque
+from functools import partial
 
 from hil.provider.core import Refused
 from hil.provider.data import WAIT_S, Data, wait_readable
@@ -26,8 +28,9 @@ class Closing(Data):
         with self._lock:
             known = self._started and isinstance(descriptor, int)
             socket = self._sockets.pop(descriptor, None) if known else None
-        if socket is None:
-            raise Refused(Code.WSAENOTSOCK)
+            if socket is None:
+                raise Refused(Code.WSAENOTSOCK)
+            self._leave(socket)
         self._tear_down(socket)
         self._check_network()
         return 0
@@ -41,17 +44,45 @@ class Closing(Data):
         for request in requests:
             self._refuse(request.new_id)
         if connection is not None:
-            self._unwatch(connection)
+            self._step(self._unwatch, connection)
             self._step(connection.to_error)
             if was is State.CONNECTED:
                 self._step(self._send_reset, socket)
             self._step(self._flush, socket, connection)
             self._step(self._release_memory, socket)
+        if not self._leave_to_deliverer(socket, connection):
+            self._end_close(socket, connection)
+
+    def _leave_to_deliverer(self, socket: SanSocket, connection: Connection | None) -> bool:
+        """Whether the thread that is in an up-call of ``socket`` does the rest of the close.
+
+        A close from inside an up-call must not wait for another up-call: that may hold a close that waits for ours.
+        """
+        with socket.lock:
+            other = socket.deliverer is not None and socket.deliverer != threading.get_ident()
+            if other and self._inside.depth:
+                socket.rest = partial(self._end_close, socket, connection)
+            return socket.rest is not None
+
+    def _end_close(self, socket: SanSocket, connection: Connection | None) -> None:
         self._deliver(socket, wait=True)
         self._upcalls.lpWPUCloseSocketHandle(socket.handle, LpErrno())
         if connection is not None:
             self._step(self._detach, socket, connection)
         self._step(self._release_cm_id, socket)
+        with self._changed:
+            self._tearing.discard(socket)
+            self._changed.notify_all()
+        if connection is not None and connection.device.removed:
+            self._close_unused_devices()
+
+    def _close_unused_devices(self) -> None:
+        # The kernel lets a device go only when nobody has it open any more.
+        with self._lock:
+            sockets = (*self._sockets.values(), *self._tearing)
+            used = {s.connection.device.name for s in sockets if s.connection is not None}
+            for name in [name for name in self._devices if name not in used]:
+                self._step(self._devices.pop(name).close)
 
     def _detach(self, socket: SanSocket, connection: Connection) -> None:
         # Another thread may be about to ask this socket's CQ: from here on it finds none.
@@ -80,7 +111,7 @@ class Closing(Data):
         and from here on that event is not the socket's any more.
         """
         cm_id, socket.cm_id = socket.cm_id, None
-        assert cm_id is not None and cm_id.key is not None
+        assert cm_id is not None
         with self._lock:
             self._by_cm.pop(cm_id.key, None)
             self._lingering[cm_id.key] = cm_id
@@ -113,7 +144,7 @@ class Closing(Data):
     def _release_cm_id(self, socket: SanSocket) -> None:
         with socket.lock, self._lock:
             cm_id, socket.cm_id = socket.cm_id, None
-            if cm_id is None or cm_id.key is None:
+            if cm_id is None:
                 return
             self._by_cm.pop(cm_id.key, None)
         cm_id.destroy()
@@ -124,12 +155,13 @@ class Closing(Data):
                 socket.cm_id.disconnect()
 
     def _end_lingering(self, key: int) -> None:
-        with self._linger_changed:
+        with self._lock:
             cm_id = self._lingering.pop(key, None)
-            if cm_id is None:
-                return
-            # Crossed DREQs: this answers the peer's with the DREP; after a DREP it fails, which is as well.
-            with contextlib.suppress(OSError):
-                cm_id.disconnect()
-            cm_id.destroy()
-            self._linger_changed.notify_all()
+        if cm_id is None:
+            return
+        # Crossed DREQs: this answers the peer's with the DREP; after a DREP it fails, which is as well.
+        with contextlib.suppress(OSError):
+            cm_id.disconnect()
+        self._step(cm_id.destroy)
+        with self._changed:
+            self._changed.notify_all()

@@ -82,14 +82,16 @@ class Connecting(Closing):
             if socket.state is State.LISTENING:
                 return 0
             with self._lock:
-                listening = sum(other.state is State.LISTENING for other in self._sockets.values())
-            if listening >= self._settings.max_listeners:
-                raise Refused(Code.WSAEMFILE)
+                if len(self._listeners) >= self._settings.max_listeners:
+                    raise Refused(Code.WSAEMFILE)
+                self._listeners.add(socket)
             socket.state = State.LISTENING
             try:
                 socket.cm_id.listen(KERNEL_BACKLOG)
             except OSError as error:
                 socket.state = State.BOUND
+                with self._lock:
+                    self._listeners.discard(socket)
                 # Whether the address is in use is the business of the switch and of TCP/IP (LISTEN-05).
                 raise Refused(Code.WSAENOBUFS) from error
         return 0
@@ -199,12 +201,17 @@ class Connecting(Closing):
 
     def _expire_connects(self) -> float | None:
         """End connects that took too long (CONN-25); seconds until the next can, or None."""
+        now, due, first = time.monotonic(), [], None
         with self._lock:
-            now = time.monotonic()
-            due = [socket for at, socket in self._deadlines if at <= now]
-            # Connects that ended in time need no deadline any more.
-            self._deadlines = [(at, s) for at, s in self._deadlines if at > now and s.state is State.CONNECTING]
-            first = min((at for at, _ in self._deadlines), default=None)
+            # All connects have the same time, so the first that began is the first to go.
+            while self._deadlines and first is None:
+                at, socket = self._deadlines[0]
+                if at > now and socket.state is State.CONNECTING:
+                    first = at
+                    continue
+                self._deadlines.popleft()
+                if at <= now:
+                    due.append(socket)
         for socket in due:
             with socket.lock:
                 if socket.state is State.CONNECTING and not socket.closing:
@@ -334,8 +341,11 @@ class Connecting(Closing):
         peer = SockAddr(listener.family, *request.new_id.remote)
         local = SockAddr(listener.family, *request.new_id.local)
         answer = self._ask(listener, request, condition, peer, local, callback_data)
-        socket = self._accept_request(listener, request, peer, local, answer)
-        self._after_accept(listener)
+        try:
+            socket = self._accept_request(listener, request, peer, local, answer)
+        finally:
+            # Also when it failed: others may wait behind it.
+            self._after_accept(listener)
         if addr is not None and addrlen is not None:
             addr.sin_family, addr.sin_addr, addr.sin_port = peer.sin_family, peer.sin_addr, peer.sin_port
             addrlen[0] = size

@@ -42,6 +42,12 @@ class Refused(Exception):
         self.code = code
 
 
+class Inside(threading.local):
+    """How many up-calls of completions the current thread is in."""
+
+    depth = 0
+
+
 class Core:
     """Records and checks. ``observe(kind, **facts)`` is told of CM events, completions and memory."""
 
@@ -51,6 +57,7 @@ class Core:
         self._settings = settings or Settings()
         self._lock = threading.RLock()
         self._started = 0
+        self._cleaning = False
         self._network_down = False
         # No two providers of a machine use the same descriptors: a mix-up in the switch is seen.
         self._descriptors = itertools.count((os.getpid() << 20) + 0x1001)
@@ -61,9 +68,14 @@ class Core:
         self._sockets: dict[int, SanSocket] = {}
         self._by_cm: dict[int, SanSocket] = {}
         self._by_fd: dict[int, SanSocket] = {}
+        self._by_secret: dict[bytes, SanSocket] = {}
+        self._listeners: set[SanSocket] = set()
+        # What has been closed and is not all gone yet: sockets, and CM ids whose DREQ is not answered.
+        self._tearing: set[SanSocket] = set()
         self._lingering: dict[int, CmId] = {}
-        self._deadlines: list[tuple[float, SanSocket]] = []
-        self._linger_changed = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
+        self._deadlines: deque[tuple[float, SanSocket]] = deque()
+        self._inside = Inside()
         self._devices: dict[str, Device] = {}
         self._channel: CmChannel
         self._epoll: Any = None
@@ -138,8 +150,15 @@ class Core:
             raise Refused(Code(code.value) if code.value else Code.WSAENOBUFS)
         socket = SanSocket(descriptor, handle, family)
         with self._lock:
-            self._sockets[descriptor] = socket
+            self._sockets[descriptor] = self._by_secret[socket.secret] = socket
         return socket
+
+    def _leave(self, socket: SanSocket) -> None:
+        """The close of ``socket`` begins: it cannot be found any more; the lock is held."""
+        self._tearing.add(socket)
+        self._listeners.discard(socket)
+        if self._by_secret.get(socket.secret) is socket:
+            del self._by_secret[socket.secret]
 
     def _check_room(self) -> None:
         if len(self._sockets) >= self._settings.max_sockets:
@@ -185,4 +204,6 @@ class Core:
         self._wake()
 
     def _wake(self) -> None:
-        os.write(self._wake_write, b"x")
+        # A full pipe wakes as well: nobody may wait here for the thread that empties it.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"x")

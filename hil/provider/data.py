@@ -358,7 +358,7 @@ class Data(Memory):
 
         A close from inside an up-call drains what is left itself, before WPUCloseSocketHandle.
         """
-        me = threading.get_ident()
+        me, rest = threading.get_ident(), None
         with socket.lock:
             again = socket.deliverer == me
             if again and not wait:
@@ -373,16 +373,24 @@ class Data(Memory):
                 with socket.lock:
                     # From the moment a close began the outcomes are its own: memory goes before completions (CLOSE-17).
                     if not socket.outcomes or (socket.closing and not wait):
-                        socket.deliverer = me if again else None
-                        socket.lock.notify_all()
+                        rest = self._deliver_no_more(socket, me if again else None)
                         return
                     outcome = socket.outcomes.popleft()
                 self._complete(socket, outcome)
         except BaseException:
             with socket.lock:
-                socket.deliverer = None
-                socket.lock.notify_all()
+                rest = self._deliver_no_more(socket, None)
             raise
+        finally:
+            if rest is not None:
+                rest()
+
+    def _deliver_no_more(self, socket: SanSocket, deliverer: int | None) -> Callable[[], None] | None:
+        """Hand the up-calls to whoever waits; the rest of a close that was left to this thread."""
+        rest, socket.rest = socket.rest, None
+        socket.deliverer = deliverer
+        socket.lock.notify_all()
+        return rest
 
     def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
         overlapped = outcome.operation.overlapped
@@ -392,7 +400,11 @@ class Data(Memory):
             overlapped.Internal = 0
             return
         upcall: Callable[..., int] = self._upcalls.lpWPUCompleteOverlappedRequest
-        upcall(socket.handle, overlapped, outcome.code, outcome.transferred, LpErrno())
+        self._inside.depth += 1
+        try:
+            upcall(socket.handle, overlapped, outcome.code, outcome.transferred, LpErrno())
+        finally:
+            self._inside.depth -= 1
 
     # --- results -----------------------------------------------------------------------------------------------------
 

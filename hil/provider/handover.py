@@ -69,8 +69,9 @@ class HandOver(Connecting):
             except (OSError, tokens.BadToken) as error:
                 self._give_up(socket)
                 raise Refused(Code.WSAENOBUFS) from error
-            if socket.cm_id is not None and socket.cm_id.key is not None:
-                self._handed[socket.cm_id.key] = (time.monotonic() + HANDOVER_TIMEOUT_S, token)
+            if socket.cm_id is not None:
+                with self._lock:
+                    self._handed[socket.cm_id.key] = (time.monotonic() + HANDOVER_TIMEOUT_S, token)
         self._deliver(socket, wait=True)
         self._wake()
         info.iAddressFamily, info.dwProviderReserved = socket.family, token
@@ -104,6 +105,8 @@ class HandOver(Connecting):
         for request in list(socket.queue):
             self._refuse(request.new_id)
         socket.queue.clear()
+        with self._lock:
+            self._listeners.discard(socket)
         self._release_cm_id(socket)
 
     def _drain(self, socket: SanSocket, connection: Connection) -> None:
@@ -161,13 +164,14 @@ class HandOver(Connecting):
         except tokens.BadToken as error:
             raise Refused(Code.WSAEINVAL) from error
         secret = bytes.fromhex(state["secret"])
-        with self._lock:
-            known = [s for s in self._sockets.values() if s.secret == secret and s.state is State.HANDED_OVER]
-        socket = known[0] if known else self._new_socket(state["family"])
+        known = self._socket_known_by(secret)
+        if known is not None and known.state is not State.HANDED_OVER:
+            known = None
+        socket = known or self._new_socket(state["family"])
         try:
             self._restore(socket, state)
         except Refused:
-            if not known:
+            if known is None:
                 self._drop(socket)
             raise
         return socket.descriptor
@@ -175,7 +179,10 @@ class HandOver(Connecting):
     def _restore(self, socket: SanSocket, state: dict[str, Any]) -> None:
         with socket.lock:
             self._leave_old(socket)
-            socket.secret = bytes.fromhex(state["secret"])
+            with self._lock:
+                self._by_secret.pop(socket.secret, None)
+                socket.secret = bytes.fromhex(state["secret"])
+                self._by_secret[socket.secret] = socket
             socket.peer = Peer(state["peer_port"], bytes.fromhex(state["peer_secret"]))
             socket.options = {int(name): value for name, value in state["options"].items()}
             socket.local = SockAddr(*state["local"])
@@ -206,7 +213,7 @@ class HandOver(Connecting):
 
     def _leave_old(self, socket: SanSocket) -> None:
         """A former descriptor is taken back before the peer ended the old connection: its id lingers meanwhile."""
-        if socket.cm_id is not None and socket.cm_id.key is not None:
+        if socket.cm_id is not None:
             with self._lock:
                 self._handed.pop(socket.cm_id.key, None)
                 self._by_cm.pop(socket.cm_id.key, None)
@@ -258,7 +265,7 @@ class HandOver(Connecting):
 
     def _socket_known_by(self, secret: bytes) -> SanSocket | None:
         with self._lock:
-            return next((s for s in self._sockets.values() if s.secret == secret), None)
+            return self._by_secret.get(secret)
 
     def _resume(self, socket: SanSocket, event: CmEvent, peer: Peer) -> None:
         connection, new_id = socket.connection, new_id_of(event)

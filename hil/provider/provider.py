@@ -56,6 +56,9 @@ class Provider(Options):
         if lpWSPData is None or lpProcTable is None:
             return Code.WSAEFAULT
         with self._lock:
+            # The last WSPCleanup may still be on its way in another thread.
+            if not self._changed.wait_for(lambda: not self._cleaning, LINGER_TIMEOUT_S):
+                return Code.WSASYSNOTREADY
             if self._started >= self._settings.max_clients:
                 return Code.WSAEPROCLIM
             if not self._started:
@@ -85,12 +88,20 @@ class Provider(Options):
             self._started -= 1
             last = not self._started
             left = list(self._sockets.values()) if last else []
+            for socket in left:
+                self._leave(socket)
             if last:
                 self._sockets.clear()
-        for socket in left:
-            self._tear_down(socket)
-        if last:
-            self._close()
+                self._cleaning = True
+        try:
+            for socket in left:
+                self._tear_down(socket)
+            if last:
+                self._close()
+        finally:
+            with self._changed:
+                self._cleaning = self._cleaning and not last
+                self._changed.notify_all()
         self._check_network()
         return 0
 
@@ -101,9 +112,8 @@ class Provider(Options):
         self._network_down = not self._network.up()
         self._handover_ids = {}
         self._handed = {}
-        self._deadlines = []
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
+        self._deadlines.clear()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._ending = False
         self._epoll = select.epoll()
         for fd in (self._channel.fd, self._wake_read, self._network.fd):
@@ -118,9 +128,9 @@ class Provider(Options):
             for cm_id, _ in self._handover_ids.values():
                 self._step(cm_id.destroy)
         end_ns = time.monotonic_ns() + int(LINGER_TIMEOUT_S * 1e9)
-        with self._linger_changed:
-            while self._lingering and (left_ns := end_ns - time.monotonic_ns()) > 0:
-                self._linger_changed.wait(left_ns / 1e9)
+        with self._changed:
+            while (self._lingering or self._tearing) and (left_ns := end_ns - time.monotonic_ns()) > 0:
+                self._changed.wait(left_ns / 1e9)
         self._ending = True
         self._wake()
         self._thread.join()
@@ -170,8 +180,10 @@ class Provider(Options):
                     self._observe("error", handle=0, traceback=traceback.format_exc())
 
     def _next_deadline(self) -> float | None:
-        waits = [seconds for seconds in (self._expire_connects(), self._expire_handed()) if seconds is not None]
-        return min(waits, default=None)
+        waits: list[float | None] = []
+        for expire in (self._expire_connects, self._expire_handed):
+            self._step(lambda expire=expire: waits.append(expire()))
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _on_readable(self, fd: int) -> None:
         if fd == self._wake_read:
@@ -278,21 +290,19 @@ class Provider(Options):
             elif was is not State.HANDED_OVER:
                 socket.state, socket.error = State.DISCONNECTED, Code.WSAENETDOWN
             if connection is not None:
+                connection.device.removed = True
+            # A close that has begun gives everything back itself: nothing may be taken away from under it.
+            if connection is not None and not socket.closing:
                 self._unwatch(connection)
                 self._step(connection.to_error)
                 self._step(self._flush, socket, connection)
                 self._step(self._give_back_memory, socket)
                 self._step(self._detach, socket, connection)
             self._step(self._release_cm_id, socket)
+        with self._lock:
+            self._listeners.discard(socket)
         self._deliver(socket)
         self._close_unused_devices()
-
-    def _close_unused_devices(self) -> None:
-        # The kernel lets a device go only when nobody has it open any more.
-        with self._lock:
-            used = {s.connection.device.name for s in self._sockets.values() if s.connection is not None}
-            for name in [name for name in self._devices if name not in used]:
-                self._step(self._devices.pop(name).close)
 
 
 DISPATCH = (

@@ -3,6 +3,7 @@
 import secrets
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -154,6 +155,8 @@ class SanSocket:
     early: Early = field(default_factory=Early)
     outcomes: deque[Outcome] = field(default_factory=deque)
     deliverer: int | None = None
+    # The rest of a close, when the deliverer is to do it.
+    rest: Callable[[], None] | None = None
     registrations: list[Registration] = field(default_factory=list)
     exposed: dict[bytes, Registration] = field(default_factory=dict)
     cache: list[Registration] = field(default_factory=list)

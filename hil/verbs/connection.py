@@ -62,6 +62,8 @@ class Device:
             self.context = d.Context(name=name)
         self.max_message: int = self.context.query_port(1).max_msg_sz
         """The largest message of port 1, in bytes."""
+        self.removed = False
+        """Whether the kernel has announced that the device goes away."""
 
     def close(self) -> None:
         self.context.close()
