@@ -1,6 +1,8 @@
 """The IP addresses and ports of this machine's RDMA devices, and notice of their changes."""
 
+import os
 import socket
+import threading
 
 from pyroute2 import IPRoute
 
@@ -10,31 +12,36 @@ NETLINK_ROUTE = 0
 # Multicast groups of rtnetlink: links, IPv4 addresses, IPv6 addresses (linux/rtnetlink.h, RTMGRP_*).
 _GROUPS = 0x1 | 0x10 | 0x100
 ACTIVE = 4
+_DEVICES = "/sys/class/infiniband"
 
 
 class Network:
     """What a SAN provider must know of the network. ``fd`` polls readable when addresses or links changed."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_ROUTE
-        )
-        self._socket.bind((0, _GROUPS))
+        self._socket, self._changes = _notices(), _notices()
         self.fd = self._socket.fileno()
+        self._lock = threading.Lock()
+        self._devices: set[tuple[str, int]] = set()
+        self._known: dict[str, str] | None = None
 
     def drain(self) -> None:
         """Consume the notices; what they say is asked for afresh."""
-        while True:
-            try:
-                self._socket.recv(1 << 16)
-            except BlockingIOError:
-                return
-            except OSError:
-                # ENOBUFS: notices were lost, which is as good as one notice.
-                continue
+        _drain(self._socket)
 
     def addresses(self) -> dict[str, str]:
-        """IP addresses of the netdevs below RDMA devices, each with its device (ADDR-01, ADDR-02)."""
+        """IP addresses of the netdevs below RDMA devices, each with its device (ADDR-01, ADDR-02).
+
+        Every bind and connect wants to know, and the kernel takes long to say: it is asked again only when it told of a
+        change, or when the devices are not the same. It tells of a change before the change's maker goes on.
+        """
+        with self._lock:
+            devices = _devices()
+            if _drain(self._changes) or devices != self._devices or self._known is None:
+                self._devices, self._known = devices, self._ask()
+            return dict(self._known)
+
+    def _ask(self) -> dict[str, str]:
         with RdmaLink() as link:
             netdevs = {
                 port["NDEV_INDEX"]: device["DEV_NAME"]
@@ -51,9 +58,41 @@ class Network:
 
     def up(self) -> bool:
         """Whether any port of any RDMA device is ACTIVE. A device being removed is none: its sysfs stays longer."""
+        with self._lock:
+            self._known = None
         with RdmaLink() as link:
             ports = [port for device in link.devices() for port in link.ports(device["DEV_INDEX"])]
         return any(port.get("PORT_STATE") == ACTIVE for port in ports)
 
     def close(self) -> None:
         self._socket.close()
+        self._changes.close()
+
+
+def _devices() -> set[tuple[str, int]]:
+    """The RDMA devices by name and number of their entry, which a device made anew does not share."""
+    try:
+        with os.scandir(_DEVICES) as entries:
+            return {(entry.name, entry.inode()) for entry in entries}
+    except FileNotFoundError:
+        return set()
+
+
+def _notices() -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_ROUTE)
+    made.bind((0, _GROUPS))
+    return made
+
+
+def _drain(notices: socket.socket) -> bool:
+    """Consume what waits; whether there was any."""
+    any_waits = False
+    while True:
+        try:
+            notices.recv(1 << 16)
+        except BlockingIOError:
+            return any_waits
+        except OSError:
+            # ENOBUFS: notices were lost, which is as good as one notice.
+            pass
+        any_waits = True
