@@ -79,12 +79,17 @@ def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
         f"completions by operation: {counts}",
     )
     late = [e for e in done if e["at_ns"] >= started_ns]
-    cancelled = [e for e in late if e["code"]]
+    # When both close, the peer's reset may be here before this close has stopped anything: then it ends operations.
+    resets = evidence.of(node, "cm", handle=handle, event="DISCONNECTED") if close.both else []
+    reset_ns = min((e["at_ns"] for e in resets), default=None)
+    ended = [e for e in late if e["code"] == Code.WSAECONNRESET and reset_ns is not None and reset_ns <= e["at_ns"]]
+    cancelled = [e for e in late if e["code"] and e not in ended]
     codes = {str(Code(e["code"])) for e in cancelled}
     yield Finding(
         "cancelled operations end with WSA_OPERATION_ABORTED and zero bytes",
         ("CLOSE-13", "CLOSE-16"),
-        all(e["code"] == Code.WSA_OPERATION_ABORTED and e["transferred"] == 0 for e in cancelled),
+        all(e["code"] == Code.WSA_OPERATION_ABORTED for e in cancelled)
+        and all(e["transferred"] == 0 for e in (*cancelled, *ended)),
         f"{len(cancelled)} cancelled with {sorted(codes)}",
     )
     released = [e["at_ns"] for e in evidence.of(node, "mr", handle=handle, event="released")]
