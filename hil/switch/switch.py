@@ -116,6 +116,10 @@ class Switch:
             **unused,
         )
 
+    def set_late(self, chance: random.Random, *, late: bool) -> None:
+        """Let ``chance`` decide from now on which completions become visible late, or none when not ``late``."""
+        self._random, self._late = chance, late
+
     def journal(self, kind: str, **facts: Any) -> None:
         self._emit({"kind": kind, "t_ns": time.monotonic_ns(), "thread": threading.get_native_id()} | facts)
 
@@ -170,7 +174,7 @@ class Switch:
 
     def close_socket(self, s: int, deliberately: Collection[str] = ()) -> dict[str, Any]:
         """WSPCloseSocket as the switch does it: what is idle is deregistered first (SWITCH-10)."""
-        for handle in [] if self.obligations.was_duplicated(s) else self.obligations.idle_handles(s):
+        for handle in [] if self.obligations.was_duplicated(s) else self.obligations.begin_close(s):
             self.call("WSPDeregisterMemory", s, handle)
         for descriptor in self.obligations.exposed(s):
             self.call("WSPDeregisterRdmaMemory", s, descriptor, len(descriptor))
@@ -182,6 +186,11 @@ class Switch:
         """The handle created with this context. Raises LookupError."""
         with self._lock:
             return next(handle for handle, known in self._handles.items() if known == context)
+
+    def knows(self, handle: int) -> bool:
+        """Whether ``handle`` was made and is not closed yet."""
+        with self._lock:
+            return handle in self._handles
 
     def new_memory(self, size: int) -> dict[str, int]:
         memory, number = Memory(size), next(self._numbers)
