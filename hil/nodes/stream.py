@@ -7,6 +7,7 @@ from typing import Any
 
 from hil.nodes.clone import Clone
 from hil.nodes.endpoint import UnexpectedResult
+from hil.nodes.softpair import PLACES, SoftPair
 from hil.winsock.codes import AF_INET, AF_INET6, Code
 
 # How long a step of a stream may take, and how much longer the answer may be on its way.
@@ -147,6 +148,21 @@ class Stream:
         answer: dict[str, Any] = self.at.ask(call, stream=self.number, **arguments)
         known = {name: answer[name] for name in ("done", "digest", "data") if name in answer}
         return Done(Code(answer["code"]), **known)
+
+
+def start_both(
+    pair: SoftPair,
+    provider: str = "",
+    misbehaving: str = "",
+    settings_a: Mapping[str, Any] | None = None,
+    settings_b: Mapping[str, Any] | None = None,
+) -> dict[str, StreamEndpoint]:
+    """A switch on each node of ``pair``, by the node's name. ``misbehaving`` is node a's."""
+    chosen = ((misbehaving, settings_a), ("", settings_b))
+    return {
+        place.name: StreamEndpoint(pair.nodes[place.name], place.ipv4, provider, name, **(settings or {}))
+        for place, (name, settings) in zip(PLACES, chosen, strict=True)
+    }
 
 
 def join(

@@ -48,6 +48,8 @@ class _Socket:
     regions: dict[int, _Region] = field(default_factory=dict)
     exposed: dict[bytes, int] = field(default_factory=dict)
     posted: list[_Posted] = field(default_factory=list)
+    # Handles of memory that was in use when the close began.
+    left: set[int] = field(default_factory=set)
     # What the provider has told of SO_MAX_MSG_SIZE and SO_MAX_RDMA_SIZE, by option.
     reported: dict[int, int] = field(default_factory=dict)
 
@@ -66,10 +68,12 @@ class Obligations:
         self._report = report
         self._sockets: dict[int, _Socket] = {}
 
-    def idle_handles(self, s: int) -> list[int]:
-        """Handles of registered memory of ``s`` that no pending operation uses, once for each registration."""
+    def begin_close(self, s: int) -> list[int]:
+        """Handles of registered memory of ``s`` that no pending operation uses, once for each registration: they are
+        to be deregistered now. What is in use now may be left, also when it falls idle before the close."""
         known = self._sockets.get(s, _Socket())
-        return [r.handle for r in known.regions.values() if not known.in_use(r) for _ in range(r.count)]
+        known.left = {r.handle for r in known.regions.values() if known.in_use(r)}
+        return [r.handle for r in known.regions.values() if r.handle not in known.left for _ in range(r.count)]
 
     def was_duplicated(self, s: int) -> bool:
         """Whether ``s`` was handed over, so that only WSPCloseSocket may follow (DUP-07)."""
@@ -200,7 +204,7 @@ class Obligations:
             self._report("SWITCH-12", "polling an operation that was to be notified")
 
     def _WSPCloseSocket(self, known: _Socket, arguments: tuple[Any, ...]) -> None:
-        idle = [r.handle for r in known.regions.values() if not known.in_use(r)]
+        idle = [r.handle for r in known.regions.values() if r.handle not in known.left and not known.in_use(r)]
         if (idle or known.exposed) and not known.duplicated:
             self._report(
                 "SWITCH-10", f"WSPCloseSocket with idle memory registered: {idle}, {len(known.exposed)} exposed"

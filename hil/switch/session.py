@@ -604,9 +604,11 @@ class Carrier:
     def _lose(self, code: Code) -> None:
         """The connection is gone. What landed before is still taken: the receives say when there is no more."""
         if self._lost is None and self.error is None:
-            self._lost = code
             self._say("lost", code=int(code))
-            self._within(DRAIN_TIMEOUT_S, "lost", partial(self._end, code))
+            self._within(DRAIN_TIMEOUT_S, "lost", lambda: self._end(self._lost or code))
+        # That there is no connection says less than why.
+        if self._lost in (None, Code.WSAENOTCONN):
+            self._lost = code
         self._check_drained()
 
     def _check_drained(self) -> None:
@@ -686,6 +688,7 @@ class Session(Carrier):
         self._farewell: _Send | None = None
         self._ours: _Suspend | None = None
         self._theirs: _Suspend | None = None
+        self._next_ours: _Suspend | None = None
 
     # --- for applications --------------------------------------------------------------------------------------------
 
@@ -784,6 +787,8 @@ class Session(Carrier):
             self._readers.remove(request)
         elif isinstance(request, _Urgent):
             self._urgent_readers.remove(request)
+        elif request is self._next_ours:
+            self._next_ours = None
         elif isinstance(request, _Send) and request.transfer is None:
             if request in self._senders:
                 self._senders.remove(request)
@@ -805,7 +810,7 @@ class Session(Carrier):
             self._pump(quiet=self._quiet())
 
     def _on_end(self, code: Code) -> None:
-        for request in (self._negotiation, self._ours, *self._urgent_readers):
+        for request in (self._negotiation, self._ours, self._next_ours, *self._urgent_readers):
             if request is not None:
                 request.fail(code)
         for send in (*self._senders, *([self._farewell] if self._farewell else [])):
@@ -1160,8 +1165,12 @@ class Session(Carrier):
         return any(s is not None and s.quiet for s in (self._ours, self._theirs))
 
     def _begin_suspension(self, request: _Suspend) -> None:
-        if self._ours is not None:
+        if self._ours is not None or self._next_ours is not None:
             request.fail(Code.WSAEALREADY)
+            return
+        if self._theirs is not None and self._theirs.quiet:
+            # The peer has our word that we are silent: our own suspension waits for the end of its.
+            self._next_ours = request
             return
         self._ours = request
         self._outbox.append((Kind.SUSPEND, b""))
@@ -1229,6 +1238,9 @@ class Session(Carrier):
             raise BadMessage("nobody was suspended")
         self._theirs = None
         self._unbound_suspension()
+        if (request := self._next_ours) is not None:
+            self._next_ours = None
+            self._begin_suspension(request)
 
     # --- hand-over ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""NEG, SHUT and what the switch makes of a provider: byte streams over messages, RDMA and a hard close.
+"""SHUT, and what the switch makes of a provider: byte streams over messages, RDMA and a hard close.
 
-The first part is between two providers: messages that come before anybody posted a receive for them. The second is
-about the switch's session: what its applications get, what its provider is asked, and what is on the wire.
+What applications get, what the provider is asked for it, and what is on the wire. Each test ends by judging what the
+provider and the switch did and left behind.
 """
 
 import hashlib
@@ -12,24 +12,19 @@ from typing import Any
 import pytest
 
 from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.evidence.packets import RocePacket
+from fixtures.data import READ_REQUEST, SENDS, WRITES, is_rnr_nak
 from hil.nodes.endpoint import FD_CONNECT, Endpoint, Socket
 from hil.nodes.softpair import PLACES
-from hil.nodes.stream import Stream, StreamEndpoint, at_once, join
+from hil.nodes.stream import Stream, StreamEndpoint, at_once, join, start_both
 from hil.provider.descriptor import DESCRIPTOR
 from hil.switch.session import Hello, Kind, Message, transfer
 from hil.winsock.codes import SO_DEBUG, SO_KEEPALIVE, SO_LINGER, SO_MAX_RDMA_SIZE, SO_SNDBUF, SOL_SOCKET, Code
 from hil.wire.pcapng import read_pcapng
 
 MIB = 1 << 20
-# BTH opcodes of RC (9.2).
-SENDS, WRITES, READ_REQUEST = range(0x00, 0x06), range(0x06, 0x0C), 0x0C
-READ_RESPONSES, ACKNOWLEDGE = range(0x0D, 0x11), 0x11
+ACKNOWLEDGE = 0x11
 TCP, UDP = 6, 17
 NO_READ = {"rdma_read": False}
-PRIVATE = 4
-WITHOUT_FLOW_CONTROL = {"rnr_retry_count": 0}
-WITH_STORE = WITHOUT_FLOW_CONTROL | {"early_messages": PRIVATE}
 # Functions that a SAN provider need not have (NOTREQ) and that these streams might have called.
 NEVER_CALLED = {
     "WSPShutdown",
@@ -41,116 +36,17 @@ NEVER_CALLED = {
 }
 
 
-def rnr_nak(packet: RocePacket) -> bool:
-    """Whether it says that no receive was posted (AETH syndrome 001xxxxx, 9.7.5.2.1)."""
-    return packet.syndrome >> 5 == 1
-
-
-# --- the first messages ----------------------------------------------------------------------------------------------
-
-
-def arrived(end: End, receives: list[int], lengths: list[int]) -> list[bytes]:
-    """What receives, posted one behind the other at every 8 KiB of the end's buffer, were filled with."""
-    assert [end.completion(r) for r in receives] == [(Code.OK, n) for n in lengths]
-    return [end.at.data(end.socket, n, 8192 * i) for i, n in enumerate(lengths)]
-
-
-@pytest.mark.requirement("NEG-01", "NEG-02", "NEG-07")
-@pytest.mark.parametrize("late", ["acceptor", "connector"])
-def test_a_message_waits_for_the_first_receive(bench: Bench, late: str) -> None:
-    """Whichever side posts late, a message that came before is neither lost nor does it end the connection."""
-    ends = bench.connect()
-    early_end, late_end = ends if late == "acceptor" else ends[::-1]
-
-    first = early_end.send(b"early")
-    bench.wait_packets(rnr_nak, 2)
-    receive = late_end.recv()
-
-    assert arrived(late_end, [receive], [5]) == [b"early"]
-    assert early_end.completion(first) == (Code.OK, 5)
-    answer = early_end.recv()
-    late_end.send(b"still connected")
-    assert early_end.completion(answer) == (Code.OK, 15)
-    bench.judge()
-
-
-@pytest.mark.requirement("NEG-03", "NEG-04")
-@pytest.mark.parametrize("length", [1, 256])
-def test_without_flow_control_early_messages_go_to_a_private_store(bench: Bench, length: int) -> None:
-    """On an adapter that retries nothing, messages of up to 256 bytes arrive whole before any receive is posted."""
-    bench.start(settings_a=WITH_STORE, settings_b=WITH_STORE)
-    sender, late = bench.connect()
-    message = bytes(range(256))[:length]
-
-    assert sender.completion(sender.send(message)) == (Code.OK, length)
-    assert arrived(late, [late.recv()], [length]) == [message]
-
-    assert not [p for p in bench.pair.packets() if rnr_nak(p)]
-    bench.judge()
-
-
-def test_without_flow_control_and_without_a_store_the_connection_breaks(bench: Bench) -> None:
-    """The counterpart: the store is what carried the early message, for without one it ends the connection."""
-    bench.start(settings_a=WITHOUT_FLOW_CONTROL, settings_b=WITHOUT_FLOW_CONTROL)
-    sender, _ = bench.connect()
-
-    assert sender.completion(sender.send(b"early")) == (Code.WSAECONNABORTED, 0)
-    bench.judge()
-
-
-@pytest.mark.requirement("NEG-05")
-def test_early_messages_are_handed_over_one_by_one_and_first(bench: Bench) -> None:
-    """Each fills one receive with its own length, in order, and before a message that came later."""
-    bench.start(settings_a=WITH_STORE, settings_b=WITH_STORE)
-    sender, late = bench.connect()
-    early = [b"1" * 10, b"2" * 200, b"3" * 30]
-    for i, message in enumerate(early):
-        assert sender.completion(sender.send(message, 32768 + 1024 * i)) == (Code.OK, len(message))
-
-    receives = [late.recv(8192, 8192 * i) for i in range(4)]
-    sender.send(b"4" * 4)
-
-    assert arrived(late, receives, [10, 200, 30, 4]) == [*early, b"4444"]
-    bench.judge()
-
-
-@pytest.mark.requirement("NEG-06")
-def test_when_the_store_is_drained_receives_go_to_the_adapter(bench: Bench) -> None:
-    """As many messages as there are private receives, then one that no private receive could hold: it lands."""
-    bench.start(settings_a=WITH_STORE, settings_b=WITH_STORE)
-    sender, late = bench.connect()
-    for _ in range(PRIVATE):
-        assert sender.completion(sender.send(b"early")) == (Code.OK, 5)
-    assert arrived(late, [late.recv(8192, 8192 * i) for i in range(PRIVATE)], [5] * PRIVATE) == [b"early"] * PRIVATE
-
-    receive = late.recv(8192)
-    sender.send(b"L" * 8000)
-
-    assert arrived(late, [receive], [8000]) == [b"L" * 8000]
-    bench.judge()
-
-
-# --- the switch's session --------------------------------------------------------------------------------------------
-
-
-def start(
-    bench: Bench, settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
-) -> tuple[StreamEndpoint, StreamEndpoint]:
-    """A switch on each node, over providers with these settings."""
-    for place, given in zip(PLACES, settings, strict=True):
-        node = bench.pair.nodes[place.name]
-        bench.endpoints[place.name] = StreamEndpoint(node, place.ipv4, bench.provider, **given)
+def start(bench: Bench, **settings: Any) -> tuple[StreamEndpoint, StreamEndpoint]:
+    """A switch on each node. ``settings``: start_both's."""
+    bench.endpoints.update(start_both(bench.pair, bench.provider, **settings))
     return bench.endpoints["a"], bench.endpoints["b"]
 
 
-def connect(
-    bench: Bench, settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}), **options: Any
-) -> tuple[Stream, Stream]:
+def connect(bench: Bench, *, settings: Mapping[str, Any] = {}, **options: Any) -> tuple[Stream, Stream]:
     """(connector's, acceptor's) stream; ``options`` are both sessions'."""
-    a, b = start(bench, settings)
-    listener = b.listen(PORT, **options)
+    a, b = start(bench, **settings)
     bench.pair.note_baseline()
-    ends = join(a, b, listener, CONNECTOR_PORT, PORT, **options)
+    ends = join(a, b, b.listen(PORT, **options), CONNECTOR_PORT, PORT, **options)
     bench.pair.note_resources()
     return ends
 
@@ -235,7 +131,7 @@ def test_a_session_begins_and_ends_in_order(bench: Bench) -> None:
 def test_streams_both_ways_at_once_arrive_whole(bench: Bench, without: str) -> None:
     """Two MiB each way: pulled by RDMA read where the receiver's provider has it, else pushed by RDMA write; the end of
     each transfer is told by a message, and no byte goes by TCP."""
-    one, two = connect(bench, (NO_READ if "a" in without else {}, NO_READ if "b" in without else {}))
+    one, two = connect(bench, settings={f"settings_{name}": NO_READ for name in without})
 
     at_once(
         lambda: reads_whole(two, one, 2 * MIB, piece=300_000),
@@ -297,7 +193,7 @@ def test_thousands_of_tiny_sends_never_overrun_a_slow_reader(bench: Bench) -> No
         lambda: reads(two, data, 256),
     )
 
-    assert not [p for p in bench.pair.packets() if rnr_nak(p)]
+    assert not [p for p in bench.pair.packets() if is_rnr_nak(p)]
     bench.judge()
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
+from fixtures.data import is_rnr_nak
 from hil.evidence.rules import broken
+from hil.nodes.endpoint import Endpoint
 from hil.nodes.softpair import PLACES
-from hil.nodes.stream import Stream, StreamEndpoint, at_once, join
-from hil.switch.session import Kind
+from hil.nodes.stream import Stream, StreamEndpoint, at_once, join, start_both
+from hil.switch.session import Hello, Kind, Message
 from hil.winsock.codes import (
     MEM_READ,
     MEM_READWRITE,
@@ -218,21 +220,16 @@ def test_a_start_without_its_cleanup_is_named(bench: Bench) -> None:
 def start(
     bench: Bench, misbehaving: str = "", settings_b: Mapping[str, Any] | None = None
 ) -> tuple[StreamEndpoint, StreamEndpoint]:
-    """A switch on each node; node a's breaks an obligation, node b's provider has these settings."""
-    for place, name, settings in zip(PLACES, (misbehaving, ""), ({}, settings_b or {}), strict=True):
-        node = bench.pair.nodes[place.name]
-        bench.endpoints[place.name] = StreamEndpoint(node, place.ipv4, bench.provider, name, **settings)
-    return bench.endpoints["a"], bench.endpoints["b"]
+    """A switch on each node; node a's breaks an obligation."""
+    made = start_both(bench.pair, bench.provider, misbehaving, settings_b=settings_b)
+    bench.endpoints.update(made)
+    return made["a"], made["b"]
 
 
-def connect(bench: Bench, misbehaving: str = "", **options: Any) -> tuple[Stream, Stream]:
+def connect(bench: Bench, misbehaving: str, **options: Any) -> tuple[Stream, Stream]:
     """(connector's, acceptor's) stream."""
     a, b = start(bench, misbehaving)
-    listener = b.listen(PORT, **options)
-    bench.pair.note_baseline()
-    ends = join(a, b, listener, CONNECTOR_PORT, PORT, **options)
-    bench.pair.note_resources()
-    return ends
+    return join(a, b, b.listen(PORT, **options), CONNECTOR_PORT, PORT, **options)
 
 
 @pytest.mark.requirement("SWITCH-06")
@@ -259,9 +256,25 @@ def test_a_long_negotiation_message_is_named(bench: Bench) -> None:
 
 @pytest.mark.requirement("SWITCH-08")
 def test_sending_without_a_credit_is_named(bench: Bench) -> None:
-    """Eight messages for four receives."""
-    one, two = connect(bench, "NoCredits", receives=4)
-    at_once(lambda: one.send(bytes(8 * THRESHOLD), THRESHOLD), lambda: two.recv_digest(8 * THRESHOLD))
+    """The peer has posted four receives and never posts one again: a fifth message is one too many, and the peer's
+    adapter says so on the wire."""
+    a = StreamEndpoint(bench.pair.nodes["a"], PLACES[0].ipv4, bench.provider, "NoCredits")
+    b = Endpoint(bench.pair.nodes["b"], PLACES[1].ipv4, bench.provider)
+    bench.endpoints.update(a=a, b=b)
+    listener = b.listen(PORT)
+    hello = Message(Kind.HELLO, Hello(4, 8192, 65536, 1 << 20, True).encode()).encode()
+
+    def peer() -> None:
+        two = End(b, b.accept(listener))
+        receives = [two.recv(8192, 8192 * i) for i in range(5)]
+        two.completion(receives[0])
+        two.send(hello, 40960)
+
+    one, _ = at_once(lambda: a.connect(CONNECTOR_PORT, b.ip, PORT), peer)
+    for _ in range(5):
+        assert one.send(bytes(THRESHOLD)).code is Code.OK
+
+    bench.wait_packets(is_rnr_nak)
     assert named(bench) == {"SWITCH-08"}
 
 

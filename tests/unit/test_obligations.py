@@ -393,10 +393,25 @@ def test_idle_memory_is_found_once_for_each_registration() -> None:
     obligations.after("WSPSocket", (2, 1, 6, None, 0, 1), S, 0)
     for function, arguments, result in REGISTERED * 2:
         obligations.after(function, arguments, result, 0)
-    assert obligations.idle_handles(S) == [HANDLE, HANDLE]
-    receive = data_call("WSPRecv", o=WSAOVERLAPPED(Internal=w.WSS_OPERATION_IN_PROGRESS))
-    obligations.after(*receive[:2], -1, receive[2])
-    assert obligations.idle_handles(S) == []
+    assert obligations.begin_close(S) == [HANDLE, HANDLE]
+    function, arguments, code = data_call("WSPRecv", o=WSAOVERLAPPED(Internal=w.WSS_OPERATION_IN_PROGRESS))
+    obligations.after(function, arguments, -1, code)
+    assert obligations.begin_close(S) == []
+
+
+def test_memory_that_falls_idle_during_a_close_may_be_left() -> None:
+    """The last operation may end between the switch's look and its call."""
+    found: list[str] = []
+    obligations = Obligations(lambda requirement, seen: found.append(requirement))
+    obligations.after("WSPSocket", (2, 1, 6, None, 0, 1), S, 0)
+    o = WSAOVERLAPPED(Internal=w.WSS_OPERATION_IN_PROGRESS)
+    obligations.after(*REGISTERED[0], 0)
+    function, arguments, code = data_call("WSPRecv", o=o)
+    obligations.after(function, arguments, -1, code)
+    assert obligations.begin_close(S) == []
+    o.Internal = 0
+    obligations.before("WSPCloseSocket", (S,))
+    assert found == []
 
 
 # --- obligations of the session --------------------------------------------------------------------------------------
@@ -413,7 +428,6 @@ def stream_a_little(one: Session, two: Session) -> None:
     ("misbehaving", "requirement"),
     [
         ("NegotiatesFirst", "SWITCH-06"),
-        ("NoCredits", "SWITCH-08"),
         ("LateRepost", "SWITCH-09"),
         ("WrongPath", "SWITCH-11"),
         ("UrgentFlag", "SHUT-04"),
@@ -425,6 +439,41 @@ def test_a_session_says_what_it_breaks(make: Callable[..., Cable], misbehaving: 
     with contextlib.suppress(StreamError):
         stream_a_little(*sessions(cable, misbehaving, receives=4))
     assert cable.ends[0].misbehaved() == {requirement}
+
+
+def test_sending_without_a_credit_is_said(make: Callable[..., Cable]) -> None:
+    """The peer tells of four receives and of none again (SWITCH-08): the fifth message is one too many."""
+    cable = make()
+    session = MISBEHAVING["NoCredits"](cable.ends[1].switch, 1, connector=False)
+    Hostile(cable.ends[0]).send(Message(Kind.HELLO, Hello(4, 1012, 65536, MAX_RDMA, True).encode()).encode())
+    session.open(WAIT_S)
+    for _ in range(3):
+        send(session, bytes(900))
+    until(lambda: cable.ends[1].said("sends").count("DATA") == 3)
+    assert cable.ends[1].misbehaved() == set()
+    send(session, bytes(900))
+    until(cable.ends[1].misbehaved)
+    assert cable.ends[1].misbehaved() == {"SWITCH-08"}
+
+
+def test_the_last_credit_gives_credits_back(make: Callable[..., Cable]) -> None:
+    """Data waits for the second last; when the peer has nothing left it can still be told what was posted again."""
+    cable = make()
+    session, peer = victim(cable)
+    peer.send(Message(Kind.HELLO, Hello(4, 1012, 65536, MAX_RDMA, True).encode()).encode())
+    session.open(WAIT_S)
+    for _ in range(3):
+        send(session, bytes(900))
+    session.shutdown(WAIT_S)
+    until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA"])
+
+    for _ in range(8):
+        peer.send(Message(Kind.DATA, b"x").encode())
+
+    until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA", "CREDIT"])
+    peer.send(Message(Kind.CREDIT, credits=4).encode())
+    until(lambda: cable.ends[1].said("sends")[4:] == ["DATA", "END"])
+    assert cable.ends[1].misbehaved() == set()
 
 
 def test_a_long_negotiation_message_is_said_and_refused(make: Callable[..., Cable]) -> None:
@@ -539,13 +588,22 @@ def test_streams_both_ways_at_once_arrive_whole(make: Callable[..., Cable], can_
 
 
 def test_urgent_data_overtakes_the_stream(make: Callable[..., Cable]) -> None:
-    """It is read apart from the stream, whose own data comes whole and in order."""
-    ends = sessions(make())
-    send(ends[0], b"ordinary")
-    ends[0].send_urgent(b"!", WAIT_S)
+    """It goes before data that still waits to be sent, and is read apart from the stream, which comes whole."""
+    cable = make()
+    one, two = sessions(cable, sends=1)
+    held: list[Any] = []
+    cable.ends[0].finish = lambda *done: held.append(done)  # type: ignore[method-assign]
+    send(one, b"goes at once, ")
+    until(lambda: "DATA" in cable.ends[0].said("sends"))
+    send(one, b"waits")
+    one.send_urgent(b"!", WAIT_S)
+    del cable.ends[0].finish  # type: ignore[method-assign]
+    for done in held:
+        cable.ends[0].finish(*done)
 
-    assert ends[1].recv_urgent(WAIT_S) == b"!"
-    assert recv(ends[1]) == b"ordinary"
+    assert two.recv_urgent(WAIT_S) == b"!"
+    until(lambda: cable.ends[1].said("receives")[-3:] == ["DATA", "URGENT", "DATA"])
+    assert recv(two) == b"goes at once, waits"
 
 
 def test_half_close_leaves_the_other_half(make: Callable[..., Cable]) -> None:
@@ -624,8 +682,8 @@ def test_lack_of_memory_ends_the_send_alone(make: Callable[..., Cable], can_pull
 def test_a_suspended_session_is_silent_and_then_goes_on(make: Callable[..., Cable]) -> None:
     """What is under way is drained, memory but the receives' released; later requests wait until it is resumed."""
     cable = make()
-    one, two = sessions(cable)
-    send(one, b"small")
+    one, two = sessions(cable, window=1000)
+    send(one, b"s" * 1000)
     results: list[Any] = []
     large = threading.Thread(target=lambda: results.append(both(lambda: send(one, b"L" * 5000))))
     large.start()
@@ -634,22 +692,41 @@ def test_a_suspended_session_is_silent_and_then_goes_on(make: Callable[..., Cabl
     large.join()
     assert results == [[5000]]
     assert len(cable.ends[0].memory) == 1 and cable.ends[0].receives and not cable.ends[0].waiting
-    quiet = len(cable.sent)
-    late = threading.Thread(target=lambda: results.append(both(lambda: send(two, b"later"))))
-    late.start()
-    assert recv(two, 5) == b"small" and recv(two, 5000) == b"L" * 5000
-    assert len(cable.sent) == quiet
+    silent = len(cable.sent)
+    assert recv(two, 1000) == b"s" * 1000 and recv(two, 5000) == b"L" * 5000
+    for session in (one, two):
+        assert code_of(lambda session=session: send(session, b"not now", 0.05)) == Code.WSAETIMEDOUT
+        session.send_urgent(b"nor this", WAIT_S)
+    assert len(cable.sent) == silent
     one.resume(WAIT_S)
-    assert recv(one) == b"later"
-    late.join()
+    assert (one.recv_urgent(WAIT_S), two.recv_urgent(WAIT_S)) == (b"nor this", b"nor this")
+    assert both(lambda: send(two, b"later"), lambda: recv(one)) == [5, b"later"]
     assert [end.misbehaved() for end in cable.ends] == [set(), set()]
 
 
-def test_both_may_suspend_at_once(make: Callable[..., Cable]) -> None:
-    """Requests go on when both have resumed."""
+def test_the_second_to_suspend_waits_for_the_first(make: Callable[..., Cable]) -> None:
+    """A silent end cannot ask for silence: it does so when the other resumes."""
     one, two = sessions(make())
-    assert both(lambda: one.suspend(WAIT_S), lambda: two.suspend(WAIT_S)) == [None, None]
+    one.suspend(WAIT_S)
+    assert code_of(lambda: two.suspend(0.05)) == Code.WSAETIMEDOUT
+    assert both(lambda: two.suspend(WAIT_S), lambda: one.resume(WAIT_S)) == [None, None]
     two.resume(WAIT_S)
+    assert both(lambda: send(one, b"a"), lambda: recv(two)) == [1, b"a"]
+
+
+@pytest.mark.parametrize("late_s", [0, 0.001, 0.003])
+def test_both_may_suspend_at_once(make: Callable[..., Cable], late_s: float) -> None:
+    """Whoever is first, requests go on when both have resumed."""
+    one, two = sessions(make())
+
+    def later() -> None:
+        time.sleep(late_s)
+        with contextlib.suppress(StreamError):
+            two.suspend(0.3)
+
+    both(lambda: one.suspend(WAIT_S), later)
+    with contextlib.suppress(StreamError):
+        two.resume(WAIT_S)
     one.resume(WAIT_S)
     assert both(lambda: send(one, b"a"), lambda: recv(two), lambda: send(two, b"b"), lambda: recv(one)) == [
         1,
@@ -778,6 +855,22 @@ def test_a_bad_message_ends_the_session(make: Callable[..., Cable], data: bytes)
     timer = threading.Timer(0.05, peer.send, (data,))
     timer.start()
     assert both(lambda: recv(session)) == [Code.WSAECONNABORTED]
+    ended(cable, session)
+
+
+def test_an_announced_transfer_that_never_comes_is_not_the_end(make: Callable[..., Cable]) -> None:
+    """A peer that ends its stream behind a source nobody can read has broken it: an error, not the end of stream."""
+    cable = make()
+    session, peer = victim(cable)
+    for message in (
+        Message(Kind.HELLO, HELLO.encode()),
+        Message(Kind.SOURCE, transfer(1, 2000, b"descriptor")),
+        Message(Kind.END),
+    ):
+        peer.send(message.encode())
+    session.open(WAIT_S)
+    until(lambda: "END" in cable.ends[1].said("receives"))
+    assert code_of(lambda: recv(session)) == Code.WSAECONNABORTED
     ended(cable, session)
 
 
