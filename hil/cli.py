@@ -110,12 +110,12 @@ def figures(lab: Path, pairs: int) -> None:
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
-    default=None,
-    help="The run whose verdicts count (default: the newest below results/).",
+    multiple=True,
+    help="The run whose verdicts count (default: the newest below results/); of several, the last that ran a test.",
 )
 @click.option("--strict", is_flag=True, help="Fail also when an untagged must is neither kept nor not observable.")
 @click.argument("which", nargs=-1)
-def contract(results: Path | None, strict: bool, which: tuple[str, ...]) -> None:
+def contract(results: tuple[Path, ...], strict: bool, which: tuple[str, ...]) -> None:
     """How the contract stands: a count for each area, or all about each of WHICH (ids like CLOSE-17, or areas).
 
     "kept": every test that names the requirement passed in that run. Exit code 1 when a requirement is broken.
@@ -124,13 +124,14 @@ def contract(results: Path | None, strict: bool, which: tuple[str, ...]) -> None
 
     try:
         wanted = [report.known_id(text) for text in which]
-        folder = results or report.newest_results(Path("results"))
-        records = report.read_verdicts(folder) if folder else []
-        shown = report.stand(_named_requirements(), records)
+        newest = report.newest_results(Path("results"))
+        folders = results or ((newest,) if newest else ())
+        shown = report.stand(_named_requirements(), report.read_all(folders))
     except HilError as error:
         click.echo(f"hil: error: {error}", err=True)
         sys.exit(2)
-    click.echo(f"hil: verdicts of {folder}" if folder else "hil: no results yet; run hil run first", err=True)
+    told = ", ".join(map(str, folders))
+    click.echo(f"hil: verdicts of {told}" if told else "hil: no results yet; run hil run first", err=True)
     if wanted:
         chosen = [s for s in shown.values() if {s.requirement.id, s.requirement.area} & set(wanted)]
         click.echo("\n\n".join("\n".join(report.details(s)) for s in chosen))

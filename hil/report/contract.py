@@ -80,6 +80,12 @@ def read_verdicts(folder: Path) -> list[dict[str, Any]]:
     return list(records)
 
 
+def read_all(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """The records of several results folders; of a test that several ran, the last one's. Raises ResultsError."""
+    by_test = {record["test"]: record for folder in folders for record in read_verdicts(folder)}
+    return list(by_test.values())
+
+
 def newest_results(parent: Path) -> Path | None:
     """The folder below ``parent`` whose verdicts are newest, or None."""
     found = list(parent.glob("*/verdicts.json"))

@@ -14,6 +14,7 @@ from hil.report.contract import (
     lists,
     not_observable,
     partly_observable,
+    read_all,
     read_verdicts,
     stand,
     table,
@@ -99,6 +100,18 @@ def test_the_lists_name_what_is_open_and_why_it_cannot_be_seen() -> None:
 def test_ids_may_be_written_loosely(text: str) -> None:
     """Case and leading zeros do not matter; an area is as good."""
     assert known_id(text) in ("CLOSE-17", "CLOSE")
+
+
+def test_of_two_runs_of_a_test_the_last_counts(tmp_path: Path) -> None:
+    """A second try overrides the first; what it did not run stays."""
+    for name, records in (
+        ("first", [record("one", "fail"), record("two", "pass")]),
+        ("again", [record("one", "pass")]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "verdicts.json").write_text(json.dumps(records))
+    found = {r["test"]: r["verdict"] for r in read_all([tmp_path / "first", tmp_path / "again"])}
+    assert found == {"one": "pass", "two": "pass"}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]x", '{"a": 1}', "[1]", '[{"test": 1, "verdict": "pass"}]', "[" * 9999])
