@@ -2,9 +2,9 @@
 
 import errno
 import mmap
+import os
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 from hil.provider.core import Core, Refused, T
 from hil.provider.descriptor import DESCRIPTOR
@@ -270,10 +270,13 @@ def _in_transfer(socket: SanSocket, registration: Registration) -> bool:
 def page_frames(address: int, length: int) -> bytes | None:
     """The physical frames behind a range, 8 bytes a page, as the kernel tells them to CAP_SYS_ADMIN; else None."""
     first, last = address // mmap.PAGESIZE, (address + length - 1) // mmap.PAGESIZE
+    count = last - first + 1
     try:
-        with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
-            pages.seek(first * 8)
-            entries = struct.unpack(f"={last - first + 1}Q", pages.read((last - first + 1) * 8))
+        pages = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            entries = struct.unpack(f"={count}Q", os.pread(pages, count * 8, first * 8))
+        finally:
+            os.close(pages)
     except (OSError, struct.error):
         return None
     if not all(entry & _PRESENT and entry & _FRAME for entry in entries):
