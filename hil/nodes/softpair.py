@@ -22,6 +22,7 @@ from hil.wire.pcapng import read_pcapng
 from hil.wire.wire import Wire
 
 SETTLE_TIMEOUT_S = 4.0
+QUIET_S = 0.03
 CALL_TIMEOUT_S = 30.0
 Resources = list[dict[str, Any]]
 COUNTED = ("tx_packets", "rx_packets")
@@ -189,15 +190,20 @@ class SoftPair:
                 evidence.problems.append(f"capture incomplete on side {side}: wire {seen}, adapter {told}")
 
     def _settled(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Counters of both nodes and of the wire, read when none of them moved in between."""
+        """Counters of both nodes and of the wire, read when none of them moved for a while.
+
+        A frame that an adapter has counted may still be on its way to the wire, and the other way round.
+        """
         end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
+        last = None
         while True:
-            before = self.wire.counts()
             counters = {name: node.system("counters", netdev="eth0") for name, node in self.nodes.items()}
-            after = self.wire.counts()
-            if (before == after and not any(after.queued.values())) or time.monotonic_ns() > end_ns:
-                known = {"received": after.received, "sent": after.sent, "capture_error": after.capture_error}
-                return counters, known | {"epoch_ns": after.epoch_ns}
+            counts = self.wire.counts()
+            if ((counters, counts) == last and not any(counts.queued.values())) or time.monotonic_ns() > end_ns:
+                known = {"received": counts.received, "sent": counts.sent, "capture_error": counts.capture_error}
+                return counters, known | {"epoch_ns": counts.epoch_ns}
+            last = counters, counts
+            time.sleep(QUIET_S)
 
     def _read_capture(self, evidence: Evidence) -> None:
         try:
