@@ -48,10 +48,11 @@ class Evidence:
 
     def write(self, path: Path) -> None:
         """Write the timeline as JSON lines."""
+        timeline = self.timeline()
         with path.open("w") as out:
-            for entry in self.timeline():
+            for entry in timeline:
                 out.write(json.dumps(entry, default=repr) + "\n")
-        path.with_suffix(".txt").write_text(show(self.timeline()) + "\n")
+        path.with_suffix(".txt").write_text(show(timeline) + "\n")
 
 
 def describe(entry: dict[str, Any], start_ns: int) -> str:

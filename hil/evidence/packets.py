@@ -2,12 +2,12 @@
 
 import ipaddress
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from scapy.contrib.roce import AETH, BTH
 
-from hil.wire.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, addresses, dissect, scan
+from hil.wire.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, DataPacket, addresses, dissect, scan
 from hil.wire.pcapng import CapturedFrame
 
 
@@ -39,14 +39,19 @@ class RocePacket:
     length: int = -1
 
     def facts(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value not in ("", -1)}
+        return {name: value for name in _NAMES if (value := getattr(self, name)) not in ("", -1)}
+
+
+# A capture holds many packets, and dataclasses.asdict copies every value of every one.
+_NAMES = tuple(field.name for field in fields(RocePacket))
+_SCANNED = tuple(field.name for field in fields(DataPacket))
 
 
 def roce_packets(frames: Iterable[CapturedFrame]) -> Iterator[RocePacket]:
     """The RoCE packets among ``frames``, in capture order."""
     for frame in frames:
         if (data := scan(frame.data)) is not None:
-            yield RocePacket(frame.number, frame.time_ns, **asdict(data))
+            yield RocePacket(frame.number, frame.time_ns, **{name: getattr(data, name) for name in _SCANNED})
             continue
         packet = dissect(frame.data)
         if packet is None:
