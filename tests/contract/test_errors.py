@@ -1,0 +1,206 @@
+"""Rules of error codes that hold for every function (ERR): the same sweep under different circumstances."""
+
+from typing import Any
+
+import pytest
+
+from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
+from fixtures.data import RESET
+from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
+from hil.winsock.codes import (
+    MEM_READ,
+    MEM_READWRITE,
+    SIO_ADDRESS_LIST_QUERY,
+    SO_DEBUG,
+    SO_MAX_MSG_SIZE,
+    SOL_SOCKET,
+    Code,
+)
+from hil.wire.pcapng import read_pcapng
+
+INVALID_SOCKET = (1 << 64) - 1
+SENTINELS = (-1, "INVALID_SOCKET", False)
+NOBODY = 1 << 22
+IPV6 = b"\x86\xdd"
+# What the sweeps break of the switch's own obligations: they call what is not to be called in that state.
+ANYWAY = ["SWITCH-01", "SWITCH-02", "SWITCH-04", "SWITCH-05", "SWITCH-12", "SWITCH-15"]
+
+
+def functions(endpoint: Endpoint, peer_ip: str) -> dict[str, dict[str, Any]]:
+    """Every function of the dispatch table that takes a descriptor, but WSPCloseSocket, with arguments.
+
+    Those that can change a socket's state come last.
+    """
+    overlapped, memory = endpoint.ask("overlapped"), endpoint.ask("memory", size=4096)
+    data = {"buffers": [[8, memory["address"]]], "overlapped": overlapped, "deliberately": ANYWAY}
+    return {
+        "WSPEventSelect": {"event": endpoint.ask("event"), "mask": FD_ACCEPT | FD_CONNECT},
+        "WSPEnumNetworkEvents": {"event": 0},
+        "WSPGetOverlappedResult": {"overlapped": overlapped, "deliberately": ANYWAY},
+        "WSPGetQOSByName": {},
+        "WSPGetSockOpt": {"level": SOL_SOCKET, "name": SO_MAX_MSG_SIZE},
+        "WSPSetSockOpt": {"level": SOL_SOCKET, "name": SO_DEBUG},
+        "WSPIoctl": {"code": SIO_ADDRESS_LIST_QUERY},
+        "WSPSend": data,
+        "WSPRecv": data,
+        "WSPDuplicateSocket": {"pid": NOBODY, "deliberately": ANYWAY},
+        "WSPAccept": {"deliberately": ANYWAY},
+        "WSPBind": {"address": endpoint.ip, "port": 7100, "deliberately": ANYWAY},
+        "WSPListen": {"backlog": 1, "deliberately": ANYWAY},
+        "WSPConnect": {"address": peer_ip, "port": PORT, "deliberately": ANYWAY},
+    }
+
+
+def in_every_state(bench: Bench) -> dict[str, Socket]:
+    """A socket of node a in every state that it can be in, by the state's name."""
+    connected, _ = bench.connect()
+    reset, closer = bench.connect(CONNECTOR_PORT + 1)
+    a, b, pending = connected.at, closer.at, reset.recv()
+    closer.close()
+    assert reset.completion(pending) == RESET
+    failed, connecting = (a.socket(port, FD_CONNECT) for port in (7001, 7002))
+    a.connect(failed, b.ip, 5555)
+    assert a.connect_result(failed) is Code.WSAECONNRESET
+    a.connect(connecting, b.ip, PORT)
+    return {
+        "new": Socket(a.must("WSPSocket").result, 0, 0),
+        "bound": a.socket(7003, FD_CONNECT),
+        "listening": a.listen(7004),
+        "connecting": connecting,
+        "connected": connected.socket,
+        "failed": failed,
+        "reset": reset.socket,
+    }
+
+
+# --- codes that are never returned -----------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("ERR-01", "ERR-02", "ERR-03")
+def test_no_function_returns_a_code_of_blocking_calls_in_any_state(bench: Bench) -> None:
+    """Nothing says WSAEINPROGRESS or WSAEINTR, and WSAEWOULDBLOCK only a pending connect or an empty queue."""
+    sockets = in_every_state(bench)
+    a, b = bench.endpoints["a"], bench.endpoints["b"]
+
+    codes = {
+        (state, function): a.wsp(function, s=socket.s, **arguments).code
+        for state, socket in sockets.items()
+        for function, arguments in functions(a, b.ip).items()
+    }
+
+    assert not {Code.WSAEINPROGRESS, Code.WSAEINTR} & set(codes.values())
+    waiting = {place for place, code in codes.items() if code is Code.WSAEWOULDBLOCK}
+    assert waiting == {("listening", "WSPAccept")}
+    journal = bench.pair.journal("a")
+    assert {e["function"] for e in journal if e.get("code") == Code.WSAEWOULDBLOCK} == {"WSPAccept", "WSPConnect"}
+    bench.judge()
+
+
+# --- unknown descriptors ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("ERR-05", "CLOSE-02")
+def test_an_unknown_descriptor_gives_wsaenotsock_in_every_function(bench: Bench) -> None:
+    """Whatever it was or is elsewhere: what is no descriptor of this provider is refused by all fifteen functions."""
+    a, b = bench.start()
+    closed, mine, theirs = a.socket(7001, FD_CONNECT), a.socket(7002, FD_CONNECT), bench.another("a")
+    a.close(closed)
+    junk = {
+        "never made": mine.s + 1000,
+        "0": 0,
+        "INVALID_SOCKET": INVALID_SOCKET,
+        "closed": closed.s,
+        "another process's": theirs.socket(7003, FD_CONNECT).s,
+        "a switch handle": mine.handle,
+    }
+
+    answers = {
+        (kind, function): a.wsp(function, s=descriptor, **arguments)
+        for kind, descriptor in junk.items()
+        for function, arguments in (functions(a, b.ip) | {"WSPCloseSocket": {}}).items()
+    }
+
+    assert len(answers) == 6 * 15
+    assert {call: answer.code for call, answer in answers.items()} == dict.fromkeys(answers, Code.WSAENOTSOCK)
+    assert all(answer.result in SENTINELS for answer in answers.values())
+    bench.judge()
+
+
+# --- the network is down ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("ERR-04")
+def test_a_failed_network_gives_wsaenetdown_in_every_function(bench: Bench) -> None:
+    """With its port down every function but the memory extensions says WSAENETDOWN; with the port up it serves on."""
+    connector, acceptor = bench.connect()
+    a = connector.at
+    new = Socket(a.must("WSPSocket").result, 0, 0)
+    bound, listening, spare = a.socket(7001, FD_CONNECT), a.listen(7002), a.socket(7003, FD_CONNECT)
+    receive = a.recv(connector.socket, hEvent=1)
+    sockets = {"WSPBind": new, "WSPListen": bound, "WSPConnect": bound, "WSPAccept": listening, "WSPCloseSocket": spare}
+    calls = functions(a, acceptor.at.ip) | {"WSPCloseSocket": {}}
+    calls["WSPGetOverlappedResult"] = {"overlapped": receive}
+    calls["WSPDuplicateSocket"] = {"pid": a.pid, "deliberately": ["SWITCH-15"]}
+    buffers = [[8, connector.socket.address, connector.socket.region]]
+    for function in ("WSPRdmaWrite", "WSPRdmaRead"):
+        calls[function] = {"buffers": buffers, "descriptor": bytes(20), "overlapped": a.ask("overlapped")}
+    with bench.port_down("a"):
+        codes = {f: a.wsp(f, s=sockets.get(f, connector.socket).s, **arguments).code for f, arguments in calls.items()}
+        codes["WSPSocket"] = a.wsp("WSPSocket").code
+        memory = a.ask("memory", size=4096)
+        region = {"address": memory["address"], "length": 4096, "flags": MEM_READWRITE}
+        registered = connector.wsp("WSPRegisterMemory", **region)
+        deregistered = connector.wsp("WSPDeregisterMemory", handle=registered.result)
+
+    assert codes == dict.fromkeys(codes, Code.WSAENETDOWN)
+    assert len(codes) == 18
+    assert (registered.code, deregistered.code) == (Code.OK, Code.OK)
+    later = acceptor.recv()
+    connector.send(b"up again")
+    assert acceptor.completion(later) == (Code.OK, 8)
+    bench.judge()
+
+
+# --- nothing on the wire ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("ERR-07")
+def test_a_call_that_fails_puts_nothing_on_the_wire(bench: Bench) -> None:
+    """Dozens of refused calls on sockets in every state: node a sends not one frame because of them."""
+    sockets = in_every_state(bench)
+    connector = End(bench.endpoints["a"], sockets.pop("connected"))
+    a, b = connector.at, bench.endpoints["b"]
+    for state in ("new", "bound"):
+        a.close(sockets.pop(state))
+    b.wait_request(bench.listener)
+    before = frames(bench)
+
+    codes = [a.wsp(f, s=s.s, **arguments).code for s in sockets.values() for f, arguments in functions(a, b.ip).items()]
+    unregistered = a.ask("memory", size=4096)["address"]
+    data = {"overlapped": a.ask("overlapped"), "deliberately": ["SWITCH-02", "SWITCH-03", "SHUT-04"]}
+    good, bad = [[8, connector.socket.address]], [[8, unregistered]]
+    codes += [
+        connector.wsp("WSPSend", buffers=bad, **data).code,
+        connector.wsp("WSPSend", buffers=good, flags=1, **data).code,
+        connector.wsp("WSPSend", buffers=[[1 << 30, connector.socket.address]], **data).code,
+        connector.wsp("WSPRdmaWrite", buffers=[[8, unregistered, 77]], descriptor=b"x" * 20, **data).code,
+        connector.wsp("WSPRdmaRead", buffers=[[*good[0], connector.socket.region]], descriptor=b"x", **data).code,
+        connector.wsp("WSPRegisterMemory", address=0, length=4096, flags=MEM_READ).code,
+        connector.wsp("WSPDeregisterMemory", handle=77).code,
+        connector.wsp("WSPConnect", address=b.ip, port=PORT).code,
+        connector.wsp("WSPListen", backlog=1, deliberately=["SWITCH-05"]).code,
+        connector.wsp("WSPDuplicateSocket", pid=NOBODY, deliberately=ANYWAY).code,
+        connector.wsp("WSPIoctl", code=0x77).code,
+    ]
+
+    assert Code.WSA_IO_PENDING not in codes
+    assert sum(code is not Code.OK for code in codes) > 40
+    assert frames(bench) == before
+    bench.judge()
+
+
+def frames(bench: Bench) -> int:
+    """How many frames node a has sent, without IPv6's own neighbour and multicast messages."""
+    bench.pair.wire.counts()
+    captured = read_pcapng(bench.pair.wire.path)
+    return sum(frame.interface == "side-a" and frame.data[12:14] != IPV6 for frame in captured)

@@ -1,0 +1,49 @@
+"""Functions that a SAN provider need not offer, because the switch does their work without it (SHUT)."""
+
+import pytest
+
+from fixtures.bench import CONNECTOR_PORT, Bench
+from hil.evidence.rules import broken
+from hil.nodes.endpoint import FD_CONNECT
+from hil.winsock.codes import EXTENSIONS, Code
+
+GRACEFUL = {"WSPShutdown", "WSPSendDisconnect", "WSPRecvDisconnect"}
+MSG_OOB = 0x1
+
+
+@pytest.mark.requirement("SHUT-01", "SHUT-02")
+def test_a_whole_life_needs_no_shutdown_and_no_cancelling(bench: Bench) -> None:
+    """The dispatch table has no such slots; the switch connects, cancels a connect, talks and closes without them."""
+    connector, acceptor = bench.connect()
+    a = connector.at
+    cancelled = a.socket(CONNECTOR_PORT + 1, FD_CONNECT)
+    a.connect(cancelled, "10.77.0.99", 5000)
+    assert a.close(cancelled).code is Code.OK
+    receive = acceptor.recv()
+    connector.send(b"goodbye")
+    assert acceptor.completion(receive) == (Code.OK, 7)
+    assert connector.close() == (0, Code.OK)
+
+    table = set(a.ask("surface")["table"])
+    evidence = bench.judge(bench.hard_close(connector, acceptor))
+    called = {e["function"] for e in evidence.events if e["kind"] == "call"}
+    for unneeded in (GRACEFUL, {"WSPCancelBlockingCall"}):
+        assert not unneeded & (table | set(EXTENSIONS.values()))
+        assert not unneeded & called
+
+
+@pytest.mark.requirement("SHUT-04")
+def test_the_bench_itself_notices_a_send_with_flags(bench: Bench) -> None:
+    """WSPSend with MSG_OOB is the switch's mistake and is named; the provider refuses it, and flags 0 pass."""
+    connector, acceptor = bench.connect()
+    receive = acceptor.recv()
+    connector.send(b"ordinary")
+    assert acceptor.completion(receive) == (Code.OK, 8)
+    assert not [e for e in bench.pair.journal("a") if e.get("kind") == "misbehaves"]
+
+    buffers = [[8, connector.socket.address]]
+    answer = connector.wsp("WSPSend", buffers=buffers, overlapped=connector.at.ask("overlapped"), flags=MSG_OOB)
+
+    assert (answer.result, answer.code) == (-1, Code.WSAEOPNOTSUPP)
+    findings = broken(bench.findings())
+    assert [finding.requirements for finding in findings] == [("SHUT-04",)]
