@@ -544,9 +544,10 @@ class Carrier:
             self._lose(code)
             return
         data = self._receive_pool.read(slot * self.message_size, count)
+        posted = len(self._receives)
         self._repost(slot)
-        if len(self._receives) < self.options.receives and self._lost is None:
-            self.switch.misbehaves("SWITCH-09", f"{len(self._receives)} of {self.options.receives} receives posted")
+        if len(self._receives) <= posted and self._lost is None:
+            self.switch.misbehaves("SWITCH-09", f"a consumed receive is not posted again, {posted} are left")
         message = decode(data)
         self._say("receives", message=message.kind.name, length=len(data))
         if message.kind is not Kind.HELLO:
@@ -1309,19 +1310,17 @@ class Session(Carrier):
 
 
 class NegotiatesFirst(Session):
-    """Speaks before it has posted receives: breaks SWITCH-06."""
-
-    _late = False
+    """Speaks before it has posted its receives: breaks SWITCH-06."""
 
     def _post_receives(self) -> None:
-        if not self.connector or self._late:
-            super()._post_receives()
+        # An acceptor needs one, or it would never be spoken to.
+        if not self.connector:
+            self._post_receive(0)
 
     def _say_hello(self) -> None:
         super()._say_hello()
-        self._late = True
-        if self.connector:
-            self._post_receives()
+        for slot in range(0 if self.connector else 1, self.options.receives):
+            self._post_receive(slot)
 
 
 class LongHello(Session):

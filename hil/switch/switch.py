@@ -30,6 +30,8 @@ _UNUSED = (
     "WPUOpenCurrentThread",
     "WPUCloseThread",
 )
+# Functions whose first argument is no descriptor.
+_NOT_OF_A_SOCKET = ("WSPSocket", "WSPMemoryRegistrationCacheCallback")
 _PROT_RW, _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_FIXED = 3, 0x02, 0x20, 0x10
 _MAP_FAILED = (1 << 64) - 1
 # Every fourth completion becomes visible late, by up to this many seconds (UP-05).
@@ -130,7 +132,8 @@ class Switch:
     ) -> dict[str, Any]:
         """Call a function of the provider and journal it. ``deliberately``: obligations it is meant to break."""
         code, begun_ns = LpErrno(), time.monotonic_ns()
-        socket = arguments[0] if arguments and isinstance(arguments[0], int) and function != "WSPSocket" else None
+        of_a_socket = arguments and isinstance(arguments[0], int) and function not in _NOT_OF_A_SOCKET
+        socket = arguments[0] if of_a_socket else None
         facts: dict[str, Any] = {"function": function, "socket": socket}
         if overlapped is not None:
             facts |= {"overlapped": overlapped, "polled": bool(self.overlapped[overlapped].hEvent & 1)}
