@@ -44,9 +44,11 @@ class Socket:
 class Endpoint:
     """A provider process on ``node``. ``provider`` names a broken one, ``settings`` are hil.provider.settings'."""
 
+    ROLE = "provider"
+
     def __init__(self, node: Clone, ip: str, provider: str = "", **settings: Any) -> None:
         self.node, self.ip = node, ip
-        self.worker, self.pid = node.channel.spawn("provider")
+        self.worker, self.pid = node.channel.spawn(self.ROLE)
         code = self.ask("start", provider=provider, settings=settings)
         if code:
             raise UnexpectedResult(f"WSPStartupEx on node {node.name}: {Code(code)}")

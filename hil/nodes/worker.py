@@ -9,7 +9,12 @@ from typing import Any
 
 from hil.nodes.protocol import FrameBuffer, Message, decode, encode
 
-ROLES = {"system": "hil.nodes.system", "provider": "hil.switch.service", "stream": "hil.switch.stream_service"}
+ROLES = {
+    "system": "hil.nodes.system",
+    "provider": "hil.switch.service",
+    "stream": "hil.switch.stream_service",
+    "crowd": "hil.switch.crowd",
+}
 Emit = Callable[[dict[str, Any]], None]
 
 

@@ -1,0 +1,114 @@
+"""Many sockets in one provider: closed at once, refused in a storm, and what a close costs among them.
+
+Figures are printed; the only one that is judged is a ratio of two measured in one run.
+"""
+
+import threading
+from typing import Any
+
+import pytest
+
+from fixtures.bench import PORT, Bench
+from hil.nodes.clone import Clone
+from hil.nodes.endpoint import Endpoint, Socket
+from hil.winsock.codes import Code
+
+SOCKETS = 500
+CHUNK = 25
+FIRST_PORT = 20000
+LONG_S = 120.0
+# What a close may cost among hundreds of sockets against one among few: it should not grow at all.
+WORST_RATIO = 3.0
+
+
+class Crowd(Endpoint):
+    """A provider whose worker handles many sockets by itself."""
+
+    ROLE = "crowd"
+
+    def run(self, call: str, /, **arguments: Any) -> Any:
+        """A call that may take long."""
+        return self.node.channel.call(self.worker, call, LONG_S, "crowd", **arguments)
+
+
+def crowds(bench: Bench) -> tuple[Crowd, Crowd]:
+    """A crowd on each node, in place of the endpoints."""
+    nodes: dict[str, Clone] = bench.pair.nodes
+    a, b = Crowd(nodes["a"], "10.77.0.1", bench.provider), Crowd(nodes["b"], "10.77.0.2", bench.provider)
+    bench.endpoints |= {"a": a, "b": b}
+    return a, b
+
+
+def grow(a: Crowd, b: Crowd, listener: Socket, count: int, first: int) -> tuple[list[int], list[int]]:
+    """``count`` more connections from a to b, a few at a time; their sockets at a and at b."""
+    ours: list[int] = []
+    theirs: list[int] = []
+    for begin in range(first, first + count, CHUNK):
+        size = min(CHUNK, first + count - begin)
+        accepting = threading.Thread(
+            target=lambda n=size: theirs.extend(
+                b.run("accept_crowd", s=listener.s, event=listener.event, count=n, timeout_s=60)
+            )
+        )
+        accepting.start()
+        begun = a.run("connect_crowd", ip=a.ip, address=b.ip, port=PORT, first=FIRST_PORT + begin, count=size)
+        ended = a.run("connects_ended", sockets=begun, timeout_s=60)
+        accepting.join()
+        assert ended == {"OK": size}, ended
+        ours += begun
+    assert len(theirs) == count
+    return ours, theirs
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.requirement("CLOSE-11", "CLOSE-13", "CLOSE-31", "CLOSE-45")
+def test_five_hundred_connections_are_closed_at_once(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every own receive is aborted, every peer told of the reset, and a close costs no more than among few sockets."""
+    a, b = crowds(bench)
+    listener = b.listen(PORT, backlog=100)
+    bench.pair.note_baseline()
+
+    few, _ = grow(a, b, listener, 20, first=0)
+    among_few = a.run("median_close", sockets=few[:10])
+    many, theirs = grow(a, b, listener, SOCKETS, first=100)
+    among_many = a.run("median_close", sockets=many[:10])
+    one_thread, eight_threads = many[10:250], many[250:]
+    slow = a.run("close_crowd", sockets=one_thread)
+    fast = a.run("close_crowd", sockets=eight_threads, threads=8)
+
+    with capsys.disabled():
+        print(
+            f"\nscale: a close among 20 sockets {among_few * 1e3:.1f} ms, among {SOCKETS} {among_many * 1e3:.1f} ms; "
+            f"{len(slow)} closes one after the other {sum(slow):.1f} s, "
+            f"{len(fast)} in 8 threads {sum(fast) / 8:.1f} s"
+        )
+    assert a.run("receives_ended", sockets=[*many, *few[:10]], timeout_s=10) == {
+        "WSA_OPERATION_ABORTED 0": SOCKETS + 10
+    }
+    assert b.run("receives_ended", sockets=theirs, timeout_s=30) == {"WSAECONNRESET 0": SOCKETS}
+    assert a.run("receives_ended", sockets=few[10:], timeout_s=0) == {"pending": 10}
+    assert among_many < WORST_RATIO * among_few, "a close costs more among many sockets"
+    b.run("close_crowd", sockets=theirs, threads=4)
+    bench.judge()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.requirement("LISTEN-07", "LISTEN-08", "LISTEN-09", "LISTEN-12")
+def test_a_storm_of_connectors_meets_a_full_backlog(bench: Bench) -> None:
+    """Of eighty at once a backlog of eight holds eight, the rest is refused; accepting makes room for others."""
+    a, b = crowds(bench)
+    listener = b.listen(PORT, backlog=8)
+    bench.pair.note_baseline()
+
+    storm = a.run("connect_crowd", ip=a.ip, address=b.ip, port=PORT, first=FIRST_PORT, count=80)
+    first = a.run("connects_ended", sockets=storm, timeout_s=8)
+    queued = b.run("accept_crowd", s=listener.s, event=listener.event, count=80, timeout_s=2)
+    after = a.run("connects_ended", sockets=storm, timeout_s=5) if len(queued) != 8 else {}
+
+    assert first == {"WSAECONNREFUSED": 72, "pending": 8}, (first, after)
+    assert len(queued) == 8
+    again, theirs = grow(a, b, listener, 8, first=200)
+    assert b.wsp("WSPAccept", s=listener.s).code is Code.WSAEWOULDBLOCK
+    a.run("close_crowd", sockets=[*storm, *again])
+    b.run("close_crowd", sockets=[*queued, *theirs])
+    bench.judge()
