@@ -355,11 +355,11 @@ class Carrier:
 
     def _run(self) -> None:
         while not self._finished():
-            try:
-                work = self._inbox.get(timeout=self._patience())
-            except queue.Empty:
-                work = self._expire
-            self._step(work)
+            with contextlib.suppress(queue.Empty):
+                self._step(self._inbox.get(timeout=self._patience()))
+            # A peer that never stops talking must not stop the clock.
+            if self._patience() == 0:
+                self._step(self._expire)
         self._leave()
 
     def _step(self, work: Callable[[], object]) -> None:

@@ -891,6 +891,20 @@ def test_more_than_the_window_and_data_after_the_end_are_bad(make: Callable[...,
         ended(cable, session)
 
 
+def test_a_session_that_always_has_something_to_do_keeps_its_times(make: Callable[..., Cable]) -> None:
+    """As under a peer that never stops talking: a suspended session is over after its own time (SWITCH-16)."""
+    cable = make()
+    one, _ = sessions(cable, suspension_timeout_s=0.2)
+    one.suspend(WAIT_S)
+
+    def again() -> None:
+        if one.error is None:
+            one._put(again)
+
+    again()
+    until(lambda: one.error is Code.WSAETIMEDOUT)
+
+
 def test_random_messages_neither_crash_nor_hang_a_session(make: Callable[..., Cable]) -> None:
     """A thousand random peers: each session lives on or ends with an error, and closes."""
     rng = random.Random(3)
