@@ -14,6 +14,7 @@ ROLES = {
     "provider": "hil.switch.service",
     "stream": "hil.switch.stream_service",
     "crowd": "hil.switch.crowd",
+    "rounds": "hil.switch.races",
 }
 Emit = Callable[[dict[str, Any]], None]
 
