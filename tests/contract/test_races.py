@@ -23,9 +23,9 @@ from hil.nodes.rounds import Outcome, Racer, race
 ROUNDS_PORT = 5001
 TIMES = float(os.environ.get("HIL_ROUNDS", "1"))
 SEED = int(os.environ.get("HIL_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 24)
-# By how much a round may make a process grow. Memory that a round loses is a few hundred blocks and more; what remains
-# of measuring is far below.
-MAX_BYTES, MAX_BLOCKS = 4096, 12
+# By how much a round may make a process grow. Memory that a round loses is a few hundred blocks and more; short runs
+# measure up to some thirty where nothing is lost.
+MAX_BYTES, MAX_BLOCKS = 8192, 90
 
 pytestmark = pytest.mark.timeout(120 + 120 * TIMES)
 Run = Callable[..., Outcome]
