@@ -128,7 +128,7 @@ def test_ucmatose_serves_our_connector_and_disconnects(bench: Bench) -> None:
     [
         (("ucmatose", "-s", "10.77.0.2", "-c", "1"), 7471, "RDMA_CM_EVENT_REJECTED, error: 28"),
         (("rping", "-c", "-a", "10.77.0.2", "-C", "1"), 7174, "RDMA_CM_EVENT_REJECTED, error 28"),
-        (("rstream", "-s", "10.77.0.2", "-T", "a"), 7471, "Connection refused"),
+        (("rstream", "-s", "10.77.0.2", "-T", "b"), 7471, "Connection refused"),
     ],
     ids=["ucmatose", "rping", "rstream"],
 )
