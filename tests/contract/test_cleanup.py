@@ -84,10 +84,10 @@ def test_only_the_last_cleanup_cleans_up(bench: Bench) -> None:
     first = connector.at.wsp("WSPCleanup", deliberately=["SWITCH-14"])
 
     assert (first.result, first.code) == (0, Code.OK)
+    assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
     receive = acceptor.recv()
     connector.send(b"still here")
     assert acceptor.completion(receive) == (Code.OK, 10)
-    assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
     bench.connect(CONNECTOR_PORT + 1)
     bench.judge()
 

@@ -31,6 +31,8 @@ def attempt(a: Endpoint, address: str, port: int = PORT) -> tuple[Socket, Code]:
     """A socket of ``a`` that tried to connect, and the code this ended with."""
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
     a.connect(socket, address, port)
+    # Whatever is in the way, a connect must end by itself (CONN-25).
+    assert a.ask("wait_event", event=socket.event, timeout_s=15), "the connect did not end"
     return socket, a.connect_result(socket)
 
 
