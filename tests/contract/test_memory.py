@@ -3,8 +3,8 @@
 import pytest
 
 from fixtures.bench import Bench, End
+from fixtures.data import NAK_REMOTE_ACCESS, RESET
 from fixtures.memory import (
-    NAK_REMOTE_ACCESS,
     SEND_ONLY,
     answers,
     become_a_user,
@@ -20,7 +20,6 @@ from fixtures.memory import (
 from hil.nodes.endpoint import FD_CONNECT, Answer
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
 
-RESET = (Code.WSAECONNRESET, 0)
 # Lengths nothing else on a node registers, so that the kernel's list of regions can be searched for them.
 ODD, LARGE = 0x7000, 0x150000
 

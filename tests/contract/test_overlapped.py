@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fixtures.bench import PORT, Bench, End
-from fixtures.data import ABORTED, RESET, held
+from fixtures.data import ABORTED, RESET, completions, held, pieces, recv_each, send_each
 from hil.nodes.endpoint import FD_CONNECT, Socket
 from hil.winsock.codes import (
     INVALID_HANDLE_VALUE,
@@ -25,11 +25,14 @@ MESSAGE = b"a message of sixty-four bytes".ljust(64, b".")
 
 def begin(end: End, function: str, descriptor: bytes = b"", hEvent: int = NOTIFIED) -> int:
     """Begin an operation of 64 bytes, which must pend; its WSAOVERLAPPED's number."""
-    if function == "WSPRecv":
-        return end.at.recv(end.socket, len(MESSAGE), hEvent=hEvent)
+    overlapped, at = int(end.at.ask("overlapped", hEvent=hEvent)), 0
     if function == "WSPSend":
-        return end.at.send(end.socket, MESSAGE, hEvent=hEvent)
-    return end.at.rdma(function, end.socket, descriptor, len(MESSAGE), hEvent=hEvent)
+        at = 32768
+        end.at.ask("write_memory", memory=end.socket.memory, offset=at, data=MESSAGE)
+    remote: dict[str, Any] = {"descriptor": descriptor} if descriptor and "Rdma" in function else {}
+    buffer = [64, end.socket.address + at] + [end.socket.region] * bool(remote)
+    assert end.wsp(function, buffers=[buffer], overlapped=overlapped, **remote).code is Code.WSA_IO_PENDING
+    return overlapped
 
 
 def address_list(end: End, hEvent: int = NOTIFIED) -> int:
@@ -152,13 +155,15 @@ def test_a_completion_routine_is_ignored(bench: Bench) -> None:
 def test_each_of_many_operations_has_its_own_result(bench: Bench) -> None:
     """Thirty receives at once: each is told the length of its own message, however much room it has."""
     a, b = bench.connect()
-    receives = [b.recv(256, offset=256 * i) for i in range(30)]
+    messages = [bytes([i]) * (i + 1) for i in range(30)]
+    receives = recv_each(b, [256] * 30)
 
-    sends = [a.send(bytes([i]) * (i + 1), offset=32768 + 64 * i) for i in range(30)]
+    sends = send_each(a, messages)
 
-    assert [b.completion(r) for r in receives] == [(Code.OK, i + 1) for i in range(30)]
-    assert [a.completion(s) for s in sends] == [(Code.OK, i + 1) for i in range(30)]
-    assert [b.at.data(b.socket, i + 2, 256 * i) for i in range(30)] == [bytes([i]) * (i + 1) + b"\0" for i in range(30)]
+    told = [(Code.OK, len(message)) for message in messages]
+    assert completions(b, receives) == told
+    assert completions(a, sends) == told
+    assert pieces(b, [256] * 30) == [message.ljust(256, b"\0") for message in messages]
     bench.judge()
 
 
@@ -186,7 +191,7 @@ def test_event_selection_makes_no_difference(bench: Bench) -> None:
 
 def same_for_both(sender: End, receiver: End) -> bool:
     """Two messages, each end told of the first and polling for the second; whether all was as documented."""
-    told, asked = receiver.recv(), begin(receiver, "WSPRecv", hEvent=POLLED)
+    told, asked = begin(receiver, "WSPRecv"), begin(receiver, "WSPRecv", hEvent=POLLED)
     before = poll(receiver, asked)
     sends = begin(sender, "WSPSend"), begin(sender, "WSPSend", hEvent=POLLED)
     results = (

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from fixtures.bench import Bench, End
+from fixtures.data import NAK_REMOTE_ACCESS, RESET
 from fixtures.memory import (
     ACKS,
-    NAK_REMOTE_ACCESS,
     WRITE_ONLY,
     answers,
     become_a_user,
@@ -25,7 +25,6 @@ from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
 
 LENGTH, LARGE = 0x7000, 0x150000
 SECRET, FORGERY = b"the owner's secret, of 32 bytes.", b"written by an attacker, 32 bytes"
-RESET = (Code.WSAECONNRESET, 0)
 DONE = (Code.OK, len(SECRET))
 BOTH = ("WSPRdmaWrite", "WSPRdmaRead")
 
