@@ -5,11 +5,16 @@ HilError                  anything the bench says about itself
     LabFileError          a lab file holds mistakes
     ImageError            the guest image could not be built
     SnapshotError         a node could not be booted or snapshotted
+    AdapterError          there is no such adapter, or it could not be provisioned or restored
+      AtWork                another bench works with what was to be restored
   NodeError               something went wrong on or with a node
     NodeDied              the node, its agent or its worker is gone
     PhaseTimeout          an answer did not come in the time of its phase
     RemoteError           code on the node raised; carries the remote traceback
+  Unsupported               the lab lacks what was asked of it: the verdict is unsupported
   CaptureError            a capture cannot be read or is incomplete
+  RuleError               a rule for the wire holds a mistake, or is not set
+  UnhitRule               a rule for the wire picked no frame, so a test that stands on it shows nothing
 """
 
 
@@ -33,6 +38,14 @@ class SnapshotError(SetupError):
     """A node could not be booted or snapshotted."""
 
 
+class AdapterError(SetupError):
+    """There is no such adapter, or it could not be provisioned or restored."""
+
+
+class AtWork(AdapterError):
+    """Another bench works with what was to be restored."""
+
+
 class NodeError(HilError):
     """Something went wrong on or with a node."""
 
@@ -48,14 +61,26 @@ class PhaseTimeout(NodeError):
 class RemoteError(NodeError):
     """Code on the node raised.
 
-    ``kind`` is the remote exception's class name, ``remote_traceback`` its text.
+    ``kind`` is the remote exception's class name, ``message`` its text, ``remote_traceback`` where it came from.
     """
 
     def __init__(self, kind: str, message: str, remote_traceback: str) -> None:
         super().__init__(f"{kind}: {message}\n--- on the node ---\n{remote_traceback}")
-        self.kind = kind
+        self.kind, self.message = kind, message
         self.remote_traceback = remote_traceback
 
 
 class CaptureError(HilError):
     """A capture cannot be read or is incomplete."""
+
+
+class RuleError(HilError):
+    """A rule for the wire holds a mistake, or is not set."""
+
+
+class UnhitRule(HilError):
+    """A rule for the wire picked no frame, so a test that stands on it shows nothing."""
+
+
+class Unsupported(HilError):
+    """The lab lacks what was asked of it; the message says what, and why."""

@@ -2,8 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+LARGE_FILE = 32 * 1024 * 1024
+EVERY_NS = 5_000_000_000
 
 
 def say(text: str) -> None:
@@ -22,6 +28,44 @@ def step(text: str) -> Iterator[None]:
         say(f"{text}: failed after {_seconds(started_ns)} ({type(error).__name__})")
         raise
     say(f"{text}: done in {_seconds(started_ns)}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Callable[[int], None]]:
+    """How far a file is read: a bar on a terminal, a plain line every few seconds elsewhere; nothing for small files.
+
+    Gives a function that is told how many bytes are done. Progress goes to standard error.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    if size < LARGE_FILE:
+        yield lambda done: None
+    elif sys.stderr.isatty():
+        with click.progressbar(length=size, label=f"hil: {harmless(path.name)}", file=sys.stderr) as bar:
+            yield lambda done: bar.update(done - bar.pos)
+    else:
+        yield _Lines(path.name, size).tell
+
+
+class _Lines:
+    """Plain lines, not more than one every few seconds."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._size, self._next_ns = harmless(name), size, time.monotonic_ns() + EVERY_NS
+
+    def tell(self, done: int) -> None:
+        if time.monotonic_ns() >= self._next_ns:
+            self._next_ns = time.monotonic_ns() + EVERY_NS
+            say(f"{self._name}: {100 * done // self._size}% of {self._size >> 20} MiB")
+
+
+def harmless(text: str) -> str:
+    """Text from a file's name or a capture without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def printable(text: str) -> str:
+    """Text of several lines from somebody else's machine without what a terminal would obey."""
+    return "\n".join(harmless(line.expandtabs()) for line in text.splitlines())
 
 
 def _seconds(started_ns: int) -> str:

@@ -2,7 +2,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-SYSTEM_PACKAGES=(qemu-system-x86 mmdebstrap debian-archive-keyring util-linux python3-venv tshark zstd)
+SYSTEM_PACKAGES=(qemu-system-x86 mmdebstrap debian-archive-keyring util-linux python3-venv tcpdump tshark zstd)
 
 say() { printf 'hil: %s\n' "$*"; }
 die() { printf 'hil: error: %s\n' "$*" >&2; exit 2; }

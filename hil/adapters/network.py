@@ -6,6 +6,7 @@ import threading
 
 from pyroute2 import IPRoute
 
+from hil.adapters.find import IFF_UP, NET, read_text
 from hil.netlink.link import RdmaLink
 
 NETLINK_ROUTE = 0
@@ -29,15 +30,16 @@ class Network:
         """Consume the notices; what they say is asked for afresh."""
         _drain(self._socket)
 
-    def addresses(self) -> dict[str, str]:
+    def addresses(self, *, afresh: bool = False) -> dict[str, str]:
         """IP addresses of the netdevs below RDMA devices, each with its device (ADDR-01, ADDR-02).
 
         Every bind and connect wants to know, and the kernel takes long to say: it is asked again only when it told of a
-        change, or when the devices are not the same. It tells of a change before the change's maker goes on.
+        change, or when the devices are not the same. It tells of a change before the change's maker goes on, but it
+        may tell others first: who asks because of a change that somebody else told of must ask ``afresh``.
         """
         with self._lock:
             devices = _devices()
-            if _drain(self._changes) or devices != self._devices or self._known is None:
+            if _drain(self._changes) or afresh or devices != self._devices or self._known is None:
                 self._devices, self._known = devices, self._ask()
             return dict(self._known)
 
@@ -57,16 +59,28 @@ class Network:
             }
 
     def up(self) -> bool:
-        """Whether any port of any RDMA device is ACTIVE. A device being removed is none: its sysfs stays longer."""
+        """Whether any port of any RDMA device is ACTIVE, and its netdev up.
+
+        A device being removed is none: its sysfs stays longer. Of a netdev that goes down the kernel tells before it
+        tells the RDMA device, whose port is ACTIVE for a moment longer.
+        """
         with self._lock:
             self._known = None
         with RdmaLink() as link:
             ports = [port for device in link.devices() for port in link.ports(device["DEV_INDEX"])]
-        return any(port.get("PORT_STATE") == ACTIVE for port in ports)
+        return any(port.get("PORT_STATE") == ACTIVE and _is_up(port.get("NDEV_NAME")) for port in ports)
 
     def close(self) -> None:
         self._socket.close()
         self._changes.close()
+
+
+def _is_up(netdev: str | None) -> bool:
+    if netdev is None:
+        # An InfiniBand port has none.
+        return True
+    # Of one that is gone, or going, there is nothing to read.
+    return bool(int(read_text(NET / netdev / "flags") or "0", 16) & IFF_UP)
 
 
 def _devices() -> set[tuple[str, int]]:

@@ -1,93 +1,295 @@
-"""Give a netdev its address and an RDMA device on it, and wait until it can be used."""
+"""Give a netdev its addresses and an RDMA device on it, and wait until it can be used; everything can be undone."""
 
 import ipaddress
+import socket
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2 import netns as namespaces
 
+from hil.adapters.changes import (
+    Address,
+    Change,
+    FlowControl,
+    Folder,
+    LinkSetting,
+    Mode,
+    Moved,
+    Namespace,
+    Netdev,
+    Setting,
+    SoftDevice,
+    checked,
+    in_namespace,
+    known_netdev,
+    noted,
+)
+from hil.adapters.find import gid_of as gid_of
+from hil.adapters.find import gid_table
+from hil.adapters.journal import JOURNAL, Journal
+from hil.adapters.pfc import PRIORITIES, get_pfc
+from hil.errors import AdapterError
+from hil.netlink.codes import NetnsMode, PortState
 from hil.netlink.link import RdmaLink
 
-PORT_ACTIVE = 4
-IFA_F_NODAD = 0x02
+RDMA_CM = Path("/sys/kernel/config/rdma_cm")
+KERNEL_ROUTE = 2
+"""The protocol of routes that come and go with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
+IPV6_MTU = 1280
+"""Bytes, the least that IPv6 works with."""
 POLL_S = 0.01
+GAP = 16
+"""How many entries of a GID table may be empty between two: a whole table can have thousands, each a file to read."""
 
 
-class NotReady(Exception):
+class NotReady(AdapterError):
     """The port did not become ACTIVE with its GID in time."""
 
 
-def provision(
-    netdev: str, mac: str, addresses: list[str], mtu: int, device: str, timeout_s: float = 20.0
-) -> dict[str, Any]:
-    """Set ``netdev`` up with its MAC, ``addresses`` ("10.0.0.1/24", IPv4 or IPv6) and MTU; add soft-RoCE on it.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a node's adapter is to be. What is left out stays as it is.
 
-    Returns the device's description once its port is ACTIVE and the GID of every address is present. Raises OSError or
-    NetlinkError as the kernel answers, NotReady after ``timeout_s``.
+    ``device``: the name of a software device of ``link_type`` ("rxe", "siw") on the netdev; without one, the netdev has
+    an RDMA device already. ``netns``: a network namespace, made when it is not there, that the netdev is moved to.
+    ``netns_mode``: "shared" or "exclusive". ``traffic_class``: of connections that choose none themselves; its two
+    lowest bits are ECN's. ``flow_control``: the priorities (0 to 7) that have PFC. ``settings``: files of sysfs or
+    procfs below /sys/class/net and /proc/sys/net, and what to write into them, such as an adapter's ECN switches.
     """
-    with IPRoute() as ip:
-        index = ip.link_lookup(ifname=netdev)[0]
-        ip.link("set", index=index, address=mac, mtu=mtu)
-        ip.link("set", index=index, state="up")
-        for text in addresses:
-            interface = ipaddress.ip_interface(text)
-            # Nobody else is on the link: duplicate address detection would only cost a second.
-            extra = {"flags": IFA_F_NODAD} if interface.version == 6 else {}
-            ip.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **extra)
+
+    netdev: str
+    addresses: Sequence[str] = ()
+    mac: str = ""
+    mtu: int = 0
+    device: str = ""
+    link_type: str = "rxe"
+    netns: str = ""
+    netns_mode: str = ""
+    traffic_class: int | None = None
+    flow_control: Sequence[int] | None = None
+    settings: Mapping[str, str] | None = None
+
+
+def provision(
+    timeout_s: float = 20.0,
+    journal: str | Path = JOURNAL,
+    pause: Callable[[], None] = lambda: None,
+    **wanted: Any,
+) -> dict[str, Any]:
+    """Make an adapter what it is ``wanted`` to be (the fields of ``Wanted``); what is so already is left alone.
+
+    Each change is written to ``journal`` before it is made; ``hil.adapters.restore`` undoes them. ``pause`` is called
+    before and after each of these steps. Returns the device, its port, and the GID index of each address, once the port
+    is ACTIVE and has them. Raises NotReady after ``timeout_s``, AdapterError for what cannot be, OSError or
+    NetlinkError as the kernel answers; what was changed before stays noted.
+    """
+    asked = Wanted(**wanted)
+    _check(asked)
+    written = Journal(Path(journal))
+    # Nobody restores between a note and its change: that would be noted as undone, and made then.
+    with written.alone():
+        for change in _changes(asked):
+            pause()
+            written.note(*noted(change))
+            pause()
+            change.make()
+        pause()
+    return in_namespace(asked.netns, lambda: _ready(asked, timeout_s))
+
+
+def _check(asked: Wanted) -> None:
+    """Raises AdapterError for what cannot be, as far as it can be known before anything is changed."""
+    if asked.netns and asked.flow_control is not None:
+        raise AdapterError("flow_control is a setting of a port: ask for it without netns")
+    for path in asked.settings or {}:
+        checked(path)
+    for text in asked.addresses:
+        try:
+            ipaddress.ip_interface(text)
+        except ValueError as error:
+            raise AdapterError(f"{text!r} is no address with its prefix, such as 10.0.0.1/24: {error}") from error
+    if any(priority not in range(PRIORITIES) for priority in asked.flow_control or ()):
+        raise AdapterError(f"flow_control {list(asked.flow_control or ())}: priorities are 0 to {PRIORITIES - 1}")
+    if not asked.netns:
+        known_netdev(asked.netdev)
+        if asked.flow_control is not None:
+            get_pfc(asked.netdev)
+        if not asked.device:
+            device_on(asked.netdev)
+
+
+def _ready(asked: Wanted, timeout_s: float) -> dict[str, Any]:
+    device, port = (asked.device, 1) if asked.device else device_on(asked.netdev)
+    return wait_ready(device, [str(ipaddress.ip_interface(a).ip) for a in asked.addresses], timeout_s, port)
+
+
+def _changes(asked: Wanted) -> Iterator[Change]:
+    """What is to be changed, each worked out when those before are made."""
+    if asked.netns_mode:
+        yield from _mode_change(NetnsMode[asked.netns_mode.upper()])
+    if asked.netns:
+        yield from _move_changes(asked)
+    yield from in_namespace(asked.netns, lambda: list(_link_changes(asked)))
+    yield from in_namespace(asked.netns, lambda: list(_address_changes(asked)))
+    if asked.device:
+        yield from in_namespace(asked.netns, lambda: list(_device_change(asked)))
+    yield from _setting_changes(asked)
+
+
+def _mode_change(mode: NetnsMode) -> Iterator[Change]:
     with RdmaLink() as link:
-        link.add_link(device, "rxe", netdev)
-    return wait_ready(device, [str(ipaddress.ip_interface(a).ip) for a in addresses], timeout_s)
+        was = link.netns_mode()
+    if was != mode:
+        yield Mode(int(was), int(mode))
 
 
-def wait_ready(device: str, addresses: list[str], timeout_s: float) -> dict[str, Any]:
-    """Wait until port 1 of ``device`` is ACTIVE and has the GIDs of ``addresses``. Raises NotReady."""
+def _move_changes(asked: Wanted) -> Iterator[Change]:
+    if asked.netns not in namespaces.listnetns():
+        yield Namespace(asked.netns)
+    elif in_namespace(asked.netns, lambda: _has(asked.netdev)):
+        return
+    now = known_netdev(asked.netdev)
+    _check_move(asked.netdev, now)
+    yield Moved(asked.netdev, asked.netns, now.up, now.addresses, now.unchecked)
+
+
+def _has(netdev: str) -> bool:
+    with IPRoute() as ip:
+        return bool(ip.link_lookup(ifname=netdev))
+
+
+def _check_move(name: str, now: Netdev) -> None:
+    """Raises AdapterError for a netdev that would lose in the move what cannot be given back to it."""
+    with IPRoute() as ip:
+        routes = [r for r in ip.get_routes(oif=now.index, table=254) if r["proto"] != KERNEL_ROUTE]
+    _check_losses(f"{name} cannot move to another namespace", now.leased, len(routes))
+
+
+def _check_mtu(name: str, now: Netdev, mtu: int) -> None:
+    """Raises AdapterError where an MTU that is too small for IPv6 would take what cannot be given back."""
+    with IPRoute() as ip:
+        known = ip.get_routes(oif=now.index, table=254, family=socket.AF_INET6)
+        routes = [r for r in known if r["proto"] != KERNEL_ROUTE]
+    _check_losses(f"{name} cannot have MTU {mtu}", [a for a in now.leased if ":" in a], len(routes))
+
+
+def _check_losses(what: str, leased: Sequence[str], routes: int) -> None:
+    if leased or routes:
+        lost = [*(f"the leased address {a}" for a in leased), *[f"{routes} routes"] * bool(routes)]
+        raise AdapterError(f"{what}: it would lose {', '.join(lost)} for good")
+
+
+def _link_changes(asked: Wanted) -> Iterator[Change]:
+    now = known_netdev(asked.netdev)
+    kept = tuple(address for address in now.addresses if address not in now.leased)
+    facts: dict[str, Any] = {"netns": asked.netns, "addresses": kept, "unchecked": now.unchecked}
+    if asked.mac and asked.mac != now.mac:
+        yield LinkSetting(asked.netdev, "address", now.mac, asked.mac, asked.netns)
+    if not now.up:
+        yield LinkSetting(asked.netdev, "state", "down", "up", **facts)
+    # Behind the state, so that it is undone first: below 1280 bytes no IPv6 address could be given back.
+    if asked.mtu and asked.mtu != now.mtu:
+        if asked.mtu < IPV6_MTU <= now.mtu:
+            _check_mtu(asked.netdev, now, asked.mtu)
+        yield LinkSetting(asked.netdev, "mtu", now.mtu, asked.mtu, **facts)
+
+
+def _address_changes(asked: Wanted) -> Iterator[Change]:
+    held = known_netdev(asked.netdev).addresses
+    for text in asked.addresses:
+        if str(ipaddress.ip_interface(text)) not in held:
+            yield Address(asked.netdev, str(ipaddress.ip_interface(text)), asked.netns)
+
+
+def _device_change(asked: Wanted) -> Iterator[Change]:
+    with RdmaLink() as link:
+        ports = {d["DEV_NAME"]: link.ports(d["DEV_INDEX"]) for d in link.devices()}
+    on = {name: port["NDEV_NAME"] for name, held in ports.items() for port in held if "NDEV_NAME" in port}
+    if on.get(asked.device) == asked.netdev:
+        return
+    if asked.device in ports:
+        raise AdapterError(
+            f"{asked.device} exists already, on {on.get(asked.device, 'no netdev')}: name another device"
+        )
+    if other := next((name for name, netdev in on.items() if netdev == asked.netdev), None):
+        raise AdapterError(f"{asked.netdev} carries the RDMA device {other} already: name that one, or another netdev")
+    yield SoftDevice(asked.device, asked.link_type, asked.netdev, asked.netns)
+
+
+def _setting_changes(asked: Wanted) -> Iterator[Change]:
+    if asked.flow_control is not None:
+        was, wanted = get_pfc(asked.netdev).enabled, sum(1 << priority for priority in set(asked.flow_control))
+        if was != wanted:
+            yield FlowControl(asked.netdev, was, wanted)
+    for path, value in (asked.settings or {}).items():
+        yield from _setting(path, value)
+    if asked.traffic_class is not None:
+        if not RDMA_CM.is_dir():
+            raise AdapterError(f"{RDMA_CM} is not there: load rdma_cm and mount -t configfs none {RDMA_CM.parent}")
+        device, port = (asked.device, 1) if asked.device else device_on(asked.netdev)
+        folder = RDMA_CM / device
+        if not folder.is_dir():
+            yield Folder(str(folder))
+        yield from _setting(str(folder / "ports" / str(port) / "default_roce_tos"), str(asked.traffic_class))
+
+
+def _setting(path: str, value: str) -> Iterator[Change]:
+    was = checked(path).read_text().strip() if checked(path).exists() else None
+    if was is None:
+        raise AdapterError(f"{path} is not there: this adapter's driver has no such setting")
+    if was != value:
+        yield Setting(path, was, value)
+
+
+def device_on(netdev: str) -> tuple[str, int]:
+    """The RDMA device and port that a netdev belongs to. Raises AdapterError."""
+    with RdmaLink() as link:
+        for device in link.devices():
+            for port in link.ports(device["DEV_INDEX"]):
+                if port.get("NDEV_NAME") == netdev:
+                    return device["DEV_NAME"], port["PORT_INDEX"]
+    raise AdapterError(f"{netdev} belongs to no RDMA device: name a software device to make on it")
+
+
+def wait_ready(device: str, addresses: list[str], timeout_s: float, port: int = 1) -> dict[str, Any]:
+    """Wait until a port is ACTIVE and has the GIDs of ``addresses``. Raises NotReady."""
     end_ns = time.monotonic_ns() + int(timeout_s * 1e9)
     wanted = {gid_of(address) for address in addresses}
     while True:
-        state, present = port_state(device), gids(device)
-        if state == PORT_ACTIVE and wanted <= present.keys():
-            return {"device": device, "port": 1, "gids": {gid: present[gid] for gid in wanted}}
+        state, present = port_state(device, port), gids(device, port)
+        if state == PortState.ACTIVE and wanted <= present.keys():
+            return {"device": device, "port": port, "gids": {gid: present[gid] for gid in wanted}}
         if time.monotonic_ns() > end_ns:
-            raise NotReady(
-                f"{device} port 1: state {state} (ACTIVE is 4), GIDs {sorted(present)}, wanted {sorted(wanted)}"
-            )
+            told = "not there" if state is None else f"{state.name} ({state})"
+            raise NotReady(f"{device} port {port}: {told}, GIDs {sorted(present)}, wanted ACTIVE with {sorted(wanted)}")
         time.sleep(POLL_S)
 
 
-def port_state(device: str) -> int | None:
-    """The state of port 1 by RDMA netlink, or None when the device is not there."""
+def port_state(device: str, port: int = 1) -> PortState | None:
+    """The state of a port by RDMA netlink, or None when it is not there."""
     with RdmaLink() as link:
         for entry in link.devices():
             if entry["DEV_NAME"] == device:
-                return next((p["PORT_STATE"] for p in link.ports(entry["DEV_INDEX"]) if p["PORT_INDEX"] == 1), None)
+                states = {p["PORT_INDEX"]: PortState(p["PORT_STATE"]) for p in link.ports(entry["DEV_INDEX"])}
+                return states.get(port)
     return None
 
 
-def gids(device: str) -> dict[str, int]:
-    """The GID table of port 1: GID in full notation to its lowest index."""
+def gids(device: str, port: int = 1) -> dict[str, int]:
+    """The RoCE v2 GIDs of a port, in full notation, each with its lowest index."""
     found: dict[str, int] = {}
-    folder = Path(f"/sys/class/infiniband/{device}/ports/1/gids")
-    for index in range(16):
-        try:
-            gid = (folder / str(index)).read_text().strip()
-        except OSError:
-            continue
-        if gid.strip("0:"):
-            found.setdefault(gid, index)
+    for entry in gid_table(device, port, last_gap=GAP):
+        if entry.type != "IB/RoCE v1":
+            found.setdefault(entry.gid, entry.index)
     return found
 
 
-def gid_of(address: str) -> str:
-    """The RoCE v2 GID of an IP address (InfiniBand annex A17: IPv4 is mapped into IPv6)."""
-    parsed = ipaddress.ip_address(address)
-    number = int(parsed) if parsed.version == 6 else 0xFFFF << 32 | int(parsed)
-    digits = f"{number:032x}"
-    return ":".join(digits[i : i + 4] for i in range(0, 32, 4))
-
-
 def counters(netdev: str) -> dict[str, int]:
-    """The netdev's own counters."""
+    """The netdev's own counters. Raises OSError when there is no such netdev."""
     folder = Path(f"/sys/class/net/{netdev}/statistics")
     names = ("tx_packets", "rx_packets", "tx_dropped", "rx_dropped", "tx_errors", "rx_errors")
     return {name: int((folder / name).read_text()) for name in names}

@@ -14,17 +14,25 @@ class Evidence:
 
     ``addresses``: node to its IP addresses. ``events``: journal entries of both nodes, each with ``node``, ``at_ns``.
     ``during``: node to what the kernel held while connections were open. ``after_close``: node to what was left of
-    closed sockets before WSPCleanup. ``resources``: what the kernel held at the end. ``problems``: why the evidence
-    cannot carry a judgement. ``uncertainty_ns``: the larger of both nodes' clock relations'.
+    closed sockets before WSPCleanup. ``resources``: what the kernel held at the end. ``processes``: node to what its
+    processes held before the first connection and at the end. ``kernel_log``: node to what its kernel logged.
+    ``port_counters``: node to the counters of its ports at the start and at the end. ``problems``: why the evidence
+    cannot carry a judgement. ``uncertainty_ns``: the larger of both nodes' clock relations'. ``packets``: what the
+    nodes sent. ``delivered``: what the nodes got, another thing only where something was done to the wire, which then
+    is among the events of node "wire".
     """
 
     addresses: dict[str, list[str]]
     events: list[dict[str, Any]] = field(default_factory=list)
     packets: list[RocePacket] = field(default_factory=list)
+    delivered: list[RocePacket] = field(default_factory=list)
     packet_times_ns: dict[int, int] = field(default_factory=dict)
     resources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     during: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     after_close: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    processes: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = field(default_factory=dict)
+    kernel_log: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    port_counters: dict[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
     uncertainty_ns: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -41,10 +49,13 @@ class Evidence:
 
     def timeline(self) -> list[dict[str, Any]]:
         """Calls, up-calls, CM events, completions and packets in one order of time."""
-        packets = [
-            {"at_ns": self.packet_times_ns[p.frame], "node": "wire", "kind": "packet"} | p.facts() for p in self.packets
+        sent = {p.frame for p in self.packets}
+        packets = [("packet", p) for p in self.packets]
+        packets += [("arrived", p) for p in self.delivered if p.frame not in sent]
+        entries = [
+            {"at_ns": self.packet_times_ns[p.frame], "node": "wire", "kind": kind} | p.facts() for kind, p in packets
         ]
-        return sorted([*self.events, *packets], key=lambda entry: entry["at_ns"])
+        return sorted([*self.events, *entries], key=lambda entry: entry["at_ns"])
 
     def write(self, path: Path) -> None:
         """Write the timeline as JSON lines."""
@@ -57,7 +68,7 @@ class Evidence:
 
 def describe(entry: dict[str, Any], start_ns: int) -> str:
     """One line of a timeline for people: milliseconds since ``start_ns``, where, what."""
-    skipped = {"at_ns", "t_ns", "node", "kind", "thread", "begun_ns", "time_ns"}
+    skipped = {"at_ns", "t_ns", "node", "kind", "thread", "pid", "begun_ns", "time_ns"}
     facts = " ".join(f"{name}={value}" for name, value in entry.items() if name not in skipped)
     return f"{(entry['at_ns'] - start_ns) / 1e6:10.3f} ms  {entry['node']:>5}  {entry['kind']:<8} {facts}"
 

@@ -1,11 +1,23 @@
 """The rules of a hard close: pure functions over evidence. Each finding names a link of the chain and its rules."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from hil.adapters.processes import is_verbs
+from hil.evidence.disconnect import (
+    Disconnect,
+    Finding,
+    Release,
+    address_finding,
+    answer_findings,
+    release_findings,
+)
 from hil.evidence.evidence import Evidence
+from hil.evidence.origins import named
 from hil.evidence.packets import Connection, RocePacket
+from hil.evidence.psn import not_before
 from hil.winsock.codes import Code
 
 PENDING = int(Code.WSA_IO_PENDING)
@@ -15,19 +27,6 @@ WIRE_DELAY_NS = 100_000_000
 RESET_WITHIN_NS = 1_000_000_000
 # BTH opcodes of RC that end a message of WSPSend: SEND last and only, with immediate, with invalidate (9.2).
 MESSAGE_ENDS = frozenset({0x02, 0x03, 0x04, 0x05, 0x16, 0x17})
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One link of the chain: its name, the requirements it stands for, whether it held, and what was seen."""
-
-    link: str
-    requirements: tuple[str, ...]
-    held: bool
-    seen: str
-
-    def __str__(self) -> str:
-        return f"{'held ' if self.held else 'BROKE'} {self.link} [{', '.join(self.requirements)}]: {self.seen}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +115,8 @@ def peer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     """The peer's side: the news arrives, and what was pending ends with WSAECONNRESET."""
     events = evidence.of(close.peer, "cm", event="DISCONNECTED", handle=close.peer_handle)
     yield Finding("the peer's CM hears of it", ("CLOSE-31",), bool(events), f"{len(events)} DISCONNECTED events")
+    if events and (connection := _connection(evidence, close)) is not None:
+        yield _news_was_carried(evidence, close, connection, events[0])
     posted = _posted(evidence, close.peer, close.peer_socket)
     done = evidence.of(close.peer, "upcall", function="WPUCompleteOverlappedRequest", handle=close.peer_handle)
     counts = {o: sum(e["overlapped"] == o for e in done) for o in posted}
@@ -136,6 +137,19 @@ def peer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
         all(e["code"] == Code.WSAECONNRESET and e["transferred"] == 0 for e in failed),
         f"{len(failed)} failed with {sorted({str(Code(e['code'])) for e in failed})}",
     )
+
+
+def _news_was_carried(evidence: Evidence, close: HardClose, connection: Connection, heard: dict[str, Any]) -> Finding:
+    # Wire and node agree: the peer hears of a reset once a DREQ of this connection came, or the answer to its own.
+    own, kinds = evidence.addresses[close.peer], ("DREQ", "DREP")
+    arrived = [p for p in connection.packets(evidence.delivered) if p.cm in kinds and p.source not in own]
+    first = min((evidence.packet_times_ns[p.frame] for p in arrived), default=None)
+    link, requirements = "what the peer's CM hears the wire has carried", ("CLOSE-31", "CLOSE-35")
+    if first is None:
+        return Finding(link, requirements, False, "no DREQ and no DREP reached the peer")
+    since_ns = heard["at_ns"] - first
+    seen = f"heard {since_ns / 1e6:.1f} ms after it was carried"
+    return Finding(link, requirements, since_ns >= -evidence.uncertainty_ns, seen)
 
 
 def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
@@ -203,53 +217,65 @@ def disconnect_links(
     ``both``: either end may have sent the DREQ.
     """
     packets = connection.packets(evidence.packets)
-    ends = (connection.active, connection.passive)
-    yield Finding("the REQ's GIDs are the ends'", ("CLOSE-35",), connection.gids == ends, f"{connection.gids}")
     dreqs = [p for p in packets if p.cm == "DREQ" and (p.source in closer or both)]
     dreps = [p for p in packets if p.cm == "DREP" and (p.source in peer or both)]
     qpns = {True: connection.passive_qpn, False: connection.active_qpn}
-    right = [p for p in dreqs if p.qpn == qpns[p.source == connection.active]]
-    yield Finding(
-        "the closer's DREQ is on the wire, for this connection",
-        ("CLOSE-35",),
-        bool(dreqs) and right == dreqs,
-        f"DREQ in frames {[p.frame for p in dreqs]} of connection {connection}",
+    own = [dreqs[0].source] if dreqs else []
+    facts = Disconnect(
+        described=str(connection),
+        ends=(connection.active, connection.passive),
+        gids=connection.gids,
+        dreqs=tuple(Release(p.frame, p.qpn == qpns[p.source == connection.active]) for p in dreqs),
+        dreps=tuple(p.frame for p in dreps),
+        answered=bool(dreps) and bool(dreqs) and dreps[0].frame > dreqs[0].frame,
+        after_dreq=_after(packets, dreqs[0], own) if dreqs else (),
+        after_drep=_after(packets, dreps[-1], [*closer, *peer]) if dreps else (),
+        closers_last_data=_last_data(packets, own),
+        last_data=_last_data(packets, [*closer, *peer]),
     )
-    if dreqs:
-        link = "no data leaves the closer after its DREQ"
-        yield _nothing_after(packets, dreqs[0], link, ("CLOSE-36",), [dreqs[0].source])
-    answered = bool(dreps) and bool(dreqs) and dreps[0].frame > dreqs[0].frame
-    yield Finding("the peer's DREP follows", ("CLOSE-35",), answered, f"DREP in frames {[p.frame for p in dreps]}")
-    if dreps:
-        link = "nothing of the connection follows the DREP"
-        yield _nothing_after(packets, dreps[-1], link, ("CLOSE-36",), [*closer, *peer])
+    yield address_finding(facts)
+    yield from release_findings(facts)
+    yield from answer_findings(facts)
 
 
 AUDITED = ("QP", "CQ", "MR", "PD", "CM_ID")
 
 
 def held(resources: list[dict[str, Any]], during: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What counts as left behind: everything but an idle PD of librdmacm's.
+    """What counts as left behind: everything but librdmacm's context and its idle PD.
 
-    librdmacm allocates a PD of its own with the first id of a process and may keep it until the process ends. It is
-    told from a provider's by its context: librdmacm opens one of its own, in which no PD carries a QP or MR ``during``
-    the connection.
+    librdmacm opens the device and allocates a PD of its own with the first id of a process, and may keep both until the
+    process ends. They are told from a provider's by the context: in librdmacm's no PD carries a QP or MR ``during`` the
+    connection.
     """
     carried = {(r["device"], r.get("pd")) for r in during if r["kind"] in ("QP", "MR")}
     pds = [r for r in during if r["kind"] == "PD" and (r["device"], r.get("number")) in carried]
     contexts = {(r["device"], r.get("context")) for r in pds}
-    return [
-        r for r in resources if r["kind"] != "PD" or r.get("use_count") or (r["device"], r.get("context")) in contexts
-    ]
+    return [r for r in resources if _is_used(r) or (r["device"], _context(r)) in contexts]
+
+
+def _is_used(resource: dict[str, Any]) -> bool:
+    return resource["kind"] != "CTX" and (resource["kind"] != "PD" or bool(resource.get("use_count")))
+
+
+def _context(resource: dict[str, Any]) -> int | None:
+    context: int | None = resource.get("number" if resource["kind"] == "CTX" else "context")
+    return context
 
 
 def of_sockets(
     resources: list[dict[str, Any]], before: list[dict[str, Any]], during: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Those of ``resources`` that are connected sockets': not there ``before`` the first, no listener's, no idle PD."""
+    """Those of ``resources`` that are connected sockets': not there ``before`` the first, no listener's, no idle PD, no
+    opened device, which all sockets share."""
+    found = [r for r in held(resources, during) if not _is_listener(r) and r["kind"] != "CTX"]
+    return others(found, before)
+
+
+def others(resources: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of ``resources`` that were not there ``before``: on a host, other programs have theirs."""
     known = {(r["kind"], r["device"], r["number"]) for r in before}
-    found = [r for r in held(resources, during) if not _is_listener(r)]
-    return [r for r in found if (r["kind"], r["device"], r["number"]) not in known]
+    return [r for r in resources if (r["kind"], r["device"], r["number"]) not in known]
 
 
 def _is_listener(resource: dict[str, Any]) -> bool:
@@ -308,20 +334,89 @@ def leak_links(evidence: Evidence) -> Iterable[Finding]:
     """Nothing of a closed socket is left before WSPCleanup, and nothing at all after it."""
     for node, left in evidence.after_close.items():
         link = f"node {node}'s kernel holds nothing of the closed socket"
-        yield Finding(link, ("CLOSE-18", "CLOSE-27"), not left, named(left))
+        yield Finding(link, ("CLOSE-18", "CLOSE-27"), not left, named(left, evidence, node))
     for node, found in evidence.resources.items():
         left = held(found, evidence.during.get(node, []))
         link = f"node {node}'s kernel holds nothing after WSPCleanup"
-        yield Finding(link, ("CLOSE-18", "CLOSE-27", "CLEAN-04"), not left, named(left))
+        yield Finding(link, ("CLOSE-18", "CLOSE-27", "CLEAN-04"), not left, named(left, evidence, node))
+    ours = {e["pid"] for e in evidence.events if "pid" in e}
+    for node, (before, after) in evidence.processes.items():
+        ended = ended_processes(evidence.of(node, "call"))
+        grown = grown_processes(before, [process for process in after if process["pid"] in ours], ended)
+        link = f"node {node}'s processes hold no more than before the first connection"
+        yield Finding(
+            link, ("CLOSE-27", "CLEAN-04"), not grown, "; ".join(grown) or f"{len(after)} processes looked at"
+        )
+    for node, log in evidence.kernel_log.items():
+        bad = complaints(log)
+        link = f"node {node}'s kernel does not complain"
+        yield Finding(link, ("CLOSE-28",), not bad, "; ".join(bad) or f"{len(log)} messages, none of them a complaint")
 
 
-def named(resources: list[dict[str, Any]]) -> str:
-    """Resources for people."""
+def ended_processes(calls: Iterable[dict[str, Any]]) -> set[int]:
+    """The processes of a node in whose journal every WSPStartupEx has its WSPCleanup: their providers have ended."""
+    balance: dict[int, int] = {}
+    for call in calls:
+        step = {"WSPStartupEx": 1, "WSPCleanup": -1}.get(call.get("function", ""), 0)
+        if step and "pid" in call and call.get("code") in (Code.OK, Code.WSAENETDOWN):
+            balance[call["pid"]] = balance.get(call["pid"], 0) + step
+    return {pid for pid, left in balance.items() if not left}
+
+
+def grown_processes(
+    before: list[dict[str, Any]], after: list[dict[str, Any]], ended: Collection[int] = ()
+) -> list[str]:
+    """What each process, which ended every use of verbs, has more of than before: descriptors, threads, memory.
+
+    A process that was not there before must hold no verbs descriptor and no pinned memory. In those of ``ended`` a
+    provider ran before and does not any more: its own thread must be gone.
+    """
+    known = {process["pid"]: process for process in before}
     texts = []
-    for r in resources:
-        size = f", {r['length']} bytes" if "length" in r else ""
-        texts.append(f"{r['kind']} {r['number']}{size}, {r['device']}, pid {r['pid']} ({r['command']})")
-    return "; ".join(texts) or "nothing left"
+    for process in after:
+        old = known.get(process["pid"])
+        if old and process["pid"] in ended:
+            old = old | {"threads": old["threads"] - 1}
+        place = f"pid {process['pid']} ({process['command']})"
+        texts += [f"{place}: {text}" for text in _more(old, process)]
+    return texts
+
+
+def _more(old: dict[str, Any] | None, now: dict[str, Any]) -> Iterable[str]:
+    held = old["descriptors"] if old else {}
+    grown = {target: count - held.get(target, 0) for target, count in now["descriptors"].items()}
+    # librdmacm opens the device itself, with an event descriptor, and keeps both until the process ends.
+    library = _opened_devices(grown)
+    for target, count in grown.items():
+        count -= min(count, library.get(target, library["events"])) if is_verbs(target) and target != RDMA_CM else 0
+        if count > 0 and (old or is_verbs(target)):
+            yield f"{count} descriptors of {target}"
+    if old and now["threads"] > old["threads"]:
+        yield f"{now['threads'] - old['threads']} threads"
+    for kind in ("locked", "pinned"):
+        if now[kind] > (old[kind] if old else 0):
+            yield f"{now[kind] - (old[kind] if old else 0)} bytes of {kind} memory"
+
+
+RDMA_CM = "/dev/infiniband/rdma_cm"
+
+
+def _opened_devices(grown: dict[str, int]) -> dict[str, int]:
+    """What librdmacm may keep: one descriptor of each device it opened, and an event descriptor for each of them."""
+    opened = {target: 1 for target, count in grown.items() if target.startswith("/dev/infiniband/uverbs") and count > 0}
+    return opened | {"events": len(opened)}
+
+
+# How the kernel says that something of its own is wrong; a driver's own errors are level 3 and below.
+COMPLAINT = re.compile(
+    r"BUG:|WARNING:|Oops|general protection|Call Trace|refcount_t:|list_(add|del) corruption|blocked for more than|"
+    r"unregister_netdevice: waiting|KASAN|UBSAN|Out of memory"
+)
+
+
+def complaints(log: list[dict[str, Any]]) -> list[str]:
+    """The messages of a kernel's log that tell of a fault."""
+    return [record["text"] for record in log if COMPLAINT.search(record["text"])]
 
 
 def unseen(evidence: Evidence) -> list[str]:
@@ -342,18 +437,13 @@ def _succeeded(evidence: Evidence, node: str, function: str, socket: int) -> int
     return len(evidence.of(node, "call", function=function, socket=socket, code=0))
 
 
-def not_before(psn: int, other: int) -> bool:
-    """Whether ``psn`` is ``other`` or follows it, modulo 2**24."""
-    return (psn - other) % (1 << 24) < 1 << 23
-
-
-def _nothing_after(
-    packets: list[RocePacket], last: RocePacket, link: str, requirements: tuple[str, ...], sources: list[str]
-) -> Finding:
+def _after(packets: list[RocePacket], last: RocePacket, sources: list[str]) -> tuple[int, ...]:
     after = [p for p in packets if p.frame > last.frame and p.source in sources and p.cm not in ("DREQ", "DREP")]
-    data = [p.frame for p in packets if not p.cm and p.source in sources]
-    seen = f"last data in frame {max(data, default=None)}; after frame {last.frame}: {[p.frame for p in after]}"
-    return Finding(link, requirements, not after, seen)
+    return tuple(p.frame for p in after)
+
+
+def _last_data(packets: list[RocePacket], sources: list[str]) -> int | None:
+    return max((p.frame for p in packets if not p.cm and p.source in sources), default=None)
 
 
 def _connection(evidence: Evidence, close: HardClose) -> Connection | None:

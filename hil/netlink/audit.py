@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hil.netlink.facts import socket_address
 from hil.netlink.link import RdmaLink
 from hil.netlink.messages import Command
 
@@ -12,20 +13,42 @@ KINDS = {
     "MR": Command.RES_MR_GET,
     "PD": Command.RES_PD_GET,
     "CM_ID": Command.RES_CM_ID_GET,
+    "SRQ": Command.RES_SRQ_GET,
 }
-_NUMBER = {"QP": "RES_LQPN", "CQ": "RES_CQN", "MR": "RES_MRN", "PD": "RES_PDN", "CM_ID": "RES_CM_IDN"}
+CONTEXTS = {"CTX": Command.RES_CTX_GET}
+# What is told of a resource beside its kind, device and owner, by the attribute that holds it.
+_NUMBER = {
+    "QP": "RES_LQPN",
+    "CQ": "RES_CQN",
+    "MR": "RES_MRN",
+    "PD": "RES_PDN",
+    "CM_ID": "RES_CM_IDN",
+    "SRQ": "RES_SRQN",
+    "CTX": "RES_CTXN",
+}
+_DETAILS = {
+    "length": "RES_MRLEN",
+    "key": "RES_LKEY",
+    "state": "RES_STATE",
+    "use_count": "RES_USECNT",
+    "entries": "RES_CQE",
+    "context": "RES_CTXN",
+    "pd": "RES_PDN",
+    "thread": "RES_PID",
+}
 
 
-def resources() -> list[dict[str, Any]]:
+def resources(*, contexts: bool = False) -> list[dict[str, Any]]:
     """Every resource that user space holds: kind, device, number, owner's pid and command, details.
 
-    The kernel names the *thread* that made a resource, and nobody once that thread has ended: such a resource is
-    listed with pid None, and only one with a kernel owner's name is left out. Raises OSError when a dump is refused.
+    With ``contexts`` also the opened devices ("CTX"). The kernel names the *thread* that made a resource, and nobody
+    once that thread has ended: such a resource is listed with pid None, and only one with a kernel owner's name is left
+    out. Raises OSError when a dump is refused.
     """
     found = []
     with RdmaLink() as link:
         for device in link.devices():
-            for kind, command in KINDS.items():
+            for kind, command in (KINDS | (CONTEXTS if contexts else {})).items():
                 for entry in link.resources(command, device["DEV_INDEX"]):
                     if "RES_KERN_NAME" not in entry:
                         found.append(_described(kind, entry, device["DEV_NAME"]))
@@ -33,13 +56,11 @@ def resources() -> list[dict[str, Any]]:
 
 
 def _described(kind: str, entry: dict[str, Any], device: str) -> dict[str, Any]:
-    known = {
-        "number": entry.get(_NUMBER[kind]),
-        "length": entry.get("RES_MRLEN"),
-        "state": entry.get("RES_STATE"),
-    }
-    known |= {"use_count": entry.get("RES_USECNT"), "context": entry.get("RES_CTXN"), "pd": entry.get("RES_PDN")}
-    known |= {"qp": entry.get("RES_LQPN") if kind == "CM_ID" else None}
+    known = {name: entry.get(attribute) for name, attribute in _DETAILS.items()}
+    known |= {"number": entry.get(_NUMBER[kind]), "qp": entry.get("RES_LQPN") if kind == "CM_ID" else None}
+    for name, attribute in (("source", "RES_SRC_ADDR"), ("destination", "RES_DST_ADDR")):
+        address = socket_address(entry.get(attribute, b""))
+        known[name] = f"{address[0]} port {address[1]}" if address else None
     details = {name: value for name, value in known.items() if value is not None}
     thread = entry.get("RES_PID")
     pid, command = process_of(thread) if thread else (None, "its thread has ended")

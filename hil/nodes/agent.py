@@ -4,7 +4,9 @@ It runs nothing that could block: every job runs in a worker forked from it, whi
 answers the clock at once, notices a worker's death at once, and workers can be killed at will.
 """
 
+import ctypes
 import os
+import select
 import selectors
 import signal
 import socket
@@ -18,6 +20,9 @@ from hil.nodes.protocol import FrameBuffer, Message, decode, encode
 
 AGENT = 0
 READ_SIZE = 1 << 18
+PR_SET_PDEATHSIG = 1
+# Workers go first when a host runs out of memory: the agent lives on to tell of it (proc(5), oom_score_adj).
+WORKER_OOM_SCORE = "500"
 
 
 @dataclass(slots=True)
@@ -29,10 +34,16 @@ class _Worker:
 
 
 class Agent:
-    """Serve one byte stream, a file descriptor open for reading and writing, until it ends."""
+    """Serve one byte stream until it ends: a descriptor to read from, and one to write to if it is another.
 
-    def __init__(self, stream_fd: int) -> None:
+    With ``silence_limit_s``, it ends as well when the controller said nothing, or took nothing, for so long: where the
+    network between them broke, nobody else would tell.
+    """
+
+    def __init__(self, stream_fd: int, out_fd: int | None = None, silence_limit_s: float | None = None) -> None:
         self._fd = stream_fd
+        self._out = stream_fd if out_fd is None else out_fd
+        self._silence_limit_s = silence_limit_s
         self._frames = FrameBuffer()
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 1
@@ -41,13 +52,17 @@ class Agent:
 
     def serve(self) -> None:
         self._send({"from": AGENT, "event": {"kind": "agent ready", "t_ns": time.monotonic_ns()}})
+        heard_ns = time.monotonic_ns()
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._silence_limit_s):
                 if key.data is None:
                     if not self._read_controller():
                         return
+                    heard_ns = time.monotonic_ns()
                 elif key.data.number in self._workers:
                     self._read_worker(key.data)
+            if self._silence_limit_s and time.monotonic_ns() - heard_ns > self._silence_limit_s * 1e9:
+                return
 
     def _read_controller(self) -> bool:
         data = os.read(self._fd, READ_SIZE)
@@ -98,9 +113,13 @@ class Agent:
     def _become_worker(self, ours: socket.socket, theirs: socket.socket, role: str) -> None:
         status = 1
         try:
+            # Whatever a worker hangs in, it does not outlive the agent.
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            Path("/proc/self/oom_score_adj").write_text(WORKER_OOM_SCORE)
             ours.close()
             self._selector.close()
-            os.close(self._fd)
+            for fd in {self._fd, self._out}:
+                os.close(fd)
             for sibling in self._workers.values():
                 sibling.sock.close()
             from hil.nodes.worker import work
@@ -149,7 +168,15 @@ class Agent:
     def _send(self, message: Message) -> None:
         data = memoryview(encode(message))
         while data:
-            data = data[os.write(self._fd, data) :]
+            data = data[self._write(data) :]
+
+    def _write(self, data: memoryview) -> int:
+        if self._silence_limit_s is None:
+            return os.write(self._out, data)
+        if not select.select([], [self._out], [], self._silence_limit_s)[1]:
+            sys.exit(1)
+        # What polls writable takes so much without making us wait.
+        return os.write(self._out, data[: select.PIPE_BUF])
 
 
 def find_port(name: str) -> Path:
@@ -166,6 +193,18 @@ def main() -> None:
 
     hil.nodes.worker.preload()
     Agent(os.open(find_port(sys.argv[1]), os.O_RDWR)).serve()
+
+
+def serve_host(silence_limit_s: float) -> None:
+    """Entry point on a host: serve standard input and output, which nobody else may write to from now on."""
+    import hil.nodes.worker
+
+    stream, out, nothing = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    hil.nodes.worker.preload_present()
+    Agent(stream, out, silence_limit_s).serve()
 
 
 if __name__ == "__main__":

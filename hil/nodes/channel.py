@@ -55,6 +55,7 @@ class Channel:
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._calls: dict[tuple[int, int], _Call] = {}
+        self._workers: set[int] = set()
         self._exits: dict[int, int] = {}
         self._exit_changed = threading.Condition(self._lock)
         self._dead: str | None = None
@@ -85,7 +86,18 @@ class Channel:
     def spawn(self, role: str) -> tuple[int, int]:
         """Start a worker for ``role``; its number and its process id on the node."""
         value = self.call(0, "spawn", HANG_TIMEOUT_S, "start of a worker", role=role)
+        with self._lock:
+            self._workers.add(value["worker"])
         return value["worker"], value["pid"]
+
+    def workers(self) -> list[int]:
+        """The workers that were started here and have not ended."""
+        with self._lock:
+            return sorted(self._workers - self._exits.keys())
+
+    def alive(self) -> bool:
+        """Whether nothing is known to have ended or broken the stream."""
+        return self._dead is None
 
     def kill(self, worker: int, signal_number: int = 9) -> None:
         self.call(0, "kill", HANG_TIMEOUT_S, "kill of a worker", worker=worker, signal=signal_number)

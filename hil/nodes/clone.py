@@ -1,26 +1,45 @@
 """A node made from a snapshot in a tenth of a second."""
 
-from collections.abc import Callable
+import socket
 from pathlib import Path
 from typing import Any
 
 from hil.errors import NodeDied
-from hil.nodes.channel import Channel, ClockRelation
+from hil.nodes.channel import Channel
 from hil.nodes.machine import Machine
-from hil.nodes.protocol import Message
+from hil.nodes.node import AgentNode, Record
 from hil.nodes.snapshot import Snapshot, wait_for_migration
 
-SYSTEM_TIMEOUT_S = 60.0
+# What only looks: whatever else is asked of the system role, another test may find its traces.
+# fmt: off
+LOOKS = frozenset((
+    "adapters", "counters", "inspect", "kernel_log", "pending_changes", "port_counters", "processes", "provenance",
+    "resources", "standing", "survey", "versions", "wait_ready",
+))
+# fmt: on
 
 
-class Clone:
-    """A running clone with its agent. ``frames`` is the socket the wire joins. Use as a context manager."""
+class Clone(AgentNode):
+    """A running clone with its agent. ``frames`` is the socket the wire joins. Use as a context manager.
+
+    ``joined``: the clone's own end of a socket to another clone, instead of a wire. ``ssh_port``: of this machine's
+    loopback, where its ssh server is reached; 0 for none. ``changed``: whether it was asked for more than to look.
+    """
 
     def __init__(
-        self, name: str, snapshot: Snapshot, console: Path, on_event: Callable[[str, int, Message], None]
+        self,
+        name: str,
+        snapshot: Snapshot,
+        console: Path,
+        on_event: Record,
+        ssh_port: int = 0,
+        joined: socket.socket | None = None,
     ) -> None:
-        self.name = name
-        self.machine = Machine(snapshot.hardware, snapshot.ram, console, share=False, incoming=True)
+        super().__init__()
+        self.name, self.console, self.changed = name, console, False
+        self.machine = Machine(
+            snapshot.hardware, snapshot.ram, console, share=False, incoming=True, ssh_port=ssh_port, frames=joined
+        )
         self.frames = self.machine.sockets.frames
         try:
             capability = {"capability": "x-ignore-shared", "state": True}
@@ -39,16 +58,23 @@ class Clone:
             lambda worker, event: on_event(name, worker, event),
             self.machine.last_words,
         )
-        self._system: int | None = None
 
     def system(self, call: str, /, **arguments: Any) -> Any:
-        """A call of the node's ``system`` role: provisioning, resources, counters, programs."""
-        if self._system is None:
-            self._system, _ = self.channel.spawn("system")
-        return self.channel.call(self._system, call, SYSTEM_TIMEOUT_S, "system call", **arguments)
+        self.changed |= call not in LOOKS
+        return super().system(call, **arguments)
 
-    def clock(self) -> ClockRelation:
-        return self.channel.clock()
+    def move_console(self, console: Path) -> None:
+        """Let the machine's console go on in another file. Raises NodeError."""
+        backend = {"type": "file", "data": {"out": str(console), "append": True}}
+        self.machine.monitor("chardev-change", id="console", backend=backend)
+        self.console = self.machine.console = console
+
+    def end_workers(self, timeout_s: float) -> list[int]:
+        """End every worker but the one that serves ``system``; the exit status of each. Raises NodeError."""
+        running = [worker for worker in self.channel.workers() if worker != self._system]
+        for worker in running:
+            self.channel.kill(worker)
+        return [self.channel.wait_exit(worker, timeout_s) for worker in running]
 
     def check_alive(self) -> None:
         """Raises NodeDied unless the agent answers."""

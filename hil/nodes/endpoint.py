@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hil.errors import HilError, PhaseTimeout
-from hil.nodes.clone import Clone
+from hil.nodes.node import Node
 from hil.winsock.codes import MEM_READWRITE, Code
 
 CALL_TIMEOUT_S = 30.0
@@ -46,7 +46,7 @@ class Endpoint:
 
     ROLE = "provider"
 
-    def __init__(self, node: Clone, ip: str, provider: str = "", **settings: Any) -> None:
+    def __init__(self, node: Node, ip: str, provider: str = "", **settings: Any) -> None:
         self.node, self.ip = node, ip
         self.worker, self.pid = node.channel.spawn(self.ROLE)
         code = self.ask("start", provider=provider, settings=settings)

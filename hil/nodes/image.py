@@ -44,6 +44,8 @@ PACKAGES = (
     "kmod",
     "linux-image-amd64",
 )
+# What a guest has more than its suite's plain one; "host" is one that people log in to, with a capture program.
+VARIANTS = {"": (), "host": ("openssh-server", "tcpdump", "wireshark-common")}
 # macvlan gives a node a second netdev on the same wire, and with it a second adapter.
 MODULES = ("crc32_generic", "virtio_pci", "virtio_net", "virtio_console", "macvlan", "rdma_rxe", "rdma_ucm", "ib_umad")
 LEFT_OUT = re.compile(
@@ -51,11 +53,15 @@ LEFT_OUT = re.compile(
     r"(perl|gconv|systemd)|boot/|var/|(usr/)?lib/(modules|systemd|udev|firmware)/|usr/lib/python3\.\d+/(test|idlelib|tkinter|"
     r"ensurepip|lib2to3|pydoc_data|config-[^/]*)/|usr/(games|include|src)/)"
 )
+# A host records with dumpcap, and shows nothing.
+LEFT_OUT_OF_HOSTS = r"^usr/(lib/x86_64-linux-gnu/(libwireshark|wireshark/)|share/wireshark/)"
 RECIPE_VERSION = 2
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
+# One band: in pfifo_fast a CM message overtakes a thousand data frames of its own adapter.
+echo pfifo > /proc/sys/net/core/default_qdisc
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 for module in $(cat /etc/hil-modules); do
@@ -81,24 +87,29 @@ class Image:
     packages: dict[str, str]
 
 
-def recipe(suite: str) -> dict[str, object]:
+def recipe(suite: str, variant: str = "") -> dict[str, object]:
     """Everything the image depends on. Raises ImageError for a suite that is not known."""
     if suite not in SUITES:
         raise ImageError(f"suite {suite!r} is not known; choose one of {', '.join(SUITES)}")
     return {
         "version": RECIPE_VERSION,
         "suite": suite,
-        "packages": [*PACKAGES, SUITES[suite]],
+        "packages": [*PACKAGES, SUITES[suite], *VARIANTS[variant]],
         "modules": MODULES,
-        "left out": LEFT_OUT.pattern,
+        "left out": left_out(variant).pattern,
         "init": INIT,
         "pyroute2": importlib.metadata.version("pyroute2"),
     }
 
 
-def image_for(suite: str, cache: Path) -> Image:
+def left_out(variant: str) -> re.Pattern[str]:
+    """What of the packages' files no guest of ``variant`` has: paths without the first slash."""
+    return re.compile(f"{LEFT_OUT.pattern}|{LEFT_OUT_OF_HOSTS}") if variant else LEFT_OUT
+
+
+def image_for(suite: str, cache: Path, variant: str = "") -> Image:
     """The image of ``suite`` from the cache; built first when missing, damaged or of another recipe."""
-    text = json.dumps(recipe(suite), sort_keys=True)
+    text = json.dumps(recipe(suite, variant), sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache / "images" / f"{suite}-{key}"
     sweep(folder.parent)
@@ -108,8 +119,8 @@ def image_for(suite: str, cache: Path) -> Image:
             return _load(suite, key, folder)
         say(f"the cached image {folder.name} is damaged ({problem}): building it again")
         shutil.rmtree(folder)
-    with step(f"building the {suite} guest image"):
-        _build(suite, folder)
+    with step(f"building the {suite} guest image{f' ({variant})' * bool(variant)}"):
+        _build(suite, variant, folder)
     return _load(suite, key, folder)
 
 
@@ -177,24 +188,24 @@ def _load(suite: str, key: str, folder: Path) -> Image:
     return Image(suite, key, folder / "kernel", folder / "initrd", manifest["packages"])
 
 
-def _build(suite: str, folder: Path) -> None:
+def _build(suite: str, variant: str, folder: Path) -> None:
     with building(folder.parent) as work:
         tar = work / "root.tar"
-        _bootstrap(suite, tar)
+        _bootstrap(suite, variant, tar)
         out = work / "image"
         out.mkdir()
         try:
-            packages = _convert(tar, out)
+            packages = _convert(tar, out, variant)
         except OSError as error:
             raise ImageError(f"the image could not be written to {folder.parent}: {error}") from error
-        seal(out, folder, {"packages": packages, "recipe": recipe(suite)})
+        seal(out, folder, {"packages": packages, "recipe": recipe(suite, variant)})
 
 
-def _bootstrap(suite: str, tar: Path) -> None:
+def _bootstrap(suite: str, variant: str, tar: Path) -> None:
     program = shutil.which("mmdebstrap")
     if program is None:
         raise ImageError("mmdebstrap is missing; install it with: apt-get install mmdebstrap")
-    include = ",".join([*PACKAGES, SUITES[suite]])
+    include = ",".join([*PACKAGES, SUITES[suite], *VARIANTS[variant]])
     # The packages' names carry their versions; dpkg's own status file stays empty in this variant.
     note = 'ls "$1/var/cache/apt/archives" > "$1/hil-packages"'
     command = [
@@ -223,12 +234,12 @@ def _bootstrap(suite: str, tar: Path) -> None:
         )
 
 
-def _convert(tar_path: Path, out: Path) -> dict[str, str]:
+def _convert(tar_path: Path, out: Path, variant: str) -> dict[str, str]:
     with tarfile.open(tar_path) as tar, (out / "initrd").open("wb") as raw:
         members = {m.name.removeprefix("./"): m for m in tar.getmembers()}
         cpio = CpioWriter(raw)
         cpio.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
-        _copy_tree(tar, members, cpio)
+        _copy_tree(tar, members, cpio, variant)
         order = _copy_modules(tar, members, cpio)
         _copy_library("pyroute2", cpio)
         cpio.add_file("init", INIT.encode(), 0o755)
@@ -241,13 +252,14 @@ def _convert(tar_path: Path, out: Path) -> dict[str, str]:
         return package_versions(_read(tar, members["hil-packages"]).decode())
 
 
-def _copy_tree(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], cpio: CpioWriter) -> None:
+def _copy_tree(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], cpio: CpioWriter, variant: str) -> None:
+    unwanted = left_out(variant)
     for name in ("dev", "proc", "sys", "tmp", "run", "hil-modules", "hil-code", "hil-lib"):
         cpio.add_directory(name)
     for name, member in members.items():
         if not name or name in {".", "dev", "proc", "sys", "tmp", "run"} or name.startswith("dev/"):
             continue
-        if LEFT_OUT.match(name) or LEFT_OUT.match(name + "/"):
+        if unwanted.match(name) or unwanted.match(name + "/"):
             continue
         if member.isdir():
             cpio.add_directory(name)
@@ -336,7 +348,7 @@ def code_files() -> Iterator[tuple[str, Path]]:
     root = Path(__file__).parents[1]
     folders = ("winsock", "verbs", "provider", "switch", "netlink", "adapters")
     single = ["__init__.py", "errors.py"]
-    single += [f"nodes/{n}.py" for n in ("__init__", "agent", "worker", "protocol", "system")]
+    single += [f"nodes/{n}.py" for n in ("__init__", "agent", "worker", "protocol", "system", "capture", "terminal")]
     paths = [root / name for name in single]
     for folder in folders:
         paths += sorted((root / folder).rglob("*.py"))

@@ -1,6 +1,12 @@
-"""Lab files: TOML, typed, every mistake reported with its place, unknown keys refused."""
+"""Lab files: TOML, typed, every mistake reported with its place, unknown keys refused.
 
+``[lab] kind`` says which kind of file it is; the classes below name the sections and keys of each kind.
+"""
+
+import ipaddress
+import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NewType, get_args, get_origin
 
@@ -10,53 +16,210 @@ from cattrs import transform_error
 from cattrs.gen import make_dict_structure_fn
 
 from hil.errors import LabFileError
+from hil.progress import harmless
 
 MAX_LAB_FILE = 1 << 20
 MTU_LIMITS = (1280, 9000)
 MEMORY_LIMITS = (384, 16384)
-
+NODE_LIMITS = (2, 64)
+PORT_LIMITS = (0, 65535)
 
 Mtu = NewType("Mtu", int)
 MemoryMib = NewType("MemoryMib", int)
+NodeCount = NewType("NodeCount", int)
+TcpPort = NewType("TcpPort", int)
+Ipv4Prefix = NewType("Ipv4Prefix", int)
+Ipv6Prefix = NewType("Ipv6Prefix", int)
+AnyMtu = NewType("AnyMtu", int)
+Ipv4 = NewType("Ipv4", str)
+Ipv6 = NewType("Ipv6", str)
+Name = NewType("Name", str)
+"""What a kernel calls an interface, and what a lab calls a node: no blank, no slash, not empty."""
+Namespace = NewType("Namespace", str)
+"""A name, or empty: none."""
+Host = NewType("Host", str)
+"""What ssh calls a host: not empty."""
+Suite = Literal["trixie", "bookworm"]
 
 
 @attrs.frozen
 class LabSection:
     """``[lab]``: the lab's name, and what kind of lab it is."""
 
-    name: str = "soft-pair"
-    kind: Literal["soft-pair"] = "soft-pair"
+    name: Name = Name("soft-pair")
+    kind: Literal["soft-pair", "soft-switch", "hosts"] = "soft-pair"
 
 
 @attrs.frozen
 class Guest:
     """``[guest]``: what the nodes of a soft lab run. ``memory_mib`` is of each node."""
 
-    suite: Literal["trixie", "bookworm"] = "trixie"
+    suite: Suite = "trixie"
     memory_mib: MemoryMib = MemoryMib(640)
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
 
 
 @attrs.frozen
 class Link:
-    """``[link]``: the wire between the nodes. ``mtu`` in bytes; IPv6 needs 1280."""
+    """``[link]``: what joins the adapters. ``mtu`` in bytes; IPv6 needs 1280."""
 
     mtu: Mtu = Mtu(1500)
 
 
 @attrs.frozen
-class LabFile:
-    """A whole lab file; every section and key has a default."""
+class SoftPairFile:
+    """Two guests and the inline wire; every section and key has a default. ``guest_b`` is node b's, if it differs."""
 
     lab: LabSection = LabSection()
     guest: Guest = Guest()
+    guest_b: Guest | None = None
     link: Link = Link()
 
 
+@attrs.frozen
+class Switch:
+    """``[switch]``: how many guests are joined by it."""
+
+    nodes: NodeCount = NodeCount(16)
+
+
+@attrs.frozen
+class SoftSwitchFile:
+    """Many guests on one switch in user space, which records every frame; nodes are called n1, n2 and so on."""
+
+    lab: LabSection
+    guest: Guest = Guest()
+    switch: Switch = Switch()
+    link: Link = Link()
+
+
+@attrs.frozen
+class Adapter:
+    """``[nodes.NAME.adapter]``: the RDMA device, the netdev below it, and the addresses that it has.
+
+    ``provision``: give it what it lacks of these for the run, and take it away again: addresses with their prefix
+    lengths, ``mtu`` unless 0, link up, and with ``soft_roce`` a soft-RoCE device of that name on the netdev.
+    """
+
+    device: Name
+    netdev: Name
+    ipv4: Ipv4
+    ipv6: Ipv6 = Ipv6("")
+    provision: bool = False
+    soft_roce: bool = False
+    ipv4_prefix: Ipv4Prefix = Ipv4Prefix(24)
+    ipv6_prefix: Ipv6Prefix = Ipv6Prefix(64)
+    mtu: AnyMtu = AnyMtu(0)
+
+
+@attrs.frozen
+class SshNode:
+    """``[nodes.NAME]`` of ``kind = "ssh"``: a host as the user's own ssh reaches it.
+
+    ``host`` is a name or an alias of the ssh configuration; ``port`` 0 and empty strings leave it to that.
+    ``config``, ``identity`` and ``known_hosts`` are paths, relative to the lab file's folder.
+    ``sudo``: become root with ``sudo -n``. ``namespace``: run in this network namespace. ``own``: the node is the
+    bench's own; tests may change its addresses, take its adapter away and leave it so.
+    """
+
+    kind: Literal["ssh"]
+    host: Host
+    user: str = ""
+    port: TcpPort = TcpPort(0)
+    config: str = ""
+    identity: str = ""
+    known_hosts: str = ""
+    python: str = "python3"
+    sudo: bool = False
+    namespace: Namespace = Namespace("")
+    own: bool = False
+    adapter: Adapter | None = None
+
+
+@attrs.frozen
+class LocalNode:
+    """``[nodes.NAME]`` of ``kind = "local"``: this machine. The keys are those of an SSH node."""
+
+    kind: Literal["local"]
+    python: str = "python3"
+    sudo: bool = False
+    namespace: Namespace = Namespace("")
+    own: bool = False
+    adapter: Adapter | None = None
+
+
+NodeSection = SshNode | LocalNode
+
+
+@attrs.frozen
+class Cable:
+    """``[link]`` between hosts. ``kind``: what is between the adapters, ``internal`` when both are in one host.
+
+    ``soft``: the adapters are soft-RoCE, so that netdevs see their frames. ``cabling`` is for people, and stands in
+    every result.
+    """
+
+    kind: Literal["cable", "switch", "internal"] = "cable"
+    soft: bool = False
+    cabling: str = ""
+
+
+@attrs.frozen
+class NoCapture:
+    """``[capture]`` of ``kind = "none"``: nothing is recorded, so nothing about the wire can be judged."""
+
+    kind: Literal["none"]
+
+
+@attrs.frozen
+class HostCapture:
+    """``[capture]`` of ``kind = "host"``: on node a's or b's own netdev.
+
+    ``method``: ``packet-socket`` is the bench's own, the others are programs that the node must have.
+    ``interface``: what to record on when it is not the adapter's netdev, as dumpcap calls it.
+    """
+
+    kind: Literal["host"]
+    on: Literal["a", "b"] = "a"
+    method: Literal["packet-socket", "dumpcap", "tcpdump"] = "packet-socket"
+    interface: str = ""
+
+
+@attrs.frozen
+class MirrorCapture:
+    """``[capture]`` of ``kind = "mirror"``: on a third node, whose ``netdev`` the switch mirrors the link to."""
+
+    kind: Literal["mirror"]
+    node: Name
+    netdev: Name
+    method: Literal["packet-socket", "dumpcap", "tcpdump"] = "packet-socket"
+
+
+CaptureSection = NoCapture | HostCapture | MirrorCapture
+
+
+@attrs.frozen
+class HostsFile:
+    """Machines that exist without the bench: nodes a and b with an adapter each, and whoever captures."""
+
+    lab: LabSection
+    nodes: dict[Name, NodeSection]
+    capture: CaptureSection
+    link: Cable = Cable()
+
+
+LabFile = SoftPairFile | SoftSwitchFile | HostsFile
+FILES: dict[str, type] = {"soft-pair": SoftPairFile, "soft-switch": SoftSwitchFile, "hosts": HostsFile}
+
+
 def _strict(kind: type) -> Any:
+    names = {int: "an integer", str: "a string", bool: "true or false"}
+
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not kind:
-            raise ValueError(f"{value!r} is not {'an integer' if kind is int else 'a string'}")
+            raise ValueError(f"{value!r} is not {names[kind]}")
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError(f"{value!r} holds what cannot be printed")
         return value
 
     return structure
@@ -72,6 +235,62 @@ def _between(low: int, high: int) -> Any:
     return structure
 
 
+def _any_mtu(value: Any, of: type) -> int:
+    """An MTU, or 0 to leave it as it is."""
+    number: int = _strict(int)(value, of)
+    if number and not MTU_LIMITS[0] <= number <= MTU_LIMITS[1]:
+        low, high = MTU_LIMITS
+        raise ValueError(f"{number} is out of range: 0, or {low} to {high}; IPv6 loses its addresses below {low}")
+    return number
+
+
+def _address(version: int, *, optional: bool) -> Any:
+    def structure(value: Any, of: type) -> Any:
+        text = _strict(str)(value, of)
+        if optional and not text:
+            return text
+        try:
+            known = ipaddress.ip_address(text)
+        except ValueError:
+            known = None
+        if known is None or known.version != version:
+            raise ValueError(f"{text!r} is not an IPv{version} address; write it without a prefix length")
+        if why := _unusable(known):
+            raise ValueError(f"{text!r} is no adapter's address: {why}")
+        # As the kernel and the packets write it: it is compared as text.
+        return str(known)
+
+    return structure
+
+
+def _unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Why a connection cannot be made to an address, or an empty text."""
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        return "it names a scope"
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return "it is an IPv4 address in disguise"
+    kinds = {"multicast": address.is_multicast, "unspecified": address.is_unspecified, "loopback": address.is_loopback}
+    return ", ".join(f"it is {kind}" for kind, so in kinds.items() if so)
+
+
+def _name(value: Any, of: Any) -> str:
+    text: str = _strict(str)(value, of)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}", text):
+        raise ValueError(f"{text!r} is not a name: letters, digits, and any of _ . : @ -")
+    return text
+
+
+def _name_or_none(value: Any, of: Any) -> str:
+    return "" if value == "" else _name(value, of)
+
+
+def _host(value: Any, of: Any) -> str:
+    text: str = _strict(str)(value, of)
+    if not text.strip():
+        raise ValueError(f"{text!r} names no host")
+    return text
+
+
 def _choice(value: Any, choices: Any) -> Any:
     if value not in get_args(choices):
         raise ValueError(f"{value!r} is not one of {', '.join(map(str, get_args(choices)))}")
@@ -82,16 +301,42 @@ def _is_literal(kind: Any) -> bool:
     return get_origin(kind) is Literal
 
 
-def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
+def _by_kind(converter: cattrs.Converter, *classes: type) -> Any:
+    """A table that is of one of these classes, as its key ``kind`` says."""
+    known = {get_args(attrs.fields_dict(cls)["kind"].type)[0]: cls for cls in classes}
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r} is not a table")
+        if (kind := value.get("kind")) not in list(known):
+            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(known)}")
+        return converter.structure(value, known[kind])
+
+    return structure
+
+
+def _converter(*, strict: bool = True) -> cattrs.Converter:
+    """``strict``: unknown keys are refused."""
+    converter = cattrs.Converter(forbid_extra_keys=strict)
     converter.register_structure_hook_func(_is_literal, _choice)
-    for kind in (int, str):
+    for kind in (int, str, bool):
         converter.register_structure_hook(kind, _strict(kind))
-    converter.register_structure_hook(Mtu, _between(*MTU_LIMITS))
-    converter.register_structure_hook(MemoryMib, _between(*MEMORY_LIMITS))
+    limits = {Mtu: MTU_LIMITS, MemoryMib: MEMORY_LIMITS, NodeCount: NODE_LIMITS, TcpPort: PORT_LIMITS}
+    limits |= {Ipv4Prefix: (1, 32), Ipv6Prefix: (1, 128)}
+    for number, bounds in limits.items():
+        converter.register_structure_hook(number, _between(*bounds))
+    converter.register_structure_hook(AnyMtu, _any_mtu)
+    converter.register_structure_hook(Ipv4, _address(4, optional=False))
+    converter.register_structure_hook(Ipv6, _address(6, optional=True))
+    converter.register_structure_hook(Name, _name)
+    converter.register_structure_hook(Namespace, _name_or_none)
+    converter.register_structure_hook(Host, _host)
+    for union in (NodeSection, CaptureSection):
+        hook = _by_kind(converter, *get_args(union))
+        converter.register_structure_hook_func(lambda kind, union=union: kind == union, hook)  # type: ignore[misc]
 
     def factory(cls: type) -> Any:
-        structure: Any = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
+        structure: Any = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=strict)
 
         def checked(value: Any, of: type) -> Any:
             if not isinstance(value, dict):
@@ -106,29 +351,79 @@ def _converter() -> cattrs.Converter:
 
 def read_lab_file(path: Path) -> LabFile:
     """The lab file at ``path``. Raises LabFileError that lists every mistake with its place."""
+    values = _read(path)
+    section = values.get("lab")
+    kind = section.get("kind", "soft-pair") if isinstance(section, dict) else "soft-pair"
+    if str(kind) not in FILES:
+        # What the other sections should hold nobody knows.
+        values = {"lab": section}
+    cls = FILES.get(str(kind), SoftPairFile)
     try:
-        data = path.read_bytes()
+        lab: LabFile = _converter().structure(values, cls)
+    except Exception as error:
+        mistakes = [_place(text) for text in transform_error(error, format_exception=_described)]
+        with suppress(Exception):
+            # Where keys too many are all that is wrong with the sections, they can contradict each other as well.
+            mistakes += _contradictions(_converter(strict=False).structure(values, cls))
+        raise LabFileError(_listed(path, mistakes)) from error
+    if mistakes := list(_contradictions(lab)):
+        raise LabFileError(_listed(path, mistakes))
+    return lab
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():
+            # A device may have no end, and a pipe no beginning.
+            raise LabFileError(f"{path}: it is no regular file")
+        with path.open("rb") as file:
+            data = file.read(MAX_LAB_FILE + 1)
         if len(data) > MAX_LAB_FILE:
-            raise LabFileError(f"{path}: {len(data)} bytes are too many for a lab file")
-        values = tomllib.loads(data.decode())
+            raise LabFileError(f"{path}: more than {MAX_LAB_FILE} bytes are too many for a lab file")
+        return tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise LabFileError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise LabFileError(f"{path}: not TOML: {error}") from error
-    try:
-        return _converter().structure(values, LabFile)
-    except Exception as error:
-        mistakes = [_place(text) for text in transform_error(error, format_exception=_described)]
-        raise LabFileError(f"{path}: " + f"\n{path}: ".join(mistakes)) from error
+        raise LabFileError(f"{path}: not TOML: {harmless(str(error))}") from error
+
+
+def _contradictions(lab: LabFile) -> Any:
+    """What is wrong between sections that are good by themselves."""
+    if not isinstance(lab, HostsFile):
+        return
+    for name in ("a", "b"):
+        node = lab.nodes.get(Name(name))
+        if node is None:
+            yield f"[nodes] node {name} is missing: contract tests run between a and b"
+        elif node.adapter is None:
+            yield f"[nodes.{name}] the section adapter is missing: device, netdev and ipv4 of what is tested"
+    if isinstance(lab.capture, MirrorCapture) and lab.capture.node not in lab.nodes:
+        yield f"[capture.node] there is no node {lab.capture.node!r}; known are {', '.join(lab.nodes)}"
+    if isinstance(lab.capture, MirrorCapture) and lab.capture.node in ("a", "b") and not lab.link.soft:
+        yield (
+            f"[capture.node] node {lab.capture.node} is tested: RoCE frames of a hardware adapter pass its netdevs by; "
+            "mirror the port to a third node"
+        )
+    known = [ip for node in lab.nodes.values() if (a := node.adapter) for ip in (a.ipv4, a.ipv6) if ip]
+    for ip in sorted({ip for ip in known if known.count(ip) > 1}):
+        yield f"[nodes] two adapters have the address {ip}"
+
+
+def _listed(path: Path, mistakes: list[str]) -> str:
+    # Keys and values are somebody's text: nothing of it is to move the cursor of a terminal.
+    return f"{path}: " + f"\n{path}: ".join(map(harmless, mistakes))
 
 
 def _described(error: BaseException, kind: type | None) -> str:
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = ", ".join(a.name for a in attrs.fields(error.cl))
         return f"unknown {', '.join(sorted(error.extra_fields))}; known are {known}"
+    if isinstance(error, KeyError):
+        return "it is missing"
     return str(error)
 
 
 def _place(text: str) -> str:
     message, _, where = text.rpartition(" @ $")
+    where = re.sub(r"\['([^']*)'\]", r".\1", where)
     return f"[{where.strip('.') or 'top level'}] {message}" if message else text

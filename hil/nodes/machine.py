@@ -22,18 +22,27 @@ from hil.errors import NodeError, SetupError
 
 PORT_NAME = "hil"
 QMP_TIMEOUT_S = 20.0
+# The plainest: with "max", five-level page tables and the like made a warm test take 1.7 times as long under TCG.
+# Without cmpxchg16b: QEMU 7.2 sometimes leaves garbage in the flags behind it, and the kernel dies of a double fault.
+EMULATED_CPU = "qemu64,cx16=off"
+# QEMU's user networking gives the first guest of each of its networks this address (qemu-doc, "-netdev user").
+GUEST_ADDRESS = "10.0.2.15"
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a snapshot and its clones must agree on."""
+    """What a snapshot and its clones must agree on.
+
+    ``user_net``: a second netdev, on a network of QEMU's own that only a port on the bench's loopback leads into.
+    """
 
     kernel: Path
     initrd: Path
     memory_mib: int
     accelerator: str
+    user_net: bool = False
 
 
 @dataclass(slots=True)
@@ -68,23 +77,96 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-class Machine:
-    """A running QEMU. ``ram`` is the file behind its memory: shared while a snapshot is made, private in clones."""
+def command_line(
+    hardware: Hardware,
+    ram: Path,
+    console: Path,
+    agent: int,
+    frames: int,
+    monitor: int,
+    *,
+    share: bool,
+    incoming: bool,
+    ssh_port: int = 0,
+) -> list[str]:
+    """QEMU's arguments, without the program. ``agent``, ``frames`` and ``monitor`` are descriptors.
 
-    def __init__(self, hardware: Hardware, ram: Path, console: Path, *, share: bool, incoming: bool) -> None:
+    ``ssh_port``: the port on 127.0.0.1 that leads to the guest's port 22, with ``user_net``.
+    """
+    size = f"{hardware.memory_mib}M"
+    on = "on" if share else "off"
+    cpu = "host" if hardware.accelerator == "kvm" else EMULATED_CPU
+    command = ["-accel", hardware.accelerator, "-cpu", cpu, "-smp", "1", "-m", size]
+    command += ["-object", f"memory-backend-file,id=m0,size={size},mem-path={ram},share={on}"]
+    command += [
+        "-M",
+        "q35,memory-backend=m0",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]
+    command += ["-kernel", str(hardware.kernel), "-initrd", str(hardware.initrd)]
+    command += ["-append", "console=ttyS0 quiet mitigations=off rdinit=/init panic=-1 oops=panic"]
+    command += [
+        "-chardev",
+        f"file,id=console,path={console},append=on",
+        "-serial",
+        "chardev:console",
+    ]
+    command += ["-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci"]
+    command += ["-device", f"virtserialport,chardev=agent,name={PORT_NAME}"]
+    command += ["-netdev", f"dgram,id=net0,local.type=fd,local.str={frames}"]
+    command += [
+        "-device",
+        "virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:00:00:01,guest_announce=off,ctrl_rx=off,ctrl_rx_extra=off,romfile=",
+    ]
+    if hardware.user_net:
+        forward = f",hostfwd=tcp:127.0.0.1:{ssh_port}-{GUEST_ADDRESS}:22" * bool(ssh_port)
+        command += ["-netdev", f"user,id=net1,restrict=on,ipv6=off{forward}"]
+        command += ["-device", "virtio-net-pci,netdev=net1,id=nic1,mac=52:54:00:00:02:01,guest_announce=off,romfile="]
+    command += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
+    return command + (["-incoming", "defer"] if incoming else [])
+
+
+def frame_sockets() -> tuple[socket.socket, socket.socket]:
+    """Two joined sockets for Ethernet frames, one a datagram."""
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    return pair
+
+
+class Machine:
+    """A running QEMU. ``ram`` is the file behind its memory: shared while a snapshot is made, private in clones.
+
+    ``frames``: QEMU's own end of the datagram socket for its frames, to join two machines without a wire; by default
+    there is a new pair, whose other end is ours.
+    """
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        ram: Path,
+        console: Path,
+        *,
+        share: bool,
+        incoming: bool,
+        ssh_port: int = 0,
+        frames: socket.socket | None = None,
+    ) -> None:
         self.console = console
         pairs = [socket.socketpair() for _ in range(3)]
         pairs[1][0].close()
         pairs[1][1].close()
-        pairs[1] = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        for end in pairs[1]:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        pairs[1] = frame_sockets() if frames is None else (frames, frames.dup())
         self.sockets = Sockets(*(ours for ours, _ in pairs))
         theirs = [end.fileno() for _, end in pairs]
-        command = self._command(hardware, ram, *theirs, share=share, incoming=incoming)
+        command = command_line(hardware, ram, console, *theirs, share=share, incoming=incoming, ssh_port=ssh_port)
         try:
             self._process = subprocess.Popen(
-                command,
+                [qemu_program(), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -97,49 +179,6 @@ class Machine:
                 end.close()
         self._lock = threading.Lock()
         self._monitor: QEMUMonitorProtocol | None = None
-
-    def _command(
-        self,
-        hardware: Hardware,
-        ram: Path,
-        agent: int,
-        frames: int,
-        monitor: int,
-        *,
-        share: bool,
-        incoming: bool,
-    ) -> list[str]:
-        size = f"{hardware.memory_mib}M"
-        on = "on" if share else "off"
-        cpu = "host" if hardware.accelerator == "kvm" else "max"
-        command = [qemu_program(), "-accel", hardware.accelerator, "-cpu", cpu, "-smp", "1", "-m", size]
-        command += ["-object", f"memory-backend-file,id=m0,size={size},mem-path={ram},share={on}"]
-        command += [
-            "-M",
-            "q35,memory-backend=m0",
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ]
-        command += ["-kernel", str(hardware.kernel), "-initrd", str(hardware.initrd)]
-        command += ["-append", "console=ttyS0 quiet mitigations=off rdinit=/init panic=-1 oops=panic"]
-        command += [
-            "-chardev",
-            f"file,id=console,path={self.console},append=on",
-            "-serial",
-            "chardev:console",
-        ]
-        command += ["-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci"]
-        command += ["-device", f"virtserialport,chardev=agent,name={PORT_NAME}"]
-        command += ["-netdev", f"dgram,id=net0,local.type=fd,local.str={frames}"]
-        command += [
-            "-device",
-            "virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:00:00:01,guest_announce=off,ctrl_rx=off,ctrl_rx_extra=off,romfile=",
-        ]
-        command += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
-        return command + (["-incoming", "defer"] if incoming else [])
 
     @property
     def pid(self) -> int:

@@ -3,30 +3,25 @@
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from hil.errors import NodeDied, PhaseTimeout
-from hil.nodes.clone import Clone
-from hil.nodes.endpoint import Endpoint, UnexpectedResult
-from hil.winsock.codes import Code
+from hil.nodes.endpoint import FD_CONNECT, Endpoint
+from hil.nodes.softpair import Pair
 
 CALL_TIMEOUT_S = 60.0
-POLL_S = 0.5
+POLL_S, LIMIT_S = 0.5, 15.0
+# Of a race, between which the processes are measured.
+PARTS = 3
 LEAK_TIMEOUT_S = 10.0
+WARM_UP_PORT = 5000
 DUMP_SIGNAL, DUMP_S = 10, 2.0
-Samples = list[tuple[int, int, int]]
 
 
 class Racer(Endpoint):
     """An endpoint whose worker can also run rounds (hil.switch.races)."""
 
-    def __init__(self, node: Clone, ip: str, provider: str = "", **settings: Any) -> None:
-        self.node, self.ip = node, ip
-        self.worker, self.pid = node.channel.spawn("rounds")
-        code = self.ask("start", provider=provider, settings=settings)
-        if code:
-            raise UnexpectedResult(f"WSPStartupEx on node {node.name}: {Code(code)}")
+    ROLE = "rounds"
 
     def run(self, call: str, /, **arguments: Any) -> Any:
         """A call of the rounds. That the process dies in it, or hangs as a whole, is the provider's fault."""
@@ -43,7 +38,7 @@ class Racer(Endpoint):
             raise AssertionError(f"HANG: the provider's process hangs as a whole: {error}\n{fault}") from error
 
     def _console(self) -> str:
-        return self.node.machine.console.read_text(errors="replace")
+        return self.node.console.read_text(errors="replace")
 
     def holds(self) -> dict[str, int]:
         """What the kernel and the process hold of this provider: verbs resources by kind, descriptors, threads."""
@@ -52,12 +47,36 @@ class Racer(Endpoint):
         return dict(found) | {"descriptors": process["descriptors"], "threads": process["threads"]}
 
 
+def connected_racers(
+    pair: Pair,
+    closer: str = "",
+    peer: str = "",
+    *,
+    connect_timeout_s: float = 10.0,
+    early_messages: tuple[int, int] = (0, 1),
+) -> tuple[Racer, Racer]:
+    """A racer on each node, by name with a broken provider, and one connection from the first to the second.
+
+    It stays: what a provider opens once is open before anything is counted. ``early_messages``: how many private
+    receives each has for a connection; the peer needs one, so that the closer need not wait for its first receive.
+    """
+    nodes, (a, b) = pair.nodes, pair.places
+    mine, theirs = ({"connect_timeout_s": connect_timeout_s, "early_messages": count} for count in early_messages)
+    one = Racer(nodes[a.name], a.ipv4, closer, **mine)
+    other = Racer(nodes[b.name], b.ipv4, peer, **theirs)
+    listener, socket = other.listen(WARM_UP_PORT), one.socket(0, FD_CONNECT)
+    one.connect(socket, other.ip, WARM_UP_PORT)
+    other.accept(listener)
+    one.connected(socket)
+    return one, other
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a race came to, on both nodes together: completions by code, connects and accepts by how they ended.
 
     ``growth``: for each node by how many resident bytes, and by how many blocks of Python's allocator, the process grew
-    with each round, from a window of early rounds to a window of late ones.
+    with each round, after the first of its ``PARTS``: that fills what is kept for use again.
     """
 
     kind: str
@@ -85,31 +104,67 @@ class Outcome:
         return "\n".join([f"HIL_SEED={self.seed}", *self.problems, *self.notes])
 
 
-def race(kind: str, rounds: int, seed: int, closer: Racer, peer: Racer, port: int, workers: int = 2) -> Outcome:
-    """Run ``rounds`` rounds of ``kind``, the peer serving them at ``port``; the outcome, with every problem seen."""
+def race(
+    kind: str,
+    rounds: int,
+    seed: int,
+    closer: Racer,
+    peer: Racer,
+    port: int,
+    *,
+    workers: int = 2,
+    limit_s: float = LIMIT_S,
+) -> Outcome:
+    """Run ``rounds`` rounds of ``kind``, the peer serving them at ``port``; the outcome, with every problem seen.
+
+    What takes longer than ``limit_s`` seconds is a hang.
+    """
     outcome = Outcome(kind, seed)
-    peer.run("serve_rounds", kind=kind, seed=seed, ip=peer.ip, port=port)
     before = {racer: racer.holds() for racer in (closer, peer)}
-    arguments = {"kind": kind, "rounds": rounds, "seed": seed, "ip": closer.ip, "workers": workers}
-    closer.run("race", address=peer.ip, port=port, **arguments)
-    while (mine := closer.run("progress"))["running"] and not mine["problems"] and not peer.run("progress")["problems"]:
-        time.sleep(POLL_S)
-    closer.run("end_rounds")
-    left = "" if closer.run("progress")["problems"] else _left(before)
-    peer.run("end_rounds")
-    for racer in (closer, peer):
-        _add(outcome, racer, racer.run("progress"))
-    outcome.rounds, outcome.seconds = mine["rounds"], mine["seconds"]
-    if left and not outcome.problems:
+    both = {"kind": kind, "seed": seed, "port": port, "limit_s": limit_s}
+    ends = sorted({max(part * rounds // PARTS, 1) for part in range(1, PARTS + 1)})
+    sizes: list[dict[Racer, tuple[int, int]]] = []
+    for first, last in zip((0, *ends), ends, strict=False):
+        if not outcome.problems:
+            peer.run("serve_rounds", ip=peer.ip, **both)
+            closer.run("race", first=first + 1, last=last, ip=closer.ip, address=peer.ip, workers=workers, **both)
+            sizes.append(_until_end(outcome, closer, peer))
+    if len(sizes) == PARTS:
+        for racer in before:
+            outcome.growth[racer.node.name] = _growth([size[racer] for size in sizes], ends)
+    if not outcome.problems and (left := _left(before)):
         outcome.problems.append(left)
     return outcome
+
+
+def _growth(sizes: list[tuple[int, int]], ends: list[int]) -> tuple[float, float]:
+    """By how many bytes and blocks a round made the process grow, in that part behind the first where it was least: a
+    leak is in all of them, what an allocator keeps for once is in one."""
+    parts = [
+        [(now - was) / (end - begin) for was, now in zip(before, after, strict=True)]
+        for before, after, begin, end in zip(sizes, sizes[1:], ends, ends[1:], strict=False)
+    ]
+    size, blocks = (min(values) for values in zip(*parts, strict=True))
+    return size, blocks
+
+
+def _until_end(outcome: Outcome, closer: Racer, peer: Racer) -> dict[Racer, tuple[int, int]]:
+    """Wait until all rounds are over, or one broke; the size of both processes when they are idle."""
+    while (mine := closer.run("progress"))["running"] and not mine["problems"] and not peer.run("progress")["problems"]:
+        time.sleep(POLL_S)
+    size = {racer: tuple(racer.run("end_rounds")) for racer in (closer, peer)}
+    told = {racer: racer.run("progress") for racer in (closer, peer)}
+    outcome.rounds += told[closer]["rounds"]
+    outcome.seconds += told[closer]["seconds"]
+    for racer in (closer, peer):
+        _add(outcome, racer, told[racer])
+    return size
 
 
 def _add(outcome: Outcome, racer: Racer, told: dict[str, Any]) -> None:
     outcome.operations += told["operations"]
     outcome.codes.update(told["codes"])
     outcome.calls.update(told["calls"])
-    outcome.growth[racer.node.name] = growth(told["samples"])
     outcome.problems += [f"node {racer.node.name}, {_shown(problem)}" for problem in told["problems"]]
     outcome.notes += [f"node {racer.node.name} noted {note}" for note in told["notes"]]
 
@@ -117,20 +172,6 @@ def _add(outcome: Outcome, racer: Racer, told: dict[str, Any]) -> None:
 def _shown(problem: dict[str, Any]) -> str:
     stacks = problem.get("stacks", "")
     return f"round {problem['round']}: {problem['what']}" + (f"\n{stacks}" if stacks else "")
-
-
-def growth(samples: Samples) -> tuple[float, float]:
-    """By how much each round has grown resident bytes and blocks: a window of early rounds against one of late rounds.
-
-    The first rounds count for nothing: they fill what is kept for use again.
-    """
-    last = max((rounds for rounds, _, _ in samples), default=0)
-    early = [sample for sample in samples if last * 0.3 <= sample[0] <= last * 0.55]
-    late = [sample for sample in samples if last * 0.75 <= sample[0]]
-    if not early or not late:
-        return 0.0, 0.0
-    rounds, size, blocks = (median(s[i] for s in late) - median(s[i] for s in early) for i in range(3))
-    return (size / rounds, blocks / rounds) if rounds > 0 else (0.0, 0.0)
 
 
 def _left(before: dict[Racer, dict[str, int]]) -> str:

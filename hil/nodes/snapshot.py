@@ -25,8 +25,8 @@ from hil.nodes.image import (
     sweep,
     write_code,
 )
-from hil.nodes.labfile import LabFile
-from hil.nodes.machine import Hardware, Machine, fresh_file, qemu_version
+from hil.nodes.labfile import Guest, SoftPairFile, SoftSwitchFile
+from hil.nodes.machine import Hardware, Machine, command_line, fresh_file, qemu_version
 from hil.progress import say, step
 
 BOOT_TIMEOUT_S = {"tcg": 240.0, "kvm": 30.0}
@@ -42,11 +42,24 @@ class Snapshot:
     image: Image
 
 
-def snapshot_for(image: Image, cache: Path, memory_mib: int = 640, accelerator: str = "auto") -> Snapshot:
+def snapshot_for(
+    image: Image, cache: Path, memory_mib: int = 640, accelerator: str = "auto", *, user_net: bool = False
+) -> Snapshot:
     """The snapshot of ``image`` with today's node-side code; made first when missing, damaged or outdated."""
     if accelerator == "auto":
         accelerator = working_accelerator(image, cache, memory_mib)
-    inputs = json.dumps([image.key, code_key(), memory_mib, accelerator, qemu_version(), _cpu()])
+    # A clone on another machine than the one that was booted hangs without a word.
+    machine = command_line(
+        Hardware(Path(), Path(), memory_mib, accelerator, user_net),
+        Path(),
+        Path(),
+        0,
+        0,
+        0,
+        share=False,
+        incoming=False,
+    )
+    inputs = json.dumps([image.key, code_key(), machine, qemu_version(), _cpu()])
     folder = cache / "snapshots" / f"{image.suite}-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
     sweep(folder.parent)
     if folder.is_dir():
@@ -54,23 +67,38 @@ def snapshot_for(image: Image, cache: Path, memory_mib: int = 640, accelerator: 
         if problem is None:
             # The oldest are forgotten first: this one is in use.
             os.utime(folder)
-            return _load(image, folder, memory_mib, accelerator)
+            return _load(image, folder, memory_mib, accelerator, user_net)
         say(f"the cached snapshot {folder.name} is damaged ({problem}): making it again")
         shutil.rmtree(folder)
     with step(f"booting a {image.suite} node under {accelerator} and taking its snapshot"):
-        _make(image, folder, memory_mib, accelerator)
+        _make(image, folder, memory_mib, accelerator, user_net)
     _forget_old(folder)
-    return _load(image, folder, memory_mib, accelerator)
+    return _load(image, folder, memory_mib, accelerator, user_net)
+
+
+def lab_snapshot(lab: SoftPairFile | SoftSwitchFile) -> Snapshot:
+    """The snapshot that a soft lab's nodes, node a at least, are made from. Raises SetupError or OSError."""
+    return guest_snapshot(lab.guest)
 
 
 @functools.cache
-def lab_snapshot(lab: LabFile) -> Snapshot:
-    """The snapshot that a lab file asks for, from the cache or built. Raises SetupError or OSError."""
+def guest_snapshot(guest: Guest) -> Snapshot:
+    """The snapshot of a kind of guest, from the cache or built. Raises SetupError or OSError."""
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with only_one(cache):
-        image = image_for(lab.guest.suite, cache)
-        return snapshot_for(image, cache, lab.guest.memory_mib, lab.guest.accelerator)
+        image = image_for(guest.suite, cache)
+        return snapshot_for(image, cache, guest.memory_mib, guest.accelerator)
+
+
+@functools.cache
+def host_snapshot(suite: str, memory_mib: int = 640) -> Snapshot:
+    """A guest that people log in to by ssh (``hil.nodes.foreign``), from the cache or built."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with only_one(cache):
+        image = image_for(suite, cache, "host")
+        return snapshot_for(image, cache, memory_mib, user_net=True)
 
 
 @contextmanager
@@ -117,13 +145,13 @@ def _cpu() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def _load(image: Image, folder: Path, memory_mib: int, accelerator: str) -> Snapshot:
+def _load(image: Image, folder: Path, memory_mib: int, accelerator: str, user_net: bool) -> Snapshot:
     _use(folder)
-    hardware = Hardware(image.kernel, folder / "initrd", memory_mib, accelerator)
+    hardware = Hardware(image.kernel, folder / "initrd", memory_mib, accelerator, user_net)
     return Snapshot(hardware, folder / "ram", folder / "state", image)
 
 
-def _make(image: Image, folder: Path, memory_mib: int, accelerator: str) -> None:
+def _make(image: Image, folder: Path, memory_mib: int, accelerator: str, user_net: bool = False) -> None:
     with building(folder.parent) as place:
         work = place / "snapshot"
         work.mkdir()
@@ -133,7 +161,7 @@ def _make(image: Image, folder: Path, memory_mib: int, accelerator: str) -> None
             fresh_file(work / "ram", memory_mib << 20)
         except OSError as error:
             raise SnapshotError(f"no room for a snapshot in {folder.parent}: {error}") from error
-        _boot_and_save(Hardware(image.kernel, work / "initrd", memory_mib, accelerator), work)
+        _boot_and_save(Hardware(image.kernel, work / "initrd", memory_mib, accelerator, user_net), work)
         # Clones load the initramfs from the RAM file; QEMU only wants the name of a file that exists.
         (work / "initrd").write_bytes(b"")
         seal(work, folder, {})

@@ -1,27 +1,36 @@
-"""The soft pair: two clones joined by the wire, provisioned, with everything recorded."""
+"""A pair of nodes of any kind, joined by a link with a capture point of any kind, with everything recorded.
 
+``SoftPair`` makes one of two clones and the wire between them.
+"""
+
+import ipaddress
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-from hil.errors import CaptureError, NodeError
+from hil.errors import CaptureError, HilError, NodeError, Unsupported
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import RocePacket, roce_packets
-from hil.evidence.rules import held, of_sockets, unseen
+from hil.evidence.rules import ended_processes, grown_processes, held, of_sockets, others, unseen
 from hil.nodes.channel import ClockRelation
-from hil.nodes.clone import Clone
+from hil.nodes.clones import Clones
 from hil.nodes.image import building, cache_folder
+from hil.nodes.node import Node, Record
 from hil.nodes.protocol import Message
 from hil.nodes.snapshot import Snapshot
 from hil.wire.pcapng import read_pcapng
+from hil.wire.point import CapturePoint, Counts
+from hil.wire.sides import came_in, reached
 from hil.wire.wire import Wire
 
 SETTLE_TIMEOUT_S = 4.0
+# Sixteen nodes on a busy machine have much to say to each other before all is quiet.
+QUIET_TIMEOUT_S = 20.0
 QUIET_S = 0.03
 CALL_TIMEOUT_S = 30.0
 Resources = list[dict[str, Any]]
@@ -30,12 +39,31 @@ COUNTED = ("tx_packets", "rx_packets")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a node of the pair is given."""
+    """A node's place in a lab: its adapter and netdev there, and their addresses; ``ipv6`` may be missing."""
 
     name: str
     mac: str
     ipv4: str
     ipv6: str
+    netdev: str = "eth0"
+    device: str = "rxe0"
+    ipv4_prefix: int = 24
+    ipv6_prefix: int = 64
+
+    def nobody(self, *, ipv6: bool = False, taken: Collection[str] = ()) -> str:
+        """An address on the node's network that no machine of a lab may have, and none of ``taken``.
+
+        It is the 98th behind the node's own, or the next. Raises Unsupported where the network has no other address.
+        """
+        ip, length = (self.ipv6, self.ipv6_prefix) if ipv6 else (self.ipv4, self.ipv4_prefix)
+        own = ipaddress.ip_interface(f"{ip}/{length}")
+        size = own.network.num_addresses
+        # Neither the network's own address nor its last, which is everybody's.
+        inside = ((int(own.ip) - int(own.network.network_address) + step) % size for step in range(98, 98 + size))
+        for found in (str(own.network[number]) for number in inside if number not in (0, size - 1)):
+            if found != ip and found not in taken:
+                return found
+        raise Unsupported(f"the network of {own} has no address that is nobody's")
 
 
 PLACES = (
@@ -44,64 +72,73 @@ PLACES = (
 )
 
 
-class SoftPair:
-    """Nodes ``a`` and ``b`` and the wire between them; evidence goes to ``folder``. Use as a context manager."""
+class Pair:
+    """Nodes, ``a`` and ``b`` or more, and the link between them; evidence goes to ``folder``. Use as a context manager.
 
-    def __init__(self, snapshot: Snapshot, folder: Path, mtu: int = 1500) -> None:
+    ``passed`` is set when its test has passed: only then others may have its nodes.
+    A subclass makes nodes and capture point, adds what must be stopped to ``_open``, and calls ``_begin``.
+    """
+
+    def __init__(self, folder: Path, places: tuple[Place, ...]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.places = places
+        self.nodes: Mapping[str, Node] = {}
+        self.wire: CapturePoint
         self._lock = threading.Lock()
         self._events: list[tuple[str, Message]] = []
         self._during: dict[str, Resources] = {}
         self._baseline: dict[str, Resources] = {}
         self._after_close: dict[str, Resources] = {}
+        self._processes: dict[str, Resources] = {}
+        self._port_counters: dict[str, dict[str, Any]] = {}
+        self._at_start: dict[str, Resources] = {}
         self._open: list[Any] = []
-        try:
-            for place in PLACES:
-                self._open.append(Clone(place.name, snapshot, folder / f"console-{place.name}", self._record))
-            self.nodes: dict[str, Clone] = {node.name: node for node in self._open}
-            self.wire = Wire(self.nodes["a"].frames, self.nodes["b"].frames, folder / "wire.pcapng")
-            self._open.append(self.wire)
-            self._provision(mtu)
-            self._clocks = {name: [node.clock()] for name, node in self.nodes.items()}
-        except BaseException:
-            self.close()
-            raise
+        self.made_with: dict[str, Any] = {}
+        self.passed = False
+        self._observer: Record | None = None
+
+    def _begin(self) -> None:
+        """The nodes are provisioned and frames are recorded: what happens from now on is evidence."""
+        self._before = self._settled()
+        self._clocks = {name: [node.clock()] for name, node in self.nodes.items()}
+        self._port_counters = {name: node.system("port_counters") for name, node in self.nodes.items()}
+        self._at_start = {name: self.resources(name, contexts=True) for name in self.nodes}
+
+    def place(self, name: str) -> Place:
+        """The place of node ``name``."""
+        return next(place for place in self.places if place.name == name)
+
+    def nobody(self, *, ipv6: bool = False) -> str:
+        """An address on node a's network that no node has. Raises Unsupported."""
+        taken = [ip for place in self.places for ip in (place.ipv4, place.ipv6)]
+        return self.places[0].nobody(ipv6=ipv6, taken=taken)
+
+    def observe(self, observer: Record) -> None:
+        """Tell ``observer`` as well, from now on, what workers say."""
+        self._observer = observer
 
     def _record(self, node: str, worker: int, event: Message) -> None:
+        if self._observer is not None:
+            self._observer(node, worker, event)
         with self._lock:
             self._events.append((node, event | {"worker": worker}))
 
-    def _provision(self, mtu: int) -> None:
-        failures: list[BaseException] = []
-
-        def one(place: Place) -> None:
-            try:
-                addresses = [f"{place.ipv4}/24", f"{place.ipv6}/64"]
-                self.nodes[place.name].system(
-                    "provision", netdev="eth0", mac=place.mac, addresses=addresses, mtu=mtu, device="rxe0"
-                )
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=one, args=(place,)) for place in PLACES]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
-        self._before = self._settled()
+    def resources(self, name: str, *, contexts: bool = False) -> Resources:
+        """What the kernel of node ``name`` holds now, with ``contexts`` opened devices too. Raises NodeError."""
+        found: Resources = self.nodes[name].system("resources", contexts=contexts)
+        return found
 
     def note_baseline(self) -> None:
         """Remember what both kernels hold now, before the first connected socket."""
         for name, node in self.nodes.items():
-            self._baseline.setdefault(name, node.system("resources"))
+            if name not in self._baseline:
+                self._baseline[name], self._processes[name] = self.resources(name), node.system("processes")
 
     def note_resources(self) -> None:
         """Remember what both kernels hold now, while connections are open."""
-        for name, node in self.nodes.items():
-            self._during.setdefault(name, []).extend(node.system("resources"))
+        for name in self.nodes:
+            self._during.setdefault(name, []).extend(self.resources(name))
 
     def audit_closed(self, name: str) -> None:
         """Wait until node ``name`` holds nothing of the sockets noted before; what stays is evidence."""
@@ -113,13 +150,30 @@ class SoftPair:
     def _when_none(self, name: str, interesting: Callable[[Resources], Resources]) -> Resources:
         # The end of a close goes on for a moment after the call: CM waits for the DREP.
         end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
-        while (left := interesting(self.nodes[name].system("resources"))) and time.monotonic_ns() < end_ns:
+        while (left := interesting(self.resources(name, contexts=True))) and time.monotonic_ns() < end_ns:
             time.sleep(0.05)
         return left
 
-    def evidence(self, *, audit: bool = True) -> Evidence:
-        """All evidence up to now; never raises for a dead node: what is missing becomes a problem."""
-        evidence = Evidence({p.name: [p.ipv4, p.ipv6] for p in PLACES})
+    def _processes_after(self, name: str) -> Resources:
+        """What the processes hold in the end: a thread that has answered a call takes a moment to be gone."""
+        before = self._processes.get(name, [])
+        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
+        while True:
+            found: Resources = self.nodes[name].system("processes", pids=[process["pid"] for process in before])
+            ended = ended_processes(event for event in self.journal(name) if event["kind"] == "call")
+            if not grown_processes(before, found, ended) or time.monotonic_ns() > end_ns:
+                return found
+            time.sleep(0.05)
+
+    def _conclude(self) -> None:
+        """Nothing more is to be recorded: a capture point that tells its losses only when it ends is ended."""
+
+    def evidence(self, *, audit: bool = True, last: bool = False) -> Evidence:
+        """All evidence up to now; never raises for a dead node: what is missing becomes a problem.
+
+        After one with ``audit``, or the ``last``, nothing more may be recorded.
+        """
+        evidence = Evidence({p.name: [ip for ip in (p.ipv4, p.ipv6) if ip] for p in self.places})
         evidence.during = {name: list(found) for name, found in self._during.items()}
         if missed := unseen(evidence):
             evidence.problems.append(f"the audit did not see {', '.join(missed)} while the connection was open")
@@ -128,15 +182,28 @@ class SoftPair:
         evidence.uncertainty_ns = max(relation.uncertainty_ns for relation in relations.values())
         if audit:
             self._audit(evidence)
+        if audit or last:
+            self._conclude()
         self._check_capture(evidence)
         with self._lock:
             events = list(self._events)
         for node, event in events:
             if "t_ns" in event and event["kind"] != "agent ready":
                 evidence.events.append({"node": node, "at_ns": relations[node].to_controller(event["t_ns"])} | event)
+        self._note_log(evidence)
         evidence.events.sort(key=lambda e: e["at_ns"])
         self._read_capture(evidence)
+        if problem := unseen_link(evidence, counted=bool(self.wire.sides)):
+            evidence.problems.append(problem)
         return evidence
+
+    def _note_log(self, evidence: Evidence) -> None:
+        """Put what was done to the wire among the events; its clock is the controller's."""
+        try:
+            for entry in self.wire.log():
+                evidence.events.append({"node": "wire", "at_ns": entry["t_ns"]} | entry)
+        except CaptureError as error:
+            evidence.problems.append(f"what was done to the wire is not known: {error}")
 
     def journal(self, name: str) -> list[Message]:
         """What the workers of node ``name`` have journaled so far, with the node's own times."""
@@ -144,11 +211,11 @@ class SoftPair:
             return [event for node, event in self._events if node == name]
 
     def packets(self) -> list[RocePacket]:
-        """What the wire has carried so far, as far as it is written."""
+        """What has come in on the wire so far, as far as it is written."""
         self.wire.counts()
         found = []
         try:
-            for packet in roce_packets(read_pcapng(self.wire.path)):
+            for packet in roce_packets(came_in(read_pcapng(self.wire.path))):
                 found.append(packet)
         except CaptureError:
             # Under load the last frame may be half written.
@@ -164,10 +231,16 @@ class SoftPair:
         return {name: min(clocks, key=lambda c: c.uncertainty_ns) for name, clocks in self._clocks.items()}
 
     def _audit(self, evidence: Evidence) -> None:
-        for name in self.nodes:
-            during = self._during.get(name, [])
+        for name, node in self.nodes.items():
+            during, start = self._during.get(name, []), self._at_start[name]
             try:
-                evidence.resources[name] = self._when_none(name, lambda found, d=during: held(found, d))  # type: ignore[misc]
+                evidence.resources[name] = self._when_none(
+                    name,
+                    lambda found, d=during, s=start: held(others(found, s), d),  # type: ignore[misc]
+                )
+                evidence.processes[name] = self._processes.get(name, []), self._processes_after(name)
+                evidence.kernel_log[name] = node.system("kernel_log")
+                evidence.port_counters[name] = self._port_counters[name], node.system("port_counters")
             except NodeError as error:
                 evidence.problems.append(f"the audit of node {name} failed: {error}")
 
@@ -178,30 +251,38 @@ class SoftPair:
             evidence.problems.append(f"the capture cannot be shown to be complete: {error}")
             return
         (counters, counts), (counters_0, counts_0) = after, self._before
-        if counts["capture_error"]:
-            evidence.problems.append(counts["capture_error"])
-        for side in ("a", "b"):
+        if counts.capture_error:
+            evidence.problems.append(counts.capture_error)
+        if wrong := counts.mismatch():
+            evidence.problems.append(f"the wire's counts do not add up: {wrong}")
+        if counts.unlogged:
+            evidence.problems.append(f"the wire's log had no room for {counts.unlogged} entries")
+        for side in self.wire.sides:
             seen = {
-                "tx_packets": counts["received"][side] - counts_0["received"][side],
-                "rx_packets": counts["sent"][side] - counts_0["sent"][side],
+                "tx_packets": counts.received[side] - counts_0.received[side],
+                "rx_packets": counts.sent[side] - counts_0.sent[side],
             }
             told = {n: counters[side][n] - counters_0[side][n] for n in COUNTED}
             if seen != told:
                 evidence.problems.append(f"capture incomplete on side {side}: wire {seen}, adapter {told}")
 
-    def _settled(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Counters of both nodes and of the wire, read when none of them moved for a while.
+    def _settled(self) -> tuple[dict[str, Any], Counts]:
+        """Counters of the nodes that are compared with the wire's, and those, read when none moved for a while.
 
-        A frame that an adapter has counted may still be on its way to the wire, and the other way round.
+        A frame that an adapter has counted may still be on its way to the wire, and the other way round. The others'
+        may move with every question: the way to a node may lead over its adapter's netdev.
         """
-        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
+        # A capture on a node may have much to bring home: that is no time in which anything could settle.
+        self.wire.counts()
+        end_ns = time.monotonic_ns() + int(QUIET_TIMEOUT_S * 1e9)
+        compared = [place for place in self.places if place.name in self.wire.sides]
         last = None
         while True:
-            counters = {name: node.system("counters", netdev="eth0") for name, node in self.nodes.items()}
+            counters = {p.name: self.nodes[p.name].system("counters", netdev=p.netdev) for p in compared}
             counts = self.wire.counts()
-            if ((counters, counts) == last and not any(counts.queued.values())) or time.monotonic_ns() > end_ns:
-                known = {"received": counts.received, "sent": counts.sent, "capture_error": counts.capture_error}
-                return counters, known | {"epoch_ns": counts.epoch_ns}
+            moving = any((*counts.queued.values(), *counts.held.values()))
+            if ((counters, counts) == last and not moving) or time.monotonic_ns() > end_ns:
+                return counters, counts
             last = counters, counts
             time.sleep(QUIET_S)
 
@@ -209,21 +290,27 @@ class SoftPair:
         try:
             counts = self.wire.counts()
             frames = list(read_pcapng(self.wire.path))
-            if len(frames) < sum(counts.received.values()):
-                problem = f"capture incomplete: {len(frames)} frames in the file, the wire received {counts.received}"
+            came = list(came_in(frames))
+            if len(came) < sum(counts.received.values()):
+                problem = f"capture incomplete: {len(came)} frames in the file, the wire received {counts.received}"
                 evidence.problems.append(problem)
             epoch_ns = counts.epoch_ns
-            evidence.packets = list(roce_packets(frames))
-            evidence.packet_times_ns = {p.frame: p.time_ns - epoch_ns for p in evidence.packets}
+            evidence.packets = list(roce_packets(came))
+            evidence.delivered = list(roce_packets(reached(frames)))
+            both = (*evidence.packets, *evidence.delivered)
+            evidence.packet_times_ns = {p.frame: p.time_ns - epoch_ns for p in both}
         except (CaptureError, OSError) as error:
             evidence.problems.append(f"the capture cannot be read: {error}")
 
     def write(self, evidence: Evidence) -> None:
         """Write timeline and versions beside the capture and the consoles."""
         evidence.write(self.folder / "timeline.jsonl")
-        facts = {"problems": evidence.problems, "resources": evidence.resources}
+        facts = {"problems": evidence.problems, "resources": evidence.resources, "processes": evidence.processes}
+        facts |= {"kernel log": evidence.kernel_log, "port counters": evidence.port_counters}
         clocks = {n: [(c.offset_ns, c.uncertainty_ns) for c in known] for n, known in self._clocks.items()}
-        (self.folder / "evidence.json").write_text(json.dumps(facts | {"clocks": clocks}, indent=1))
+        (self.folder / "evidence.json").write_text(
+            json.dumps(facts | {"clocks": clocks, "made with": self.made_with}, indent=1)
+        )
 
     def close(self) -> None:
         """Stop the wire and both nodes, whatever happened before."""
@@ -231,11 +318,114 @@ class SoftPair:
             part.stop()
         self._open.clear()
 
-    def __enter__(self) -> "SoftPair":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def unseen_link(evidence: Evidence, *, counted: bool) -> str:
+    """Why a capture does not show the link at all, or an empty text.
+
+    ``counted``: it was compared with the adapters' counters, so that what is not in it was not sent.
+    """
+    if counted or not any(evidence.during.values()) or any(p.cm in ("REQ", "REP") for p in evidence.packets):
+        return ""
+    return (
+        "the capture does not see the link: a connection was made, and none of its CM messages was recorded; "
+        "is the right port mirrored, the right interface named?"
+    )
+
+
+class SoftPair(Pair):
+    """Two clones joined by the inline wire, made from a snapshot each.
+
+    ``liar`` names a wire that lies (hil.wire.lying), for tests of the bench. ``used``: clones that another pair had,
+    taken instead of new ones; ``give_back`` gets those of this pair in the end, if its test passed, did nothing to the
+    wire, and left them as it found them.
+    """
+
+    def __init__(
+        self,
+        snapshots: tuple[Snapshot, Snapshot],
+        folder: Path,
+        mtu: int = 1500,
+        liar: str = "",
+        used: Clones | None = None,
+        give_back: Callable[[Clones], None] | None = None,
+    ) -> None:
+        super().__init__(folder, PLACES)
+        self._give_back = give_back
+        if used is not None:
+            self._open.append(used)
+        try:
+            if used is None:
+                self._clones = Clones(snapshots, folder, self._record)
+                self._open.append(self._clones)
+            else:
+                self._clones = used
+                used.hand_to(folder, self._record)
+            self.nodes = self.clones = self._clones.nodes
+            frames = self.clones["a"].frames, self.clones["b"].frames
+            self.wire = self.inline = Wire(*frames, folder / "wire.pcapng", liar)
+            self._open.append(self.wire)
+            if used is None:
+                provision_all(self.nodes, self.places, mtu)
+                if give_back is not None:
+                    self._clones.note_standing()
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, evidence: Evidence) -> None:
+        self.made_with = self.made_with | {"tests before on the same nodes": self._clones.uses}
+        super().write(evidence)
+
+    def close(self) -> None:
+        """Stop the wire, and both nodes unless another pair may have them."""
+        give_back, self._give_back = self._give_back, None
+        try:
+            if give_back is not None and self.passed and self._left_as_found():
+                self.inline.stop()
+                self._open.clear()
+                give_back(self._clones)
+        finally:
+            super().close()
+
+    def _left_as_found(self) -> bool:
+        crashed = any(event["kind"] == "exit" and event["status"] for _, event in self._events)
+        try:
+            return not crashed and not self.inline.log() and self._clones.left_as_found()
+        except HilError:
+            return False
+
+
+def provision_all(nodes: Mapping[str, Node], places: tuple[Place, ...], mtu: int) -> None:
+    """Give every clone its addresses and soft-RoCE, all at the same time. Raises what the first one raised."""
+    failures: list[BaseException] = []
+
+    def one(place: Place) -> None:
+        try:
+            nodes[place.name].system(
+                "provision",
+                netdev=place.netdev,
+                mac=place.mac,
+                addresses=[f"{place.ipv4}/24", f"{place.ipv6}/64"],
+                mtu=mtu,
+                device=place.device,
+            )
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(place,)) for place in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def measure(snapshot: Snapshot, pairs: int, mtu: int) -> Iterator[str]:
@@ -244,12 +434,12 @@ def measure(snapshot: Snapshot, pairs: int, mtu: int) -> Iterator[str]:
     for _ in range(pairs):
         with building(cache_folder()) as folder:
             started_ns = time.monotonic_ns()
-            with SoftPair(snapshot, folder, mtu) as pair:
+            with SoftPair((snapshot, snapshot), folder, mtu) as pair:
                 times.append((time.monotonic_ns() - started_ns) / 1e9)
                 frame = next(read_pcapng(pair.wire.path), None)
                 if frame is not None:
                     first.append((frame.time_ns - pair.wire.counts().epoch_ns - started_ns) / 1e9)
-                memory = {n: node.machine.memory_kib() for n, node in pair.nodes.items()}
+                memory = {n: node.machine.memory_kib() for n, node in pair.clones.items()}
     yield f"pristine provisioned pair: {min(times):.2f} to {max(times):.2f} s over {pairs}"
     if first:
         yield f"first packet on the wire: after {min(first):.2f} to {max(first):.2f} s"

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from hil.nodes.clone import Clone
 from hil.nodes.endpoint import UnexpectedResult
-from hil.nodes.softpair import PLACES, SoftPair
+from hil.nodes.node import Node
+from hil.nodes.softpair import Pair
 from hil.winsock.codes import AF_INET, AF_INET6, Code
 
 # How long a step of a stream may take, and how much longer the answer may be on its way.
@@ -30,7 +30,7 @@ class StreamEndpoint:
     ``misbehaving`` names a switch that breaks an obligation (hil.switch.session), ``settings`` are the provider's.
     """
 
-    def __init__(self, node: Clone, ip: str, provider: str = "", misbehaving: str = "", **settings: Any) -> None:
+    def __init__(self, node: Node, ip: str, provider: str = "", misbehaving: str = "", **settings: Any) -> None:
         self.node, self.ip = node, ip
         self.worker, self.pid = node.channel.spawn("stream")
         family = AF_INET6 if ":" in ip else AF_INET
@@ -151,7 +151,7 @@ class Stream:
 
 
 def start_both(
-    pair: SoftPair,
+    pair: Pair,
     provider: str = "",
     misbehaving: str = "",
     settings_a: Mapping[str, Any] | None = None,
@@ -161,7 +161,7 @@ def start_both(
     chosen = ((misbehaving, settings_a), ("", settings_b))
     return {
         place.name: StreamEndpoint(pair.nodes[place.name], place.ipv4, provider, name, **(settings or {}))
-        for place, (name, settings) in zip(PLACES, chosen, strict=True)
+        for place, (name, settings) in zip(pair.places, chosen, strict=True)
     }
 
 

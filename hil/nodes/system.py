@@ -1,14 +1,31 @@
 """Calls of the ``system`` role on a node: provisioning, the kernel's resources, counters, programs."""
 
+import itertools
+import os
 import platform
+import signal
 import subprocess
-from collections.abc import Callable, Mapping
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hil.adapters.provision import counters, provision
+from hil.adapters import find
+from hil.adapters.inspect import inspect
+from hil.adapters.processes import KernelLog, other_agents, processes, programs
+from hil.adapters.provenance import provenance
+from hil.adapters.provision import counters, provision, wait_ready
+from hil.adapters.restore import pending, restore
 from hil.netlink.audit import resources
 from hil.netlink.link import RdmaLink
+from hil.netlink.messages import Command
+from hil.netlink.monitor import Monitor
+from hil.netlink.sockets import RdmaSocket
+from hil.netlink.survey import survey
+from hil.provider import tokens
 
 CGROUPS = Path("/tmp/cgroups")
 
@@ -16,8 +33,21 @@ CGROUPS = Path("/tmp/cgroups")
 def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:
     """The calls of this role."""
     return {
+        "adapters": lambda: find.plain(find.adapters()),
+        "standing": standing,
         "provision": provision,
+        "inspect": inspect,
+        "provenance": provenance,
+        "wait_ready": wait_ready,
+        "restore": restored,
+        "pending_changes": pending,
+        # A worker's parent is its agent.
+        "other_agents": lambda: other_agents(os.getppid()),
+        "killed": killed,
         "counters": counters,
+        "port_counters": port_counters,
+        "processes": processes,
+        "kernel_log": KernelLog().read,
         "resources": resources,
         "versions": versions,
         "run": run,
@@ -25,7 +55,59 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
         "add_rxe": add_rxe,
         "delete_rdma": delete_rdma,
         "limit_rdma": limit_rdma,
+        "survey": survey,
+        "netlink": netlink,
+        "watch_devices": lambda: watch_devices(emit),
     }
+
+
+def standing() -> dict[str, Any]:
+    """What a test must leave as it was, verbs objects aside; ``tokens`` are those of handed-over sockets."""
+    return find.standing() | {"programs": programs(), "tokens": sorted(path.name for path in tokens.FOLDER.glob("*"))}
+
+
+def restored(force: bool = True, **arguments: Any) -> list[dict[str, Any]]:
+    """``hil.adapters.restore.restore``; without ``force``, unless another bench is at work here."""
+    return restore(**arguments, at_work=(lambda: []) if force else lambda: other_agents(os.getppid()))
+
+
+def port_counters() -> dict[str, dict[str, int]]:
+    """The hardware counters of every RDMA port, by "device/port"."""
+    with RdmaLink() as link:
+        return {
+            f"{device['DEV_NAME']}/{port['PORT_INDEX']}": link.port_counters(device["DEV_INDEX"], port["PORT_INDEX"])
+            for device in link.devices()
+            for port in link.ports(device["DEV_INDEX"])
+        }
+
+
+def netlink(method: str, transport: str = "link", **arguments: Any) -> Any:
+    """One request of hil.netlink.requests by name, over either transport ("link" or "socket").
+
+    ``command``, where a request takes one, is its name.
+    """
+    if "command" in arguments:
+        arguments["command"] = Command[arguments["command"]]
+    with RdmaSocket() if transport == "socket" else RdmaLink() as link:
+        return getattr(link, method)(**arguments)
+
+
+def watch_devices(emit: Callable[[dict[str, Any]], None]) -> None:
+    """Journal the kernel's RDMA device events from now on. Raises OSError where the kernel has none."""
+    monitor = Monitor()
+
+    def work() -> None:
+        while True:
+            try:
+                events = monitor.events()
+            except TimeoutError:
+                continue
+            for event in events:
+                facts = {"event": event.type.name, "device": event.device, "index": event.device_index}
+                facts |= {"port": event.port, "netdev": event.netdev}
+                emit({"kind": "device", "t_ns": time.monotonic_ns()} | facts)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def versions() -> dict[str, str]:
@@ -39,9 +121,44 @@ def versions() -> dict[str, str]:
 
 
 def run(command: list[str], timeout_s: float = 30.0) -> dict[str, Any]:
-    """Run a program on the node; exit status and output. Raises TimeoutExpired."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s)
-    return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+    """Run a program on the node; exit status and output. Raises TimeoutExpired.
+
+    It and what it started, but for what made itself a session of its own, ends with its time, and with the agent.
+    """
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process,
+        _guarded(process.pid),
+    ):
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return {"status": process.returncode, "stdout": stdout, "stderr": stderr}
+
+
+@contextmanager
+def _guarded(group: int) -> Iterator[None]:
+    """End a process group when this process ends, however it does, in the context."""
+    # The kernel tells a process of its parent's end, and nobody of a grandparent's: a pipe's end is seen by all.
+    watch = ["/bin/sh", "-c", 'read line; kill -s KILL -- "-$1"', "sh", str(group)]
+    nowhere = subprocess.DEVNULL
+    with subprocess.Popen(
+        watch, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
+    ) as guard:
+        try:
+            yield
+        finally:
+            guard.kill()
 
 
 def add_rxe(device: str, netdev: str) -> None:
@@ -70,6 +187,33 @@ def limit_rdma(pid: int, device: str, objects: int) -> None:
     group.mkdir(exist_ok=True)
     (group / "rdma.max").write_text(f"{device} hca_handle=max hca_object={objects}")
     (group / "cgroup.procs").write_text(str(pid))
+
+
+def killed(call: str, at: int, **arguments: Any) -> bool:
+    """Run "provision" or "restore" in a process that is killed at its step ``at``; whether it was, for tests.
+
+    The journal and the kernel then hold what an end at that very place leaves.
+    """
+    pid = os.fork()
+    if pid == 0:
+        steps = itertools.count()
+
+        def pause() -> None:
+            if next(steps) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            calls: dict[str, Callable[..., Any]] = {"provision": provision, "restore": restore}
+            calls[call](pause=pause, **arguments)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGKILL):
+        raise ChildProcessError(f"{call} failed by itself with {code}: see the node's console")
+    return code != 0
 
 
 def panic() -> None:

@@ -1,5 +1,6 @@
 """A worker process on a node: serves the calls of one role, each in a thread of its own."""
 
+import contextlib
 import importlib
 import socket
 import threading
@@ -15,6 +16,8 @@ ROLES = {
     "stream": "hil.switch.stream_service",
     "crowd": "hil.switch.crowd",
     "rounds": "hil.switch.races",
+    "capture": "hil.nodes.capture",
+    "terminal": "hil.nodes.terminal",
 }
 Emit = Callable[[dict[str, Any]], None]
 
@@ -36,6 +39,13 @@ def preload() -> None:
     """Import every role's code, and libraries that are slow to import, before workers are forked."""
     for module in ROLES.values():
         importlib.import_module(module)
+
+
+def preload_present() -> None:
+    """The same on a host that may lack a library: what cannot be imported is found missing when it is asked for."""
+    for module in ROLES.values():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
 
 
 def work(sock: socket.socket, role: str) -> None:

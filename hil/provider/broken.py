@@ -1,14 +1,21 @@
 """Providers that break one rule each: the bench must name every one of them."""
 
+import ctypes
+import mmap
+import tempfile
 import threading
 import time
+from ctypes import addressof, create_string_buffer, string_at
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from pyverbs.cq import CompChannel
 from pyverbs.pd import PD
 
 from hil.provider.core import Refused
+from hil.provider.memory import page_frames
 from hil.provider.provider import Provider
-from hil.provider.sockets import Kind, Operation, Outcome, Registration, Request, SanSocket, State
+from hil.provider.sockets import Early, Kind, Operation, Outcome, Registration, Request, SanSocket, State
 from hil.verbs.cm import CmEvent
 from hil.verbs.connection import LOCAL_WRITE, REMOTE_READ, REMOTE_WRITE, WC_SUCCESS, Completion, Connection
 from hil.winsock.codes import MEM_READWRITE, SOMAXCONN, WSS_OPERATION_IN_PROGRESS, Code
@@ -93,6 +100,52 @@ class LeakExtra(Provider):
 
     def _start(self, socket: SanSocket, *arguments: Any) -> int:
         self._kept.extend(PD(device.context) for device in self._devices.values())
+        return super()._start(socket, *arguments)
+
+
+class LeakContext(Provider):
+    """Keeps the device open when it has cleaned up, with its completion channels: breaks CLEAN-04."""
+
+    _kept: ClassVar[list[object]] = []
+
+    def _make_connection(self, socket: SanSocket) -> Connection:
+        connection = super()._make_connection(socket)
+        self._kept.append(CompChannel(self._devices[connection.device.name].context))
+        return connection
+
+    def _close(self) -> None:
+        self._kept.extend(self._devices.values())
+        self._devices = {}
+        super()._close()
+
+
+class LeakThread(Provider):
+    """Leaves a thread behind for every operation: breaks CLOSE-27."""
+
+    def _start(self, socket: SanSocket, *arguments: Any) -> int:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        return super()._start(socket, *arguments)
+
+
+class LeakLocked(Provider):
+    """Locks a page of memory for every operation and never unlocks it: breaks CLOSE-27."""
+
+    _kept: ClassVar[list[object]] = []
+
+    def _start(self, socket: SanSocket, *arguments: Any) -> int:
+        page = mmap.mmap(-1, mmap.PAGESIZE)
+        ctypes.CDLL(None).mlock(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(page))), mmap.PAGESIZE)
+        self._kept.append(page)
+        return super()._start(socket, *arguments)
+
+
+class LeakDescriptor(Provider):
+    """Leaves a descriptor open for every operation: breaks CLOSE-27."""
+
+    _kept: ClassVar[list[object]] = []
+
+    def _start(self, socket: SanSocket, *arguments: Any) -> int:
+        self._kept.append(tempfile.TemporaryFile())  # noqa: SIM115
         return super()._start(socket, *arguments)
 
 
@@ -310,6 +363,13 @@ class RepeatsUpcalls(Provider):
             super()._complete(socket, outcome)
 
 
+class LeavesBroken(Provider):
+    """Closes a connection that broke at its own end without telling the peer reliably: breaks CLOSE-32."""
+
+    def _is_joined(self, socket: SanSocket) -> bool:
+        return socket.state is State.CONNECTED
+
+
 class IgnoresReset(Provider):
     """Goes on using a connection that its peer has reset, as an attacker would: breaks CLOSE-31."""
 
@@ -390,6 +450,203 @@ class TouchesOld(Provider):
             overlapped.OffsetHigh = int(Code.WSA_OPERATION_ABORTED)
 
 
+class CompletesTwice(Provider):
+    """What succeeds while a close is under way is told as done and as aborted: breaks CLOSE-14."""
+
+    def _take(self, socket: SanSocket, completion: Completion) -> None:
+        operation = socket.pending.get(completion.wr_id)
+        super()._take(socket, completion)
+        if socket.closing and operation is not None and completion.status == WC_SUCCESS:
+            socket.outcomes.append(Outcome(operation, Code.WSA_OPERATION_ABORTED, 0))
+
+
+class ForgetsOutcomes(Provider):
+    """Forgets what had completed and was not told yet when a close began: breaks CLOSE-12 and OVL-02."""
+
+    def _tear_down(self, socket: SanSocket) -> None:
+        with socket.lock:
+            socket.outcomes.clear()
+        super()._tear_down(socket)
+
+
+class ReleasesInUse(Provider):
+    """Deregisters memory whatever still uses it: breaks MEM-12."""
+
+    def _deregister(self, socket: SanSocket, handle: int) -> int:
+        with socket.lock:
+            for known in socket.registrations:
+                known.in_use = 0
+            return super()._deregister(socket, handle)
+
+
+class TellsOnce(Provider):
+    """Does not tell again, after an accept, of the requests that wait behind: breaks ACC-07 and EVT-08."""
+
+    def _after_accept(self, listener: SanSocket, request: Request) -> None:
+        with listener.lock:
+            listener.asked.discard(request)
+            if listener.event is not None:
+                listener.event.ResetEvent()
+
+
+class WaitsInUpcalls(Provider):
+    """Waits for another thread's up-call in a close that is made in an up-call: breaks OVL-25."""
+
+    def _leave_to_deliverer(self, socket: SanSocket, connection: Connection | None) -> bool:
+        return False
+
+
+class KeepsOperations(Provider):
+    """Keeps a record of every operation for ever, which no audit of the kernel shows."""
+
+    _kept: ClassVar[list[object]] = []
+
+    def _finish(self, socket: SanSocket, operation: Operation) -> None:
+        super()._finish(socket, operation)
+        self._kept.append(operation)
+
+
+class ClosesTwice(Provider):
+    """Two threads may close one descriptor: breaks CLOSE-02 and CLOSE-48."""
+
+    def _close_socket(self, descriptor: int) -> int:
+        socket = self._sockets.get(descriptor)
+        time.sleep(0.0005)
+        result = super()._close_socket(descriptor) if descriptor in self._sockets else 0
+        if socket is None:
+            raise Refused(Code.WSAENOTSOCK)
+        return result
+
+
+class ResetsOnce(Provider):
+    """Lets its CM id go with the reset, so that a lost DREQ is never repeated: breaks CLOSE-31 on a bad wire."""
+
+    def _linger(self, socket: SanSocket) -> None:
+        cm_id = socket.cm_id
+        super()._linger(socket)
+        if cm_id is not None:
+            self._end_lingering(cm_id.key)
+
+
+class TrustsFirstPages(Provider):
+    """Takes memory for unchanged when its first page is: breaks CACHE-09, CACHE-11 and PROXY-04."""
+
+    def _forget_remapped(self, socket: SanSocket) -> None:
+        for known in socket.cache:
+            frames = page_frames(known.address, known.length)
+            if frames is not None and known.frames is not None and frames[:8] == known.frames[:8]:
+                known.frames = frames
+        super()._forget_remapped(socket)
+
+
+class WaitsForVisible(Provider):
+    """Does not go on after an up-call until the switch has stored the result: breaks UP-06."""
+
+    def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
+        super()._complete(socket, outcome)
+        while outcome.operation.overlapped.Internal == WSS_OPERATION_IN_PROGRESS:
+            time.sleep(0.001)
+
+
+class CopiesForEver(Provider):
+    """Has a large private receive for every receive of the switch, for ever: breaks NEG-06."""
+
+    _SIZE = 16384
+
+    def _give(self, socket: SanSocket, connection: Connection, operation: Operation) -> None:
+        if operation.kind is not Kind.RECV or not self._settings.early_messages:
+            super()._give(socket, connection, operation)
+            return
+        early, wr_id = Early(size=self._SIZE), next(self._wr_ids)
+        early.memory = create_string_buffer(early.size)
+        address = addressof(early.memory)
+        early.mr = connection.register(address, early.size, LOCAL_WRITE)
+        self._private[wr_id] = (early, operation)
+        connection.post_recv(wr_id, [(address, early.size, early.mr.lkey)])
+        operation.posted = True
+
+    def _take(self, socket: SanSocket, completion: Completion) -> None:
+        early, operation = self._private.pop(completion.wr_id, (None, None))
+        if early is None or operation is None:
+            super()._take(socket, completion)
+            return
+        if completion.status == WC_SUCCESS:
+            self._scatter(string_at(addressof(early.memory), completion.length), operation.buffers)
+        early.mr.close()
+        super()._take(socket, replace(completion, wr_id=operation.wr_id))
+
+    _private: ClassVar[dict[int, tuple[Early, Operation]]] = {}
+
+
+class IgnoresReads(Provider):
+    """Takes memory that its own RDMA read fills for idle: breaks RMEM-13."""
+
+    def _deregister_rdma(self, socket: SanSocket, descriptor: bytes) -> int:
+        reads = [o for o in socket.pending.values() if o.kind is Kind.READ]
+        for operation in reads:
+            operation.kind = Kind.IOCTL
+        try:
+            return super()._deregister_rdma(socket, descriptor)
+        finally:
+            for operation in reads:
+                operation.kind = Kind.READ
+
+
+class WaitsForPolledOnly(Provider):
+    """Takes fWait seriously only for operations without notification: breaks OVL-13."""
+
+    def _result(
+        self, socket: SanSocket, overlapped: WSAOVERLAPPED, transferred: list[int], wait: bool, flags: list[int]
+    ) -> bool:
+        return super()._result(socket, overlapped, transferred, wait and bool(overlapped.hEvent & 1), flags)
+
+
+class KeepsCache(Provider):
+    """Empties the cache when the switch's handle is closed already: breaks CACHE-10."""
+
+    def _release_memory(self, socket: SanSocket) -> None:
+        kept, socket.cache = socket.cache, []
+        super()._release_memory(socket)
+        socket.cache = kept if socket.closing else []
+
+    def _detach(self, socket: SanSocket, connection: Connection) -> None:
+        for registration in socket.cache:
+            registration.mr.close()
+        super()._detach(socket, connection)
+
+
+class CleansMemoryLast(Provider):
+    """Its clean-up tells of what it cancelled before the memory is free, and lies about it: breaks CLEAN-06."""
+
+    def _release_memory(self, socket: SanSocket) -> None:
+        if self._started or not socket.closing:
+            super()._release_memory(socket)
+            return
+        for registration in socket.registrations:
+            facts = {"registration": registration.handle, "count": registration.count}
+            self._observe("mr", handle=socket.handle, event="released", **facts)
+
+    def _detach(self, socket: SanSocket, connection: Connection) -> None:
+        if not self._started:
+            super()._release_memory(socket)
+        super()._detach(socket, connection)
+
+
+class NeverAbandons(Provider):
+    """Waits for ever for the process that was to take a socket: breaks DUP-22."""
+
+    def _expire_handed(self) -> float | None:
+        return None
+
+
+class LosesUnread(Provider):
+    """Leaves unread messages in the process that hands a socket over: breaks DUP-14."""
+
+    def _suspend(self, socket: SanSocket) -> None:
+        super()._suspend(socket)
+        socket.early.arrived.clear()
+
+
 _ALL = (
     NoDreq,
     NoFlush,
@@ -400,6 +657,10 @@ _ALL = (
     Lingers,
     LateDreq,
     LeakExtra,
+    LeakContext,
+    LeakThread,
+    LeakLocked,
+    LeakDescriptor,
     StrayUpcall,
     MemoryLast,
     EarlySuccess,
@@ -429,5 +690,23 @@ _ALL = (
     EndlessQueue,
     LooksAway,
     TouchesOld,
+    CompletesTwice,
+    ForgetsOutcomes,
+    ReleasesInUse,
+    TellsOnce,
+    WaitsInUpcalls,
+    KeepsOperations,
+    ClosesTwice,
+    ResetsOnce,
+    LeavesBroken,
+    TrustsFirstPages,
+    WaitsForVisible,
+    CopiesForEver,
+    IgnoresReads,
+    WaitsForPolledOnly,
+    KeepsCache,
+    CleansMemoryLast,
+    NeverAbandons,
+    LosesUnread,
 )
 BROKEN: dict[str, type[Provider]] = {provider.__name__: provider for provider in _ALL}

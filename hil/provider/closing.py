@@ -39,15 +39,14 @@ class Closing(Data):
         with socket.lock:
             socket.closing = True
             socket.event, socket.selected = None, 0
-            was, connection = socket.state, socket.connection
+            connection = socket.connection
             requests, socket.queue = list(socket.queue), deque()
         for request in requests:
             self._refuse(request.new_id)
         if connection is not None:
             self._step(self._unwatch, connection)
             self._step(connection.to_error)
-            if was is State.CONNECTED:
-                self._step(self._send_reset, socket)
+            self._step(self._send_reset, socket)
             self._step(self._flush, socket, connection)
             self._step(self._release_memory, socket)
         if not self._leave_to_deliverer(socket, connection):
@@ -80,7 +79,9 @@ class Closing(Data):
         # The kernel lets a device go only when nobody has it open any more.
         with self._lock:
             sockets = (*self._sockets.values(), *self._tearing)
-            used = {s.connection.device.name for s in sockets if s.connection is not None}
+            # A close in another thread may take the connection away between two looks.
+            connections = [s.connection for s in sockets]
+            used = {c.device.name for c in connections if c is not None}
             for name in [name for name in self._devices if name not in used]:
                 self._step(self._devices.pop(name).close)
 
@@ -101,8 +102,13 @@ class Closing(Data):
     def _send_reset(self, socket: SanSocket) -> None:
         # The QP is in ERR already, so nothing of the connection can follow the DREQ (CLOSE-36).
         with socket.lock:
-            if socket.state is State.CONNECTED and socket.cm_id is not None:
+            if self._is_joined(socket) and socket.cm_id is not None:
                 self._linger(socket)
+
+    def _is_joined(self, socket: SanSocket) -> bool:
+        """Whether the peer is still to be told: a connection that broke at this end may be whole at the other."""
+        broke = socket.state is State.DISCONNECTED and socket.error is Code.WSAECONNABORTED
+        return socket.state is State.CONNECTED or (broke and not socket.disconnected)
 
     def _linger(self, socket: SanSocket) -> None:
         """Disconnect the socket's CM id and let it linger; the lock is held.

@@ -45,6 +45,9 @@ class Connecting(Closing):
     def WSPBind(self, s: int, name: SockAddr, namelen: int, lpErrno: LpErrno) -> int:
         return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._bind(self._find(s), name, namelen))
 
+    def _is_local(self, address: str) -> bool:
+        return address in self._network.addresses() or address in self._network.addresses(afresh=True)
+
     def _bind(self, socket: SanSocket, name: SockAddr, namelen: int) -> int:
         self._check_address(socket, name, namelen)
         with socket.lock:
@@ -52,11 +55,11 @@ class Connecting(Closing):
             if socket.state is not State.CREATED:
                 raise Refused(Code.WSAEINVAL)
             wildcard = ipaddress.ip_address(name.sin_addr).is_unspecified
-            if not wildcard and name.sin_addr not in self._network.addresses():
+            if not wildcard and not self._is_local(name.sin_addr):
                 raise Refused(Code.WSAEADDRNOTAVAIL)
             if len(self._by_cm) >= self._settings.max_bound:
                 raise Refused(Code.WSAENOBUFS)
-            cm_id = self._channel.create_id()
+            cm_id = self._new_id()
             try:
                 cm_id.bind(name.sin_addr, name.sin_port)
             except OSError as error:
@@ -186,7 +189,7 @@ class Connecting(Closing):
 
     def _begin_connect(self, socket: SanSocket, name: SockAddr) -> None:
         if socket.cm_id is None:
-            self._adopt(socket, self._channel.create_id())
+            self._adopt(socket, self._new_id())
         assert socket.cm_id is not None
         socket.remote = name
         socket.state = State.CONNECTING
@@ -261,21 +264,30 @@ class Connecting(Closing):
                 self._connect_ended(socket, Code.WSAENOBUFS)
                 return
             socket.peer, data = parse_hello(event.private_data)
-            if socket.callee_data is not None:
-                socket.callee_data.len = min(len(data), socket.callee_data.len)
-                ctypes.memmove(socket.callee_data.buf, data, socket.callee_data.len)
+            self._give_callee_data(socket, data)
             if socket.local is None or socket.local.sin_port == 0:
                 socket.local = SockAddr(socket.family, *socket.cm_id.local)
             socket.state = State.CONNECTED
-            self._signal(socket, Event.FD_CONNECT, w.FD_CONNECT_BIT, Code.OK)
-            socket.lock.notify_all()
+            self._tell_connect(socket, Code.OK)
+
+    def _give_callee_data(self, socket: SanSocket, data: bytes) -> None:
+        # The switch's buffer is ours until the connect has ended, and not a moment longer (CONN-22).
+        place, socket.callee_data = socket.callee_data, None
+        if place is not None:
+            place.len = min(len(data), place.len)
+            ctypes.memmove(place.buf, data, place.len)
+
+    def _tell_connect(self, socket: SanSocket, code: Code) -> None:
+        # A hand-over is not the switch's connect: it waits in WSPSocket for its end (DUP-14, EVT-04).
+        if not socket.taking:
+            self._signal(socket, Event.FD_CONNECT, w.FD_CONNECT_BIT, code)
+        socket.lock.notify_all()
 
     def _connect_ended(self, socket: SanSocket, code: Code) -> None:
         with socket.lock:
             if socket.state is State.CONNECTING:
-                socket.state, socket.error = State.FAILED, code
-                self._signal(socket, Event.FD_CONNECT, w.FD_CONNECT_BIT, code)
-                socket.lock.notify_all()
+                socket.state, socket.error, socket.callee_data = State.FAILED, code, None
+                self._tell_connect(socket, code)
 
     def _make_connection(self, socket: SanSocket) -> Connection:
         assert socket.cm_id is not None
@@ -334,18 +346,17 @@ class Connecting(Closing):
         if condition is not None and not callable(condition):
             raise Refused(Code.WSAEFAULT)
         request = self._next_request(listener)
-        if request.withdrawn():
-            self._refuse(request.new_id)
-            self._after_accept(listener)
-            raise Refused(Code.WSAECONNRESET)
-        peer = SockAddr(listener.family, *request.new_id.remote)
-        local = SockAddr(listener.family, *request.new_id.local)
-        answer = self._ask(listener, request, condition, peer, local, callback_data)
         try:
+            if request.withdrawn():
+                self._refuse(request.new_id)
+                raise Refused(Code.WSAECONNRESET)
+            peer = SockAddr(listener.family, *request.new_id.remote)
+            local = SockAddr(listener.family, *request.new_id.local)
+            answer = self._ask(listener, request, condition, peer, local, callback_data)
             socket = self._accept_request(listener, request, peer, local, answer)
         finally:
             # Also when it failed: others may wait behind it.
-            self._after_accept(listener)
+            self._after_accept(listener, request)
         if addr is not None and addrlen is not None:
             addr.sin_family, addr.sin_addr, addr.sin_port = peer.sin_family, peer.sin_addr, peer.sin_port
             addrlen[0] = size
@@ -359,7 +370,9 @@ class Connecting(Closing):
             if not listener.queue:
                 raise Refused(Code.WSAEWOULDBLOCK)
             self._check_room()
-            return listener.queue.popleft()
+            request = listener.queue.popleft()
+            listener.asked.add(request)
+            return request
 
     def _ask(
         self,
@@ -384,11 +397,11 @@ class Connecting(Closing):
             with listener.lock:
                 if not listener.closing:
                     listener.queue.appendleft(request)
+                    listener.asked.discard(request)
                     raise Refused(Code.WSATRY_AGAIN)
         if decision == w.CF_ACCEPT and group == [0] and not listener.closing:
             return ours.raw[: min(callee_data.len, MAX_USER_DATA)]
         self._refuse(request.new_id)
-        self._after_accept(listener)
         if listener.closing:
             raise Refused(Code.WSAENOTSOCK)
         raise Refused(Code.WSAECONNREFUSED if decision == w.CF_REJECT else Code.WSAEINVAL)
@@ -403,6 +416,7 @@ class Connecting(Closing):
             raise
         try:
             with socket.lock:
+                self._check_open(socket)
                 socket.local, socket.remote, socket.options = local, peer, dict(listener.options)
                 socket.peer = parse_hello(request.private_data)[0]
                 self._adopt(socket, request.new_id)
@@ -415,6 +429,8 @@ class Connecting(Closing):
         except Exception as error:
             self._observe("accept failed", handle=socket.handle, error=repr(error))
             gone = request.withdrawn()
+            if socket.cm_id is None:
+                self._refuse(request.new_id)
             self._drop(socket)
             raise Refused(Code.WSAECONNRESET if gone else Code.WSAENOBUFS) from error
         return socket
@@ -426,21 +442,23 @@ class Connecting(Closing):
                 socket.cm_id.reject()
         self.WSPCloseSocket(socket.descriptor, LpErrno())
 
-    def _after_accept(self, listener: SanSocket) -> None:
+    def _after_accept(self, listener: SanSocket, request: Request) -> None:
         with listener.lock:
+            listener.asked.discard(request)
             if listener.event is not None and not listener.closing:
                 listener.event.ResetEvent()
-            # Resetting may have lost the news of requests that wait behind (ACC-07).
-            if listener.queue:
+            # Resetting may have lost the news of requests that wait behind (ACC-07). Ruling: one that the condition
+            # function has just put off is no news to the switch, which comes back for it in its own time (ACC-16).
+            if any(other is not request for other in listener.queue):
                 self._signal(listener, Event.FD_ACCEPT, w.FD_ACCEPT_BIT, Code.OK)
 
     def _on_request(self, listener: SanSocket, event: CmEvent) -> None:
         assert event.new_id is not None
         request = Request(event.new_id, event.private_data)
         with listener.lock:
-            if len(listener.queue) >= listener.backlog:
+            if len(listener.queue) + len(listener.asked) >= listener.backlog:
                 self._drop_withdrawn(listener)
-            waiting = len(listener.queue)
+            waiting = len(listener.queue) + len(listener.asked)
             full = listener.closing or listener.state is not State.LISTENING or waiting >= listener.backlog
             if not full:
                 listener.queue.append(request)

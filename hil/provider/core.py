@@ -19,6 +19,8 @@ from hil.winsock.codes import Code, Event
 from hil.winsock.structures import WSPUPCALLTABLEEX, LpErrno, SockAddr
 
 FAMILIES = {w.AF_INET: 4, w.AF_INET6: 6}
+# Its completion channel, and those of its adapter (for commands and for asynchronous events), should it be the first.
+CONNECTION_DESCRIPTORS = 3
 
 Observer = Callable[..., None]
 T = TypeVar("T")
@@ -30,7 +32,7 @@ class NetworkView(Protocol):
     fd: int
 
     def drain(self) -> None: ...
-    def addresses(self) -> dict[str, str]: ...
+    def addresses(self, *, afresh: bool = False) -> dict[str, str]: ...
     def up(self) -> bool: ...
 
 
@@ -58,6 +60,8 @@ class Core:
         self._lock = threading.RLock()
         self._started = 0
         self._cleaning = False
+        # How many sockets are being made, between the check of the start and the record.
+        self._making = 0
         self._network_down = False
         # No two providers of a machine use the same descriptors: a mix-up in the switch is seen.
         self._descriptors = itertools.count((os.getpid() << 20) + 0x1001)
@@ -80,6 +84,11 @@ class Core:
         self._channel: CmChannel
         self._epoll: Any = None
         self._wake_write = -1
+
+    @property
+    def cm_fd(self) -> int:
+        """The descriptor of the channel to the kernel's connection manager, once started."""
+        return self._channel.fd
 
     # --- answering -------------------------------------------------------------------------------------------------
 
@@ -142,6 +151,18 @@ class Core:
     # --- records -----------------------------------------------------------------------------------------------------
 
     def _new_socket(self, family: int) -> SanSocket:
+        with self._lock:
+            if not self._started:
+                raise Refused(Code.WSAENETDOWN)
+            self._making += 1
+        try:
+            return self._make_socket(family)
+        finally:
+            with self._changed:
+                self._making -= 1
+                self._changed.notify_all()
+
+    def _make_socket(self, family: int) -> SanSocket:
         self._check_room()
         descriptor = next(self._descriptors)
         code = LpErrno()
@@ -160,14 +181,26 @@ class Core:
         if self._by_secret.get(socket.secret) is socket:
             del self._by_secret[socket.secret]
 
-    def _check_room(self) -> None:
-        if len(self._sockets) >= self._settings.max_sockets:
-            raise Refused(Code.WSAEMFILE)
-        # A connection needs descriptors of the process, too: without any it could not be made.
+    def _check_room(self, more: int = 1) -> None:
+        """Whether ``more`` sockets and a connection's descriptors can be had; else WSAEMFILE."""
+        with self._lock:
+            if self._wake_write < 0:
+                raise Refused(Code.WSAENETDOWN)
+            if len(self._sockets) + more > self._settings.max_sockets:
+                raise Refused(Code.WSAEMFILE)
+            # A connection needs descriptors of the process, too: without them it could not be made.
+            with contextlib.ExitStack() as tried:
+                try:
+                    for _ in range(CONNECTION_DESCRIPTORS):
+                        tried.callback(os.close, os.dup(self._wake_write))
+                except OSError as error:
+                    raise Refused(Code.WSAEMFILE) from error
+
+    def _new_id(self) -> CmId:
         try:
-            os.close(os.dup(self._wake_write))
+            return self._channel.create_id()
         except OSError as error:
-            raise Refused(Code.WSAEMFILE) from error
+            raise Refused(Code.WSAENOBUFS) from error
 
     def _adopt(self, socket: SanSocket, cm_id: CmId) -> None:
         socket.cm_id = cm_id
@@ -204,6 +237,8 @@ class Core:
         self._wake()
 
     def _wake(self) -> None:
-        # A full pipe wakes as well: nobody may wait here for the thread that empties it.
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_write, b"x")
+        # After the end the number may be another file's. A full pipe wakes as well: nobody may wait here for the thread
+        # that empties it.
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._wake_write >= 0:
+                os.write(self._wake_write, b"x")

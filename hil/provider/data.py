@@ -216,6 +216,14 @@ class Data(Memory):
             self._give(socket, socket.connection, operation)
             socket.waiting.remove(operation)
 
+    def _feed_rest(self, socket: SanSocket) -> None:
+        try:
+            self._feed(socket)
+        except Exception as error:
+            # What the adapter refuses with room in its queues it would refuse for ever, and nothing may overtake it.
+            self._observe("feed failed", handle=socket.handle, error=repr(error))
+            self._connection_broke(socket)
+
     def _give(self, socket: SanSocket, connection: Connection, operation: Operation) -> None:
         parts = operation.parts()
         # A later message must not overtake an RDMA read (SEND-14).
@@ -245,11 +253,13 @@ class Data(Memory):
         early.memory = ctypes.create_string_buffer(count * early.size)
         base = ctypes.addressof(early.memory)
         early.mr = connection.register(base, count * early.size, verbs.LOCAL_WRITE)
+        self._observe_region(socket, early.mr.lkey, count * early.size)
         for address in range(base, base + count * early.size, early.size):
             wr_id = next(self._wr_ids)
             early.slots[wr_id] = address
             connection.post_recv(wr_id, [(address, early.size, early.mr.lkey)])
-        early.unclaimed = count
+        # To those that came with a socket handed over with messages unread (DUP-14).
+        early.unclaimed += count
 
     def _early_arrived(self, socket: SanSocket, completion: Completion) -> None:
         address = socket.early.slots.pop(completion.wr_id)
@@ -258,6 +268,8 @@ class Data(Memory):
             self._match_early(socket)
         elif completion.status != verbs.WC_WR_FLUSH_ERR:
             self._completion_code(socket, completion)
+        elif socket.parked is not None:
+            socket.early.flushed.append(address)
 
     def _match_early(self, socket: SanSocket) -> None:
         early = socket.early
@@ -287,7 +299,7 @@ class Data(Memory):
             for completion in socket.connection.poll():
                 self._take(socket, completion)
             if socket.waiting:
-                self._step(self._feed, socket)
+                self._feed_rest(socket)
             # The adapter will say nothing of what it never got.
             if socket.state is State.DISCONNECTED and not socket.closing:
                 self._fail_waiting(socket)

@@ -6,11 +6,11 @@ new connection, keeps registrations and pending receives, and ends the old conne
 nothing (DUP-15, DUP-16). Until then the former process keeps the old connection's CM id, silent.
 """
 
-import ctypes
 import errno
 import os
 import time
-from typing import Any
+from collections import deque
+from typing import Any, TextIO
 
 from hil.provider import tokens
 from hil.provider.closing import FLUSH_TIMEOUT_S
@@ -18,14 +18,13 @@ from hil.provider.connecting import Connecting, new_id_of
 from hil.provider.core import Refused
 from hil.provider.data import WAIT_S, wait_readable
 from hil.provider.private_data import Peer, hello, parse_take, take
-from hil.provider.sockets import Kind, Operation, Outcome, SanSocket, State
+from hil.provider.sockets import Early, Kind, Operation, Outcome, SanSocket, State
 from hil.verbs.cm import CmEvent, CmId
 from hil.verbs.connection import RECV_DEPTH, SEND_DEPTH, Connection
 from hil.winsock import codes as w
-from hil.winsock.codes import Code
+from hil.winsock.codes import Code, Event
 from hil.winsock.structures import WSAPROTOCOL_INFOW, LpErrno, SockAddr
 
-HANDOVER_TIMEOUT_S = 30.0
 HANDOVER_BACKLOG = 64
 _ANY = {w.AF_INET: "0.0.0.0", w.AF_INET6: "::"}
 
@@ -61,21 +60,30 @@ class HandOver(Connecting):
                 raise Refused(Code.WSAEINVAL)
             if any(operation.kind is not Kind.RECV for operation in socket.pending.values()):
                 raise Refused(Code.WSAEINVAL)
-            state = _state_of(socket)
-            self._suspend_listener(socket) if listening else self._suspend(socket)
-            state["early"] = [message.hex() for message in socket.early.arrived]
-            try:
-                token = tokens.make(pid, state)
-            except (OSError, tokens.BadToken) as error:
-                self._give_up(socket)
-                raise Refused(Code.WSAENOBUFS) from error
-            if socket.cm_id is not None:
-                with self._lock:
-                    self._handed[socket.cm_id.key] = (time.monotonic() + HANDOVER_TIMEOUT_S, token)
+            token, file = _reserved_token()
+            with file:
+                self._part_with(socket, pid, token, file)
         self._deliver(socket, wait=True)
         self._wake()
         info.iAddressFamily, info.dwProviderReserved = socket.family, token
         return 0
+
+    def _part_with(self, socket: SanSocket, pid: int, token: int, file: TextIO) -> None:
+        """Quiet the socket and leave its state behind ``token``; the lock is held."""
+        state = _state_of(socket)
+        self._suspend_listener(socket) if socket.state is State.LISTENING else self._suspend(socket)
+        state["early"] = [message.hex() for message in socket.early.arrived]
+        try:
+            tokens.fill(file, pid, state)
+        except OSError as error:
+            tokens.revoke(token)
+            self._give_up(socket)
+            raise Refused(Code.WSAENOBUFS) from error
+        # They are the new process's now: back here, the socket must not find them a second time.
+        socket.early = Early()
+        if socket.cm_id is not None:
+            with self._lock:
+                self._handed[socket.cm_id.key] = (time.monotonic() + self._settings.handover_timeout_s, token)
 
     def _give_up(self, socket: SanSocket) -> None:
         # The connection can be neither kept nor handed over: the peer must not wait for ever.
@@ -102,6 +110,7 @@ class HandOver(Connecting):
     def _suspend_listener(self, socket: SanSocket) -> None:
         # Two processes cannot listen on one service id: until the new one does, connectors are refused (DUP-19).
         socket.state = State.HANDED_OVER
+        socket.happened &= ~int(Event.FD_ACCEPT)
         for request in list(socket.queue):
             self._refuse(request.new_id)
         socket.queue.clear()
@@ -113,7 +122,7 @@ class HandOver(Connecting):
         """Wait until the adapter has given back everything posted; the lock is held."""
         end_ns = time.monotonic_ns() + int(FLUSH_TIMEOUT_S * 1e9)
         self._collect(socket)
-        while any(o.posted for o in socket.pending.values()) and time.monotonic_ns() < end_ns:
+        while (socket.early.slots or any(o.posted for o in socket.pending.values())) and time.monotonic_ns() < end_ns:
             if wait_readable(connection.fd, WAIT_S):
                 connection.take_events()
             self._collect(socket)
@@ -157,27 +166,51 @@ class HandOver(Connecting):
     # --- in the process that takes it --------------------------------------------------------------------------------
 
     def _take_over(self, token: int) -> int:
-        """The descriptor of the socket behind ``token``: the former one where this process still has it (DUP-11)."""
+        """The descriptor of the socket behind ``token``: the former one where this process still has it (DUP-11).
+
+        Where that fails the token can be tried again, as long as the connection lives: a token is used when it has
+        given a socket (DUP-21, DUP-24).
+        """
         self._check_network()
+        self._check_room(0)
+        state = _claimed(token)
         try:
-            state = tokens.claim(token)
-        except tokens.BadToken as error:
-            raise Refused(Code.WSAEINVAL) from error
-        secret = bytes.fromhex(state["secret"])
-        known = self._socket_known_by(secret)
+            socket = self._taken(state)
+        except BaseException:
+            tokens.put_back(token)
+            raise
+        tokens.settle(token)
+        return socket.descriptor
+
+    def _taken(self, state: dict[str, Any]) -> SanSocket:
+        known = self._socket_known_by(bytes.fromhex(state["secret"]))
         if known is not None and known.state is not State.HANDED_OVER:
             known = None
         socket = known or self._new_socket(state["family"])
         try:
             self._restore(socket, state)
-        except Refused:
-            if known is None:
-                self._drop(socket)
+        except BaseException:
+            self._step(self._hand_over_again if known else self._drop, socket)
             raise
-        return socket.descriptor
+        return socket
+
+    def _hand_over_again(self, socket: SanSocket) -> None:
+        """A former descriptor that could not be taken back is what it was before: handed over."""
+        with socket.lock:
+            connection = socket.connection
+            if connection is not None:
+                self._unwatch(connection)
+                self._release_memory(socket)
+                self._detach(socket, connection)
+            self._release_cm_id(socket)
+            socket.early, socket.state = Early(), State.HANDED_OVER
 
     def _restore(self, socket: SanSocket, state: dict[str, Any]) -> None:
         with socket.lock:
+            # The last WSPCleanup may have come in between.
+            if socket.closing:
+                raise Refused(Code.WSAENETDOWN)
+            cm_id = None if state["backlog"] else self._new_id()
             self._leave_old(socket)
             with self._lock:
                 self._by_secret.pop(socket.secret, None)
@@ -187,29 +220,32 @@ class HandOver(Connecting):
             socket.options = {int(name): value for name, value in state["options"].items()}
             socket.local = SockAddr(*state["local"])
             socket.state, socket.error = State.CREATED, Code.WSAENOTCONN
-            socket.early.arrived.extend(bytes.fromhex(message) for message in state["early"])
-            socket.early.unclaimed = len(socket.early.arrived)
+            arrived = deque(bytes.fromhex(message) for message in state["early"])
+            socket.early = Early(arrived=arrived, unclaimed=len(arrived))
             socket.send_room, socket.recv_room, socket.reads = SEND_DEPTH, RECV_DEPTH, 0
-            if state["backlog"]:
+            if cm_id is None:
                 self._bind(socket, socket.local, 28)
                 self._listen(socket, state["backlog"])
                 return
-            remote = SockAddr(*state["remote"])
+            self._adopt(socket, cm_id)
             socket.taking = True
-            self._adopt(socket, self._channel.create_id())
-            assert socket.cm_id is not None
             try:
-                socket.cm_id.bind(socket.local.sin_addr, 0)
-            except OSError as error:
+                self._connect_anew(socket, cm_id, socket.local, SockAddr(*state["remote"]))
+            except (OSError, Refused) as error:
                 raise Refused(Code.WSAENOBUFS) from error
-            self._begin_connect(socket, SockAddr(socket.family, remote.sin_addr, socket.peer.handover_port))
-            end = time.monotonic() + self._settings.connect_timeout_s + 1
-            while socket.state is State.CONNECTING and time.monotonic() < end and not socket.closing:
-                socket.lock.wait(WAIT_S)
-            socket.taking = False
-            socket.remote, socket.happened = remote, 0
-            if socket.state is not State.CONNECTED:
-                raise Refused(Code.WSAENOBUFS)
+            finally:
+                socket.taking = False
+
+    def _connect_anew(self, socket: SanSocket, cm_id: CmId, local: SockAddr, remote: SockAddr) -> None:
+        """Connect to the peer's provider, and wait for it; the lock is held. Raises OSError when it cannot be had."""
+        cm_id.bind(local.sin_addr, 0)
+        self._begin_connect(socket, SockAddr(socket.family, remote.sin_addr, socket.peer.handover_port))
+        end = time.monotonic() + self._settings.connect_timeout_s + 1
+        while socket.state is State.CONNECTING and time.monotonic() < end and not socket.closing:
+            socket.lock.wait(WAIT_S)
+        socket.remote = remote
+        if socket.state is not State.CONNECTED:
+            raise ConnectionError("the peer's provider did not take the connection")
 
     def _leave_old(self, socket: SanSocket) -> None:
         """A former descriptor is taken back before the peer ended the old connection: its id lingers meanwhile."""
@@ -231,11 +267,14 @@ class HandOver(Connecting):
         with self._lock:
             known = self._handover_ids.get(socket.family)
             if known is None:
+                cm_id: CmId | None = None
                 try:
                     cm_id = self._channel.create_id()
                     cm_id.bind(_ANY[socket.family], 0)
                     cm_id.listen(HANDOVER_BACKLOG)
                 except OSError as error:
+                    if cm_id is not None:
+                        self._step(cm_id.destroy)
                     self._observe("cm", handle=0, event="no hand-over listener", status=error.errno)
                     return 0
                 known = self._handover_ids[socket.family] = (cm_id, cm_id.local[1])
@@ -270,7 +309,6 @@ class HandOver(Connecting):
     def _resume(self, socket: SanSocket, event: CmEvent, peer: Peer) -> None:
         connection, new_id = socket.connection, new_id_of(event)
         assert connection is not None
-        slots = len(socket.early.slots)
         parked: list[Operation] = []
         socket.parked = parked
         connection.to_error()
@@ -282,7 +320,7 @@ class HandOver(Connecting):
         connection.to_init()
         self._observe("qp", handle=socket.handle, qp_num=connection.qp_num)
         socket.send_room, socket.recv_room, socket.reads = SEND_DEPTH, RECV_DEPTH, 0
-        self._repost_early(socket, connection, slots)
+        self._repost_early(socket.early, connection)
         # What was parked goes before what waited behind it.
         socket.waiting.extendleft(reversed(parked))
         receives = [operation for operation in parked if operation.kind is Kind.RECV]
@@ -296,13 +334,11 @@ class HandOver(Connecting):
         self._feed(socket)
         self._observe("handover", handle=socket.handle, event="resumed", receives=len(receives))
 
-    def _repost_early(self, socket: SanSocket, connection: Connection, count: int) -> None:
-        """The private receives that the old queue pair still held."""
-        early = socket.early
-        if not count or early.mr is None:
-            return
-        base = ctypes.addressof(early.memory)
-        for address in range(base, base + count * early.size, early.size):
+    def _repost_early(self, early: Early, connection: Connection) -> None:
+        """The private receives that the old queue pair gave back unused, and those it never gave back."""
+        addresses, early.flushed = [*early.flushed, *early.slots.values()], []
+        early.slots.clear()
+        for address in addresses:
             wr_id = next(self._wr_ids)
             early.slots[wr_id] = address
             connection.post_recv(wr_id, [(address, early.size, early.mr.lkey)])
@@ -312,6 +348,28 @@ class HandOver(Connecting):
         socket.parked = None
         socket.state, socket.error = State.DISCONNECTED, Code.WSAECONNRESET
         self._fail_waiting(socket)
+
+
+def _reserved_token() -> tuple[int, TextIO]:
+    """Before anything is done to the socket: a shortage leaves the connection as it was (DUP-21)."""
+    try:
+        return tokens.reserve()
+    except (OSError, tokens.BadToken) as error:
+        raise Refused(_shortage(error)) from error
+
+
+def _claimed(token: int) -> dict[str, Any]:
+    try:
+        return tokens.claim(token)
+    except tokens.BadToken as error:
+        raise Refused(Code.WSAEINVAL) from error
+    except OSError as error:
+        raise Refused(_shortage(error)) from error
+
+
+def _shortage(error: Exception) -> Code:
+    number = error.errno if isinstance(error, OSError) else 0
+    return Code.WSAEMFILE if number in (errno.EMFILE, errno.ENFILE) else Code.WSAENOBUFS
 
 
 def _state_of(socket: SanSocket) -> dict[str, Any]:

@@ -67,17 +67,25 @@ class Memory(Core):
             mr = socket.connection.register(address, length, access)
         except Exception as error:
             raise Refused(_registration_code(error)) from error
+        self._observe_region(socket, mr.lkey, length)
         frames = page_frames(address, length) if self._settings.cache else None
         return Registration(mr.lkey + 1, address, length, flags, mr, frames=frames)
+
+    def _observe_region(self, socket: SanSocket, key: int, length: int) -> None:
+        # What an audit finds left behind is named by this entry.
+        self._observe("mr", handle=socket.handle, event="registered", key=key, length=length)
 
     def WSPDeregisterMemory(self, s: int, Handle: int, lpErrno: LpErrno) -> int:
         return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._deregister(self._find(s, network=False), Handle))
 
     def _deregister(self, socket: SanSocket, handle: int) -> int:
+        """Ruling: MEM-12 refuses what would *release* memory in use, and only the last deregistration releases
+        (MEM-10), so one that lowers the count alone is granted. WSPDeregisterRdmaMemory keeps the same rule (RMEM-13,
+        RMEM-14), and the switch is held to it as well (hil.switch.obligations, SWITCH-10)."""
         with socket.lock:
             self._check_open(socket)
             found = next((r for r in socket.registrations if r.handle == handle), None)
-            if found is None or found.in_use:
+            if found is None or (found.count == 1 and found.in_use):
                 raise Refused(Code.WSAEINVAL)
             found.count -= 1
             if not found.count:
@@ -169,7 +177,12 @@ class Memory(Core):
     # --- the cache ---------------------------------------------------------------------------------------------------
 
     def WSPMemoryRegistrationCacheCallback(self, lpvAddress: int, Size: int, lpErrno: LpErrno) -> int:
-        """Forget every cached registration of the range, for all sockets (CACHE-07)."""
+        """Forget every cached registration of the range, for all sockets (CACHE-07).
+
+        Ruling on CACHE-08: a live registration is what the cache cannot release, whether it came out of the cache or
+        will go there, so a range with one gives WSAEFAULT; WSAEINVAL is for a range the adapter knows nothing of. The
+        switch is about to let the pages go, and only WSAEFAULT tells it that an adapter still reaches them.
+        """
         return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._uncache_range(lpvAddress, Size))
 
     def _uncache_range(self, address: int, length: int) -> int:
@@ -246,9 +259,9 @@ class Memory(Core):
     def _give_back_memory(self, socket: SanSocket) -> None:
         """Deregister everything at the adapter; the switch's registrations stay, for it to deregister."""
         for registration in [*socket.registrations, *socket.exposed.values(), *socket.cache]:
-            registration.mr.close()
+            self._step(registration.mr.close)
         if socket.early.mr is not None:
-            socket.early.mr.close()
+            self._step(socket.early.mr.close)
 
     def _release_memory(self, socket: SanSocket) -> None:
         with socket.lock:

@@ -155,7 +155,9 @@ class Options(HandOver):
 
     def _address_list(self, socket: SanSocket, out: list[Any] | None, room: int, returned: list[int]) -> int:
         version = FAMILIES[socket.family]
-        addresses = sorted(a for a in self._network.addresses() if ipaddress.ip_address(a).version == version)
+        # The switch asks when TCP/IP told it of a change.
+        known = self._network.addresses(afresh=True)
+        addresses = sorted(a for a in known if ipaddress.ip_address(a).version == version)
         # SOCKET_ADDRESS_LIST: a count, then {pointer, length} and the sockaddr of each (64-bit layout).
         needed = 8 + len(addresses) * (16 + (16 if socket.family == w.AF_INET else 28))
         if out is None or room < needed:

@@ -87,12 +87,15 @@ class Provider(Options):
                 raise Refused(Code.WSANOTINITIALISED)
             self._started -= 1
             last = not self._started
+            if last:
+                self._cleaning = True
+                # What another thread is making is closed with the rest (CLOSE-24, CLEAN-07).
+                self._changed.wait_for(lambda: not self._making, LINGER_TIMEOUT_S)
             left = list(self._sockets.values()) if last else []
             for socket in left:
                 self._leave(socket)
             if last:
                 self._sockets.clear()
-                self._cleaning = True
         try:
             for socket in left:
                 self._tear_down(socket)
@@ -144,8 +147,10 @@ class Provider(Options):
             device.close()
         self._devices.clear()
         self._epoll.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        with self._lock:
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            self._wake_read = self._wake_write = -1
         self._channel.close()
 
     def WSPSocket(
@@ -260,7 +265,7 @@ class Provider(Options):
 
     def _on_disconnected(self, socket: SanSocket, event: CmEvent) -> None:
         with socket.lock:
-            was = socket.state
+            was, socket.disconnected = socket.state, True
             if was is State.CONNECTED:
                 socket.state, socket.error = State.DISCONNECTED, Code.WSAECONNRESET
             self._forget_handed(event.id_key)

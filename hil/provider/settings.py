@@ -10,8 +10,10 @@ class Settings:
     ``rdma_read``, ``cache``: whether WSPRdmaRead and the registration cache are offered (RDMA-14, CACHE-01).
     ``early_messages``: private receives for messages that come before the switch posted any, for adapters without flow
     control of their own (NEG-03); 0 leaves it to the transport. ``rnr_retry_count``: 7 is for ever.
-    ``connect_timeout_s``: after which a connect ends with WSAETIMEDOUT (CONN-25). ``max_clients`` bounds WSPStartupEx,
-    ``max_sockets`` the descriptors, ``max_bound`` the bound sockets, ``max_listeners`` the listening ones.
+    ``connect_timeout_s``: after which a connect ends with WSAETIMEDOUT (CONN-25). ``handover_timeout_s``: after which a
+    connection that was handed over and never taken is reset (DUP-22); at most 600, the lifetime of tokens.
+    ``max_clients`` bounds WSPStartupEx, ``max_sockets`` the descriptors, ``max_bound`` the bound sockets,
+    ``max_listeners`` the listening ones.
     """
 
     rdma_read: bool = True
@@ -19,6 +21,7 @@ class Settings:
     early_messages: int = 0
     rnr_retry_count: int = 7
     connect_timeout_s: float = 20.0
+    handover_timeout_s: float = 30.0
     max_clients: int = 256
     max_sockets: int = 65536
     max_bound: int = 65536

@@ -117,6 +117,8 @@ class Early:
     memory: Any = None
     mr: Any = None
     unclaimed: int = 0
+    # Where the receives were that came back unused with an old queue pair.
+    flushed: list[int] = field(default_factory=list)
     arrived: deque[bytes] = field(default_factory=deque)
     waiting: deque[Operation] = field(default_factory=deque)
 
@@ -131,12 +133,16 @@ class SanSocket:
     state: State = State.CREATED
     closing: bool = False
     error: Code = Code.WSAENOTCONN
+    # CM has told of the connection's end: no DREP is to come.
+    disconnected: bool = False
     local: SockAddr | None = None
     remote: SockAddr | None = None
     cm_id: CmId | None = None
     connection: Connection | None = None
     backlog: int = 0
     queue: deque[Request] = field(default_factory=deque)
+    # Requests that condition functions are being asked about: they keep their places in the queue.
+    asked: set[Request] = field(default_factory=set)
     options: dict[int, int] = field(default_factory=dict)
     event: WSAEVENT | None = None
     selected: int = 0

@@ -5,65 +5,106 @@ import json
 import os
 import secrets
 import stat
-import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 LIFETIME_S = 600.0
+ATTEMPTS = 100
+# tempfile would find its folder by writing there: a host on which nothing is handed over keeps no trace of us.
+FOLDER = Path(os.environ.get("TMPDIR", "/tmp")) / f"san-provider-{os.geteuid()}"
 
 
 class BadToken(Exception):
     """The token names no duplicated socket, was used before, or is another process's."""
 
 
-def folder() -> Path:
-    """The folder of all tokens, made when missing. Raises BadToken when somebody else owns it."""
-    path = Path(tempfile.gettempdir()) / f"san-provider-{os.geteuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    status = path.lstat()
+def _check_folder() -> None:
+    """Raises BadToken when somebody else owns the folder of all tokens, and FileNotFoundError."""
+    status = FOLDER.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise BadToken(f"{path} is not a private folder of ours")
-    return path
+        raise BadToken(f"{FOLDER} is not a private folder of ours")
 
 
-def make(pid: int, state: dict[str, Any]) -> int:
-    """Keep ``state`` for process ``pid``; the token, 1 to 2**32 - 1. Raises BadToken or OSError."""
-    _sweep()
-    while True:
+def _leave_folder() -> None:
+    # Nothing stays behind the last token.
+    with contextlib.suppress(OSError):
+        FOLDER.rmdir()
+
+
+def reserve() -> tuple[int, TextIO]:
+    """A new token, 1 to 2**32 - 1, that is nobody's until its file is filled. Raises BadToken or OSError.
+
+    It is reserved before the socket is touched: whoever has no descriptor left keeps the connection.
+    """
+    for _ in range(ATTEMPTS):
         token = secrets.randbelow((1 << 32) - 1) + 1
         try:
-            descriptor = os.open(folder() / f"{token:08x}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
+            FOLDER.mkdir(mode=0o700, exist_ok=True)
+            _check_folder()
+            _sweep()
+            descriptor = os.open(_path(token), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except (FileExistsError, FileNotFoundError):
+            # Another process may have taken the empty folder away in between.
             continue
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"pid": pid, "state": state}, file)
-        return token
+        return token, os.fdopen(descriptor, "w")
+    raise BadToken(f"no token could be made in {FOLDER}")
+
+
+def fill(file: TextIO, pid: int, state: dict[str, Any]) -> None:
+    """Keep ``state`` for process ``pid`` in a reserved token's file. Raises OSError."""
+    json.dump({"pid": pid, "state": state}, file)
+    file.flush()
 
 
 def _sweep() -> None:
     # A listener's token that nobody ever claimed has no connection whose end would revoke it.
-    for path in folder().iterdir():
+    for path in FOLDER.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LIFETIME_S:
                 path.unlink()
 
 
 def claim(token: int) -> dict[str, Any]:
-    """The state behind ``token``, once, in the process it was made for. Raises BadToken."""
-    path = folder() / f"{token:08x}"
+    """The state behind ``token``, in the process it was made for; ``settle`` or ``put_back`` must follow.
+
+    Raises BadToken, or OSError when the process has no descriptor left.
+    """
+    path = _path(token)
     try:
+        _check_folder()
         kept = json.loads(path.read_text())
         if kept["pid"] != os.getpid():
             raise BadToken(f"token {token:#x} is for process {kept['pid']}")
-        # Whoever removes the file has the token: of two threads only one does.
-        path.unlink()
+        # Whoever renames the file has the token: of two threads only one does.
+        path.rename(_claimed(token))
         state: dict[str, Any] = kept["state"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise BadToken(f"token {token:#x} names no duplicated socket") from error
     return state
 
 
+def settle(token: int) -> None:
+    """The socket of a claimed token was taken: nobody can use the token again (DUP-24)."""
+    _claimed(token).unlink(missing_ok=True)
+    _leave_folder()
+
+
+def put_back(token: int) -> None:
+    """The socket of a claimed token could not be taken: the token can be tried again."""
+    with contextlib.suppress(FileNotFoundError):
+        _claimed(token).rename(_path(token))
+
+
 def revoke(token: int) -> None:
     """Forget a token that nobody claimed."""
-    (folder() / f"{token:08x}").unlink(missing_ok=True)
+    _path(token).unlink(missing_ok=True)
+    _leave_folder()
+
+
+def _path(token: int) -> Path:
+    return FOLDER / f"{token:08x}"
+
+
+def _claimed(token: int) -> Path:
+    return _path(token).with_suffix(".claimed")

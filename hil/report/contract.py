@@ -24,6 +24,7 @@ class Standing(Enum):
     """What is known of a requirement."""
 
     KEPT = "kept"
+    IN_PART = "kept in part"
     BROKEN = "broken"
     NOT_RUN = "not run"
     NOT_OBSERVABLE = "not observable"
@@ -44,7 +45,8 @@ class Shown:
         if self.broken_links or "fail" in verdicts:
             return Standing.BROKEN
         if self.tests:
-            return Standing.KEPT if verdicts == {"pass"} else Standing.NOT_RUN
+            kept = Standing.IN_PART if self.requirement.id in partly_observable() else Standing.KEPT
+            return kept if verdicts == {"pass"} else Standing.NOT_RUN
         return Standing.NOT_OBSERVABLE if self.requirement.id in not_observable() else Standing.NOT_TESTED
 
 
@@ -157,8 +159,8 @@ def is_binding(shown: Shown) -> bool:
 
 
 def unsettled(shown: Mapping[str, Shown]) -> list[str]:
-    """Ids of untagged musts that are neither kept nor not observable."""
-    settled = (Standing.KEPT, Standing.NOT_OBSERVABLE)
+    """Ids of untagged musts that are neither kept, as far as that can be seen, nor not observable."""
+    settled = (Standing.KEPT, Standing.IN_PART, Standing.NOT_OBSERVABLE)
     return [s.requirement.id for s in shown.values() if is_binding(s) and s.standing not in settled]
 
 

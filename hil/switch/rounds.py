@@ -10,12 +10,14 @@ The provider's functions are called as they are: the races break the switch's ob
 
 import ctypes
 import faulthandler
+import gc
 import itertools
+import mmap
+import os
 import queue
 import random
 import struct
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter, deque
@@ -30,8 +32,9 @@ from hil.winsock import codes as w
 from hil.winsock.codes import Code
 from hil.winsock.structures import WSABUF, WSABUFEX, WSAEVENT, WSANETWORKEVENTS, WSAOVERLAPPED, LpErrno
 
-# How long an operation, a connect or a call may take before it counts as a hang; how long a whole round may.
-LIMIT_S, ROUND_LIMIT_S, CLOSE_LIMIT_S = 15.0, 60.0, 5.0
+# How long an operation, a connect or a call may take before it counts as a hang, unless ``race`` is told otherwise; how
+# long a close may take, and a whole round in such limits.
+LIMIT_S, CLOSE_LIMIT_S, ROUND_LIMITS = 15.0, 5.0, 4
 MAX_PROBLEMS = 5
 CREW = 24
 # The memory of an end: slots for messages to come and to go, then two pieces to write from and two to read into.
@@ -39,6 +42,8 @@ SLOT, SLOTS = 1024, 16
 MESSAGES = 2 * SLOT * SLOTS
 PIECE, LONG_PIECE = 4096, 128 << 10
 QUARANTINE = 24
+# Bit 0 of hEvent, and how many of a mix's operations have it.
+POLLED, POLLED_SHARE = 1, 0.3
 POISON, POISON_WORD = 0xA5, 0x5EED
 # Numbers of the contents of pieces: those that are written to the peer, those that it reads.
 WRITTEN, READ = 500, 700
@@ -60,7 +65,7 @@ class Failed(Exception):
 
 def stacks() -> str:
     """The stack of every thread of this process."""
-    with tempfile.TemporaryFile() as file:
+    with os.fdopen(os.memfd_create("stacks"), "w+b") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         return file.read().decode()
@@ -109,6 +114,7 @@ class Ledger:
         elif kind in ("call", "begin") and event["function"] in ("WSPStartupEx", "WSPCleanup"):
             self._emit(event)
         elif "error" in event:
+            self._emit(event)
             self.notes.append(f"{kind}: {event['error']}")
 
     def _upcall(self, event: dict[str, Any]) -> None:
@@ -183,17 +189,21 @@ class Posted:
     length: int
     sequence: int
 
+    @property
+    def polled(self) -> bool:
+        """Whether the switch looks itself, and is not to be told by an up-call (OVL-03)."""
+        return bool(self.overlapped.hEvent & POLLED)
+
 
 @dataclass(slots=True)
 class Tally:
-    """What a race came to on one node. ``samples``: rounds done, resident bytes, blocks of Python's allocator."""
+    """What a race came to on one node."""
 
     rounds: int = 0
     operations: int = 0
     codes: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     problems: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[tuple[int, int, int]] = field(default_factory=list)
     begun_ns: int = field(default_factory=time.monotonic_ns)
     ended_ns: int = 0
 
@@ -297,11 +307,11 @@ class Hand:
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
-    def post(self, kind: str, length: int = 0, number: int | None = None) -> Code:
+    def post(self, kind: str, length: int = 0, number: int | None = None, *, polled: bool = False) -> Code:
         """Post one operation; the code of the call. What pends is kept. ``number``: of a message of several threads."""
         with self._lock:
             sequence = next(self._sequence[kind]) if number is None else number
-        name = self._switch.new_overlapped()
+        name = self._switch.new_overlapped(POLLED if polled else 0)
         overlapped, local = self._switch.overlapped[name], self.buffers.local
         if kind in ("send", "recv"):
             length, offset = length or SLOT, SLOT * (sequence % SLOTS + SLOTS * (kind == "send"))
@@ -328,12 +338,13 @@ class Hand:
         self.expect(self.post(kind, length), allowed, kind)
 
     def mix(self, rng: random.Random, receives: int = 0, allowed: Collection[Code] = POSTED) -> None:
-        """Post operations of all kinds in an order of chance."""
+        """Post operations of all kinds in an order of chance, and some of them to be polled."""
         kinds = ["recv"] * receives + ["send"] * rng.randint(1, 4)
         kinds += ["write"] * rng.randint(0, 2) + ["read"] * rng.randint(0, 2)
         rng.shuffle(kinds)
         for kind in kinds:
-            self.must_post(kind, {"send": rng.randint(64, SLOT), "recv": 0}.get(kind, rng.randint(1, PIECE)), allowed)
+            length = {"send": rng.randint(64, SLOT), "recv": 0}.get(kind, rng.randint(1, PIECE))
+            self.expect(self.post(kind, length, polled=rng.random() < POLLED_SHARE), allowed, kind)
 
     def expect(self, code: Code, allowed: Collection[Code], what: str) -> Code:
         if code not in allowed:
@@ -351,10 +362,23 @@ class Hand:
 
     def wait(self, posted: Posted) -> Code:
         """The code an operation completes with. Raises Failed when it does not."""
-        done = self._switch.wait_completion(posted.number, LIMIT_S)
-        if done is None:
-            raise Failed(f"HANG: a {posted.kind} did not complete within {LIMIT_S} s")
-        return Code(done["code"])
+        limit_s = self._rounds.limit_s
+        if posted.polled:
+            end_ns = time.monotonic_ns() + int(limit_s * 1e9)
+            while not (found := self._done(posted)) and time.monotonic_ns() < end_ns:
+                pause(0.002)
+        else:
+            told = self._switch.wait_completion(posted.number, limit_s)
+            found = [(told["code"], told["transferred"])] if told else []
+        if not found:
+            raise Failed(f"HANG: a {posted.kind} did not complete within {limit_s} s")
+        return Code(found[0][0])
+
+    def _done(self, posted: Posted) -> list[tuple[int, int]]:
+        """Code and byte count of every completion so far: by up-call, and of what is polled in its WSAOVERLAPPED."""
+        told, o = self._ledger.completions(posted.number), posted.overlapped
+        ended = posted.polled and o.Internal != w.WSS_OPERATION_IN_PROGRESS
+        return [*told, (int(o.OffsetHigh), int(o.InternalHigh))] if ended else told
 
     def received(self, posted: Posted) -> bool:
         """Wait for a receive; whether a message came, and learn the peer's descriptor from it."""
@@ -367,8 +391,8 @@ class Hand:
 
     def ended(self) -> bool:
         """Whether a receive has failed: the connection is over."""
-        receives = [posted.number for posted in self.posted if posted.kind == "recv"]
-        return any(code for number in receives for code, _ in self._ledger.completions(number))
+        receives = [posted for posted in self.posted if posted.kind == "recv"]
+        return any(code for posted in receives for code, _ in self._done(posted))
 
     # --- closing -----------------------------------------------------------------------------------------------------
 
@@ -388,14 +412,14 @@ class Hand:
 
     def wait_closed(self) -> None:
         """Wait for a close that another thread makes, maybe in an up-call: its return and its last up-call."""
-        end_ns = time.monotonic_ns() + int(LIMIT_S * 1e9)
+        end_ns = time.monotonic_ns() + int(self._rounds.limit_s * 1e9)
         while self._switch.knows(self._handle) or Code.OK not in self._closes:
             if time.monotonic_ns() > end_ns:
                 raise Failed("HANG: the close or its WPUCloseSocketHandle does not come")
             pause(0.002)
 
     def _completed_at_return(self) -> None:
-        left = [posted.kind for posted in self.posted if not self._ledger.completions(posted.number)]
+        left = [posted.kind for posted in self.posted if not self._done(posted)]
         if left:
             raise Failed(f"the close ended before these completed: {left}")
 
@@ -405,7 +429,7 @@ class Hand:
         """Wait for every operation; judge how often each completed, with what code, count and data."""
         codes = [self.wait(posted) for posted in self.posted]
         for posted, code in zip(self.posted, codes, strict=True):
-            done = self._ledger.completions(posted.number)
+            done = self._done(posted)
             if len(done) != 1:
                 raise Failed(f"a {posted.kind} completed {len(done)} times: {[str(Code(c)) for c, _ in done]}")
             self.expect(code, allowed, f"a {posted.kind}")
@@ -434,7 +458,7 @@ class Hand:
 
     def _judge_message(self, posted: Posted) -> int:
         """Whether a whole message of this round came; its number."""
-        ((_, transferred),) = self._ledger.completions(posted.number)
+        ((_, transferred),) = self._done(posted)
         data = self.buffers.local.read(posted.offset, transferred)
         n, number, length, room = _HEAD.unpack_from(data)
         skip = _HEAD.size + room
@@ -484,7 +508,7 @@ class Hand:
             o = posted.overlapped
             if {o.Internal, o.InternalHigh, o.Offset, o.OffsetHigh} != {POISON_WORD}:
                 raise Failed(f"the WSAOVERLAPPED of a {posted.kind} was written after it was reported complete")
-            if len(self._ledger.completions(posted.number)) != 1:
+            if len(self._ledger.completions(posted.number)) != (0 if posted.polled else 1):
                 raise Failed(f"a {posted.kind} of round {self.n} completed again after the close")
             self._ledger.forget(posted.number)
             self._switch.forget(posted.number)
@@ -505,14 +529,29 @@ class Rounds(Service):
         self._stop = threading.Event()
         self._workers: list[threading.Event] = []
         self._typical_s = 0.02
+        self.limit_s = LIMIT_S
 
     # --- calls of the controller -------------------------------------------------------------------------------------
 
-    def race(self, kind: str, rounds: int, seed: int, ip: str, address: str, port: int, workers: int = 3) -> None:
-        """Begin ``rounds`` rounds against the peer's listener at ``address``, ``workers`` of them at a time."""
-        self._begin(kind, seed, ip)
+    def race(
+        self,
+        kind: str,
+        first: int,
+        last: int,
+        seed: int,
+        ip: str,
+        address: str,
+        port: int,
+        workers: int,
+        limit_s: float,
+    ) -> None:
+        """Begin rounds ``first`` to ``last`` against the peer's listener at ``address``, ``workers`` of them at a time.
+
+        What takes longer than ``limit_s`` seconds is a hang.
+        """
+        self._begin(kind, seed, ip, limit_s)
         self._peer = (address, port)
-        numbers = iter(range(1, rounds + 1))
+        numbers = iter(range(first, last + 1))
 
         def work() -> None:
             while not self._stop.is_set():
@@ -525,22 +564,20 @@ class Rounds(Service):
 
         self._workers = self._crew.all(*[work] * workers)
 
-    def serve_rounds(self, kind: str, seed: int, ip: str, port: int, backlog: int = 100) -> None:
+    def serve_rounds(self, kind: str, seed: int, ip: str, port: int, limit_s: float, backlog: int = 100) -> None:
         """Begin to serve the peer's rounds; returns when the listener is there. Raises TimeoutError."""
-        self._begin(kind, seed, ip)
+        self._begin(kind, seed, ip, limit_s)
         ready = threading.Event()
         loop = self._flicker if kind == "accept" else self._listen_all_the_time
         self._workers = [self._crew.give(lambda: loop(port, backlog, ready))]
-        if not ready.wait(LIMIT_S):
+        if not ready.wait(self.limit_s):
             raise TimeoutError("the listener did not come up")
 
     def progress(self) -> dict[str, Any]:
         """How far it is; a round that takes too long is a problem, told with the stacks of all threads."""
-        if self._crew.longest_s() > ROUND_LIMIT_S and not self._stop.is_set():
+        if self._crew.longest_s() > ROUND_LIMITS * self.limit_s and not self._stop.is_set():
             self._problem(0, f"HANG: a round has been running for {self._crew.longest_s():.0f} s")
         tally = self._tally
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) << 12
-        tally.samples.append((tally.rounds, resident, sys.getallocatedblocks()))
         return {
             "running": not all(done.is_set() for done in self._workers),
             "rounds": tally.rounds,
@@ -550,13 +587,15 @@ class Rounds(Service):
             "problems": [*tally.problems, *({"round": 0, "what": what} for what in self.ledger.wrong)],
             "notes": list(self.ledger.notes),
             "seconds": ((tally.ended_ns or time.monotonic_ns()) - tally.begun_ns) / 1e9,
-            "samples": tally.samples,
         }
 
-    def end_rounds(self) -> None:
-        """Stop, wait for the rounds that still run, and look at what waits in quarantine."""
+    def end_rounds(self) -> tuple[int, int]:
+        """Stop, wait for the rounds that still run, and look at what waits in quarantine.
+
+        What the process is left with: resident bytes, and blocks of Python's allocator.
+        """
         self._stop.set()
-        end_ns = time.monotonic_ns() + int(LIMIT_S * 1e9)
+        end_ns = time.monotonic_ns() + int(self.limit_s * 1e9)
         while not self._crew.idle() and time.monotonic_ns() < end_ns:
             time.sleep(0.01)
         if not self._crew.idle() and not self._tally.problems:
@@ -566,13 +605,17 @@ class Rounds(Service):
             self._look_again()
         while self._free:
             self._free.popleft().free()
+        gc.collect()
+        # What the C library keeps of freed memory is no growth.
+        _libc.malloc_trim(0)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE, sys.getallocatedblocks()
 
     # --- the frame of every round ------------------------------------------------------------------------------------
 
-    def _begin(self, kind: str, seed: int, ip: str) -> None:
+    def _begin(self, kind: str, seed: int, ip: str, limit_s: float) -> None:
         self._stop.clear()
         self._tally, self.ledger.wrong = Tally(), []
-        self._kind, self._seed, self._ip = kind, seed, ip
+        self._kind, self._seed, self._ip, self.limit_s = kind, seed, ip, limit_s
         # What is done in an up-call must be done in the provider's thread, not in a timer's.
         self.switch.set_late(random.Random(f"{seed}/{kind}/late"), late=kind != "upcalls")
         # How often the interpreter changes threads decides which races are seen at all.
@@ -682,8 +725,8 @@ class Rounds(Service):
         return s, number, self.switch.events[number]
 
     def _connect_code(self, s: int, event: WSAEVENT) -> Code:
-        if not event.wait(LIMIT_S):
-            raise Failed(f"HANG: a connect did not end within {LIMIT_S} s")
+        if not event.wait(self.limit_s):
+            raise Failed(f"HANG: a connect did not end within {self.limit_s} s")
         out = WSANETWORKEVENTS()
         self._must("WSPEnumNetworkEvents", s, event, out)
         if not out.lNetworkEvents & 0x10:
@@ -692,8 +735,12 @@ class Rounds(Service):
         self._tell(f"connect {code}")
         return code
 
-    def _connected(self, n: int, piece: int = PIECE) -> Hand:
-        """A connected end that has said hello and been answered: its peer's receives are posted."""
+    def _connected(self, n: int, piece: int = PIECE, receives: int = 1) -> Hand:
+        """A connected end that has said hello and been answered: its peer's receives are posted.
+
+        ``receives`` are posted here before the hello, the answer's among them: a message that finds none comes again
+        only after most of a second, when the race is over.
+        """
         begun_ns = time.monotonic_ns()
         s, number, event = self._begin_connect(n)
         if code := self._connect_code(s, event):
@@ -701,7 +748,8 @@ class Rounds(Service):
         self._typical_s = 0.8 * self._typical_s + 0.2 * (time.monotonic_ns() - begun_ns) / 1e9
         hand = Hand(self, n, s, number, piece)
         hand.expect(hand.prepare(), {Code.OK}, "registering memory")
-        hand.must_post("recv")
+        for _ in range(receives):
+            hand.must_post("recv")
         hand.must_post("send", 64)
         if not hand.received(hand.posted[0]):
             raise Failed("the peer's answer did not come")

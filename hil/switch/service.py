@@ -9,6 +9,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from hil.winsock.structures import (
 
 TCP = WSAPROTOCOL_INFOW(w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP)
 COMPLETE = "WPUCompleteOverlappedRequest"
+SETTLE_S = 0.05
 
 
 def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:
@@ -57,6 +59,7 @@ class Service:
         self._network: Network | None = None
         self._library: Library | None = None
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._fillers: list[int] = []
 
     # --- start and end -----------------------------------------------------------------------------------------------
 
@@ -131,10 +134,39 @@ class Service:
             "pinned": (kib["VmPin"] + kib["VmLck"]) << 10,
         }
 
-    def limit_descriptors(self, spare: int) -> None:
+    def exhaust_descriptors(self, spare: int = 0) -> None:
         """Let this process open ``spare`` descriptors more, and no further ones."""
         used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + spare, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        for _ in range(2):
+            # Those below that are free count as well.
+            with suppress(OSError):
+                while True:
+                    self._fillers.append(os.dup(0))
+            # Another thread may close one that it had open for a moment.
+            time.sleep(SETTLE_S)
+        for _ in range(spare):
+            os.close(self._fillers.pop())
+
+    def free_descriptors(self) -> None:
+        """Take ``exhaust_descriptors`` back."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        while self._fillers:
+            os.close(self._fillers.pop())
+
+    def full_cm(self, call: str, arguments: Mapping[str, Any]) -> Any:
+        """Make a call of this service while the kernel's connection manager has no room: it says ENOSPC to every
+        request, because /dev/full is in the place of the provider's channel. Nothing else may happen meanwhile."""
+        channel = self._provider.cm_fd
+        kept, full = os.dup(channel), os.open("/dev/full", os.O_RDWR)
+        os.dup2(full, channel, inheritable=False)
+        try:
+            return getattr(self, call)(**arguments)
+        finally:
+            os.dup2(kept, channel, inheritable=False)
+            os.close(kept)
+            os.close(full)
 
     def drop_rights(self) -> None:
         """Give up root and with it every capability, as a process of an ordinary user."""
@@ -170,9 +202,9 @@ class Service:
         """The SHA-256 of a part of a memory."""
         return hashlib.sha256(self._switch.memories[memory].read(offset, length)).hexdigest()
 
-    def remap_memory(self, memory: int) -> None:
-        """Give a memory's pages back and map new ones, zeroed, at the same address."""
-        self._switch.memories[memory].remap()
+    def remap_memory(self, memory: int, offset: int = 0, length: int = 0) -> None:
+        """Give a memory's pages back, or ``length`` bytes of them, and map new ones, zeroed, at the same address."""
+        self._switch.memories[memory].remap(offset, length)
 
     def free_memory(self, memory: int) -> None:
         self._switch.memories.pop(memory).free()
@@ -227,6 +259,14 @@ class Service:
         """What the call made by ``in_next_completion`` returned. Raises queue.Empty."""
         return self._answers.get(timeout=timeout_s)
 
+    def in_a_row(self, calls: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+        """Make calls of this service one right behind the other; what each returned."""
+        return [getattr(self, call)(**arguments) for call, arguments in calls]
+
+    def pause(self, seconds: float) -> None:
+        """Let the adapter work for a moment, among other calls ``in_a_row``."""
+        time.sleep(seconds)
+
     def hold_next(self, function: str, timeout_s: float = 10.0) -> dict[str, int]:
         """Hold the next up-call of ``function``: event ``reached`` is set in it, and it returns when ``release`` is."""
         reached, release = self._switch.new_event(), self._switch.new_event()
@@ -245,6 +285,10 @@ class Service:
         """``wait_completion`` of each, within ``timeout_s`` for all."""
         end = time.monotonic() + timeout_s
         return [self._switch.wait_completion(number, max(end - time.monotonic(), 0.0)) for number in overlapped]
+
+    def late_by(self, seconds: float) -> None:
+        """Let every completion become visible so long after its up-call has returned; 0 leaves it to chance again."""
+        self._switch.late_by_s = seconds
 
     def fail_next(self, function: str, code: int, times: int = 1) -> None:
         """Let the next up-calls of ``function`` fail with ``code``."""

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hil.adapters.network import Network
+from hil.switch.carrier import free
+from hil.switch.misbehaving import MISBEHAVING
+from hil.switch.requests import Options, StreamError
 from hil.switch.service import Service, pattern
-from hil.switch.session import MISBEHAVING, Options, Session, StreamError, free
+from hil.switch.session import Session
 from hil.switch.switch import Memory, Switch
 from hil.winsock import codes as w
 from hil.winsock.codes import Code, Event

@@ -50,9 +50,9 @@ class Memory:
         self.size = (max(size, 1) + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
         self.address = self._map(None, 0)
 
-    def _map(self, address: int | None, flags: int) -> int:
+    def _map(self, address: int | None, flags: int, length: int = 0) -> int:
         flags |= _MAP_PRIVATE | _MAP_ANONYMOUS
-        found = int(_libc.mmap(address, self.size, _PROT_RW, flags, -1, 0))
+        found = int(_libc.mmap(address, length or self.size, _PROT_RW, flags, -1, 0))
         if found == _MAP_FAILED:
             raise OSError(ctypes.get_errno(), "mmap")
         return found
@@ -65,9 +65,13 @@ class Memory:
         self._check(offset, length)
         return ctypes.string_at(self.address + offset, length)
 
-    def remap(self) -> None:
-        """Give the pages back and map new ones, zeroed, at the same address: in one step, or another might take it."""
-        self._map(self.address, _MAP_FIXED)
+    def remap(self, offset: int = 0, length: int = 0) -> None:
+        """Give pages back and map new ones, zeroed, at the same address: in one step, or another might take it.
+
+        ``length`` 0 is all of them.
+        """
+        self._check(offset, length)
+        self._map(self.address + offset, _MAP_FIXED, length)
 
     def free(self) -> None:
         _libc.munmap(self.address, self.size)
@@ -88,6 +92,8 @@ class Switch:
         self._lock = threading.Condition()
         self._random = random.Random(seed)
         self._late = late
+        # By how many seconds every completion becomes visible late; 0 leaves it to chance.
+        self.late_by_s = 0.0
         # Numbers are this process's own on its node, so that two providers' journals cannot be mixed up.
         own = os.getpid() << 20
         self._handles: dict[int, int] = {}
@@ -123,7 +129,8 @@ class Switch:
         self._random, self._late = chance, late
 
     def journal(self, kind: str, **facts: Any) -> None:
-        self._emit({"kind": kind, "t_ns": time.monotonic_ns(), "thread": threading.get_native_id()} | facts)
+        place = {"thread": threading.get_native_id(), "pid": os.getpid()}
+        self._emit({"kind": kind, "t_ns": time.monotonic_ns()} | place | facts)
 
     # --- down-calls --------------------------------------------------------------------------------------------------
 
@@ -254,7 +261,10 @@ class Switch:
         with self._lock:
             handle = next(self._next_handle)
             self._handles[handle] = dwContext
+            work = self.on_next.pop("WPUCreateSocketHandle", None)
         self.journal("upcall", function="WPUCreateSocketHandle", handle=handle, context=dwContext)
+        if work is not None:
+            work()
         return handle
 
     def _close_socket_handle(self, s: int, lpErrno: LpErrno) -> int:
@@ -307,8 +317,8 @@ class Switch:
         return 0
 
     def _make_visible(self, number: int, overlapped: WSAOVERLAPPED, error: int, transferred: int) -> None:
-        if self._late and self._random.random() < 0.25:
-            delay_s = self._random.uniform(0, LATE_UPDATE_S)
+        if self.late_by_s or (self._late and self._random.random() < 0.25):
+            delay_s = self.late_by_s or self._random.uniform(0, LATE_UPDATE_S)
             timer = threading.Timer(delay_s, self._update, (number, overlapped, error, transferred))
             timer.daemon = True
             timer.start()

@@ -1,94 +1,276 @@
-"""The wire's own process: carries frames between two datagram sockets, timestamps and records each.
+"""The wire's own process: carries frames between two datagram sockets, timestamps and records each, applies rules.
 
 Back-pressure instead of loss: while one side does not take frames, the other side is not read.
-Control: one line in, one of JSON out. ``counts`` reports, ``cut`` drops every frame from now on, ``mend`` ends that,
-``stop`` and end of file end the process.
+Control: a JSON object a line in, ``{"do": ...}``, and one out. ``counts``; ``cut`` and ``mend`` the cable; ``add`` and
+``remove`` a rule, ``rules`` tells all; ``inject`` a frame; ``log`` what was done; ``stop``. End of file ends it too.
+
+A frame is recorded on ``side-a`` or ``side-b`` where it came in, with a comment when it did not simply go on. What left
+the wire otherwise is recorded on ``to-a`` or ``to-b``. So a node got the frames of the other side that carry no
+comment, and those of its own ``to-``.
 """
 
+import gc
 import json
+import math
 import select
 import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from hil.errors import RuleError
+from hil.wire.changes import change
+from hil.wire.counts import SIDES
+from hil.wire.later import Later, Waiting
+from hil.wire.log import Log
+from hil.wire.outline import Outline
 from hil.wire.pcapng import PcapngWriter
+from hil.wire.picking import Hit, Rules
+from hil.wire.rules import Action, CutCable, Delay, Drop, Duplicate, Reorder, from_json
+from hil.wire.sides import INTERFACES
 
 QUEUE_LIMIT = 512
 BATCH = 64
-SIDES = ("a", "b")
+LONGEST = 65536
+# Frames that may wait for their time: beyond, neither side is read until some went on.
+WAITING_LIMIT = 1 << 16
+TO = 2
+_FOREVER = math.inf
+CUT = "dropped: the cable is cut"
 
 
 class Forwarder:
     """Two sides, 0 and 1; a frame read from one is sent to the other."""
 
     def __init__(self, ends: list[socket.socket], control: socket.socket, out: BinaryIO) -> None:
-        self._ends = ends
-        self._control = control
+        self._ends, self._control, self._out = ends, control, out
         self._queues: list[deque[bytes]] = [deque(), deque()]
-        self._out = out
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
-        self._writer = PcapngWriter(out, [f"side-{side}" for side in SIDES])
+        self._writer = PcapngWriter(out, list(INTERFACES))
+        self._captured = 0
         self.received, self.sent, self.lost = [0, 0], [0, 0], [0, 0]
-        self.dropped = [0, 0]
-        self.cut = False
+        self.unchanged, self.changed, self.late, self.dropped = [0, 0], [0, 0], [0, 0], [0, 0]
+        self.duplicated, self.injected = [0, 0], [0, 0]
+        self._rules, self._later, self._log = Rules(), Later(), Log()
+        self._cut_until_ns = 0.0
         self.capture_error = ""
+        self._asked = b""
+        self._running = True
+        self._answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "counts": self._counts,
+            "cut": self._cable,
+            "mend": self._cable,
+            "add": self._add,
+            "remove": self._remove,
+            "rules": self._tell_rules,
+            "log": self._tell_log,
+            "inject": self._inject,
+            "stop": self._stop,
+        }
+        self._poller = select.poll()
+        self._wanted = [-1, -1]
+        self._places = {end.fileno(): side for side, end in enumerate(ends)}
         for end in ends:
             end.setblocking(False)
 
     def run(self) -> None:
-        poller = select.poll()
-        poller.register(self._control, select.POLLIN)
-        while True:
-            for side in (0, 1):
-                full = len(self._queues[1 - side]) >= QUEUE_LIMIT
-                wanted = (0 if full else select.POLLIN) | (select.POLLOUT if self._queues[side] else 0)
-                poller.register(self._ends[side], wanted)
-            for fd, events in poller.poll():
-                if fd == self._control.fileno():
-                    if not self._answer():
-                        return
-                    continue
-                side = 0 if fd == self._ends[0].fileno() else 1
-                if events & select.POLLIN:
-                    self._receive(side)
-                if events & select.POLLOUT:
-                    self._send(side)
-                if events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
-                    self._lose(side, poller)
+        """Carry frames until ``stop`` or the end of the control connection."""
+        self._poller.register(self._control, select.POLLIN)
+        while self._running:
+            self._watch()
+            for fd, events in self._poller.poll(self._time_left_ms()):
+                if (side := self._places.get(fd)) is None:
+                    self._hear()
+                else:
+                    self._serve(side, events)
+            if self._cut_until_ns or self._later:
+                self._on_time()
 
-    def _lose(self, side: int, poller: select.poll) -> None:
+    def _watch(self) -> None:
+        crowded = len(self._later) >= WAITING_LIMIT
+        for side in (0, 1):
+            full = crowded or len(self._queues[1 - side]) >= QUEUE_LIMIT
+            wanted = (0 if full else select.POLLIN) | (select.POLLOUT if self._queues[side] else 0)
+            if wanted != self._wanted[side]:
+                self._poller.register(self._ends[side], wanted)
+                self._wanted[side] = wanted
+
+    def _time_left_ms(self) -> int | None:
+        if not (self._cut_until_ns or self._later):
+            return None
+        times = [t for t in (self._later.next_ns(), self._cut_until_ns) if t and t != _FOREVER]
+        # Rounded up: a frame is never early.
+        return max(0, math.ceil((min(times) - time.monotonic_ns()) / 1e6)) if times else None
+
+    def _serve(self, side: int, events: int) -> None:
+        if events & select.POLLIN:
+            self._receive(side)
+        if events & select.POLLOUT:
+            self._send(side)
+        if events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
+            self._lose(side)
+
+    def _lose(self, side: int) -> None:
         # The node is gone. Its end is kept out of the poller by a socket that never has anything to say.
-        poller.unregister(self._ends[side])
+        self._poller.unregister(self._ends[side])
         self._ends[side].close()
         self._ends[side] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._places = {end.fileno(): place for place, end in enumerate(self._ends)}
         self._ends[side].setblocking(False)
+        self._wanted[side] = -1
+
+    # --- frames ----------------------------------------------------------------------------------------------------
 
     def _receive(self, side: int) -> None:
+        if self._cut_until_ns or self._rules.active or self._later:
+            self._receive_judged(side)
+            return
+        receive, to, count = self._ends[side].recv, 1 - side, 0
+        try:
+            while count < BATCH and (frame := receive(LONGEST)):
+                count += 1
+                self._record(side, frame)
+                self._pass(to, frame)
+        except OSError:
+            # Nothing more to read.
+            pass
+        self.received[side] += count
+        self.unchanged[side] += count
+
+    def _pass(self, side: int, frame: bytes) -> None:
+        """Send a frame to ``side``; behind others it waits until the node takes frames again."""
+        queue = self._queues[side]
+        if not queue:
+            try:
+                self._ends[side].send(frame)
+                self.sent[side] += 1
+                return
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.lost[side] += 1
+                return
+        queue.append(frame)
+
+    def _receive_judged(self, side: int) -> None:
         for _ in range(BATCH):
             try:
-                frame = self._ends[side].recv(65536)
-            except BlockingIOError:
-                break
+                frame = self._ends[side].recv(LONGEST)
             except OSError:
                 return
             if not frame:
                 return
             self.received[side] += 1
-            self._record(side, frame)
-            if self.cut:
-                self.dropped[side] += 1
-            else:
-                self._queues[1 - side].append(frame)
-        self._send(1 - side)
+            self._judge(side, frame)
 
-    def _record(self, side: int, frame: bytes) -> None:
+    def _judge(self, side: int, frame: bytes) -> None:
+        if self._is_cut():
+            self._record(side, frame, CUT)
+            self.dropped[side] += 1
+            return
+        hit, found = self._rules.decide(SIDES[side], frame)
+        if hit is not None:
+            comment = f"rule {hit.name!r}, hit {hit.number}: {hit.action}"
+            self._record(side, frame, comment)
+            self._log_hit(side, hit)
+            self._act(side, frame, found, hit.action, comment)
+            return
+        self._record(side, frame)
+        self.unchanged[side] += 1
+        self._pass(1 - side, frame)
+        self._went_by(side)
+
+    def _log_hit(self, side: int, hit: Hit) -> None:
+        facts = {"rule": hit.name, "hit": hit.number, "action": str(hit.action), "side": SIDES[side]}
+        self._log.add(time.monotonic_ns(), "rule", **facts, number=hit.rule, frame=self._captured)
+
+    def _act(self, side: int, frame: bytes, found: Outline | None, action: Action, comment: str) -> None:
+        now_ns = time.monotonic_ns()
+        if isinstance(action, Drop):
+            self.dropped[side] += 1
+        elif isinstance(action, CutCable):
+            self.dropped[side] += 1
+            self._cut(now_ns + action.for_ns)
+        elif isinstance(action, Delay):
+            self._later.add(now_ns + action.for_ns, Waiting(side, frame, comment))
+        elif isinstance(action, Reorder):
+            self._later.add(now_ns + action.at_most_ns, Waiting(side, frame, comment), frames=action.frames)
+        else:
+            changed = change(frame, action, found)
+            (self.unchanged if changed == frame else self.changed)[side] += 1
+            self._go_on(side, changed, comment)
+            if isinstance(action, Duplicate):
+                self._duplicate(side, frame, action, comment)
+
+    def _duplicate(self, side: int, frame: bytes, action: Duplicate, comment: str) -> None:
+        due_ns = time.monotonic_ns() + action.after_ns
+        for _ in range(action.copies):
+            if action.after_ns:
+                self._later.add(due_ns, Waiting(side, frame, comment, copy=True))
+            else:
+                self.duplicated[1 - side] += 1
+                self._go_on(side, frame, comment)
+
+    def _go_on(self, side: int, frame: bytes, comment: str) -> None:
+        """Send a frame that a rule had to do with to the other side of ``side``."""
+        self._emit(side, frame, comment)
+        self._went_by(side)
+
+    def _emit(self, side: int, frame: bytes, comment: str) -> None:
+        self._record(TO + 1 - side, frame, comment)
+        self._pass(1 - side, frame)
+
+    def _went_by(self, side: int) -> None:
+        # A frame let go by another may let go the next: a loop, because any number may wait for each other.
+        ready = deque(self._later.went_by(side))
+        while ready:
+            waiting = ready.popleft()
+            if self._release(waiting):
+                ready.extend(self._later.went_by(waiting.side))
+
+    def _release(self, waiting: Waiting) -> bool:
+        """Let a frame go on; whether it did."""
+        side = waiting.side
+        if self._is_cut():
+            # It was on its way when the cable was cut; a copy of it never came in and is not missed.
+            self.dropped[side] += not waiting.copy
+            return False
+        if waiting.copy:
+            self.duplicated[1 - side] += 1
+        else:
+            self.late[side] += 1
+        self._emit(side, waiting.frame, waiting.comment)
+        return True
+
+    def _on_time(self) -> None:
+        self._is_cut()
+        while (waiting := self._later.due(time.monotonic_ns())) is not None:
+            if self._release(waiting):
+                self._went_by(waiting.side)
+
+    def _is_cut(self) -> bool:
+        if self._cut_until_ns and self._cut_until_ns <= time.monotonic_ns():
+            self._mend()
+        return bool(self._cut_until_ns)
+
+    def _cut(self, until_ns: float) -> None:
+        self._cut_until_ns = until_ns
+        self._log.add(time.monotonic_ns(), "cable", event="cut")
+
+    def _mend(self) -> None:
+        if self._cut_until_ns:
+            self._log.add(time.monotonic_ns(), "cable", event="mended")
+        self._cut_until_ns = 0
+
+    def _record(self, interface: int, frame: bytes, comment: str = "") -> None:
         if self.capture_error:
             return
         try:
-            self._writer.write(side, self._epoch_ns + time.monotonic_ns(), frame)
+            self._writer.write(interface, self._epoch_ns + time.monotonic_ns(), frame, comment)
+            self._captured += 1
         except OSError as error:
             self.capture_error = f"the capture could not be written: {error}"
 
@@ -106,34 +288,73 @@ class Forwarder:
             queue.popleft()
             self.sent[side] += 1
 
-    def _answer(self) -> bool:
-        line = self._control.recv(4096)
-        if b"cut" in line or b"mend" in line:
-            self.cut = b"cut" in line
+    # --- control ---------------------------------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        part = self._control.recv(1 << 16)
+        self._running = bool(part)
+        *lines, self._asked = (self._asked + part).split(b"\n")
+        for line in lines:
+            self._control.sendall(json.dumps(self._answer(json.loads(line))).encode() + b"\n")
+
+    def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._answers[asked["do"]](asked)
+        except RuleError as error:
+            return {"error": str(error)}
+
+    def _add(self, told: dict[str, Any]) -> dict[str, Any]:
+        return {"number": self._rules.add(from_json(told["rule"]))}
+
+    def _remove(self, told: dict[str, Any]) -> dict[str, Any]:
+        return {"removed": self._rules.remove(told["number"])}
+
+    def _tell_rules(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"rules": self._rules.tell()}
+
+    def _tell_log(self, told: dict[str, Any]) -> dict[str, Any]:
+        return {"entries": self._log.page(told["start"])}
+
+    def _inject(self, told: dict[str, Any]) -> dict[str, Any]:
+        frame, side = bytes.fromhex(told["frame"]), SIDES.index(told["side"])
+        self.injected[side] += 1
+        self._go_on(1 - side, frame, "injected")
+        self._log.add(time.monotonic_ns(), "inject", side=told["side"], frame=self._captured)
+        return {"frame": self._captured}
+
+    def _cable(self, told: dict[str, Any]) -> dict[str, Any]:
+        if told["do"] == "cut":
+            self._cut(_FOREVER)
+        else:
+            self._mend()
+        return self._counts(told)
+
+    def _stop(self, told: dict[str, Any]) -> dict[str, Any]:
+        self._running = False
+        return self._counts(told)
+
+    def _counts(self, _: dict[str, Any]) -> dict[str, Any]:
         try:
             self._out.flush()
         except OSError as error:
             self.capture_error = self.capture_error or f"the capture could not be written: {error}"
-        counts = {
-            "received": dict(zip(SIDES, self.received, strict=True)),
-            "sent": dict(zip(SIDES, self.sent, strict=True)),
-            "dropped": dict(zip(SIDES, self.dropped, strict=True)),
-            "lost": dict(zip(SIDES, self.lost, strict=True)),
-            "queued": {side: len(q) for side, q in zip(SIDES, self._queues, strict=True)},
-            "capture_error": self.capture_error,
-            "epoch_ns": self._epoch_ns,
-        }
-        if line:
-            self._control.sendall(json.dumps(counts).encode() + b"\n")
-        return bool(line) and b"stop" not in line
+        names = ("received", "unchanged", "changed", "late", "dropped", "duplicated", "injected", "sent", "lost")
+        counted = {name: getattr(self, name) for name in names}
+        counted["held"] = [self._later.held(side) for side in (0, 1)]
+        counted["queued"] = [len(queue) for queue in self._queues]
+        by_side = {name: dict(zip(SIDES, numbers, strict=True)) for name, numbers in counted.items()}
+        facts = {"unlogged": self._log.unlogged, "capture_error": self.capture_error, "epoch_ns": self._epoch_ns}
+        return by_side | facts
 
 
-def main() -> None:
+def serve(kind: type[Forwarder] = Forwarder) -> None:
     """Arguments: descriptors of side a, side b and control, then the path of the capture."""
     a, b, control = (int(text) for text in sys.argv[1:4])
     ends = [socket.socket(fileno=fd) for fd in (a, b)]
     out = Path(sys.argv[4]).open("wb", buffering=1 << 20)  # noqa: SIM115
-    Forwarder(ends, socket.socket(fileno=control), out).run()
+    # No cycles are made here, and looking for them would hold frames up.
+    gc.disable()
+    kind(ends, socket.socket(fileno=control), out).run()
     try:
         out.close()
     except OSError:
@@ -142,4 +363,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

@@ -12,18 +12,20 @@ _SHB, _IDB, _EPB = 0x0A0D0D0A, 1, 6
 _LINKTYPE_ETHERNET = 1
 _IF_NAME, _IF_TSRESOL, _COMMENT = 2, 9, 1
 _MAGIC = 0x1A2B3C4D
-MAX_BLOCK = 16 * 1024 * 1024
+_PACKET, _LENGTH = struct.Struct("<IIIIIII"), struct.Struct("<I")
+_PADDING = (b"", b"\0", b"\0\0", b"\0\0\0")
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedFrame:
-    """One frame: its place in the file from 1, when (ns since the epoch), on which interface."""
+    """One frame: its place in the file from 1, when (ns since the epoch), on which interface, with which comment."""
 
     number: int
     time_ns: int
     interface: str
     data: bytes
     original_length: int
+    comment: str = ""
 
 
 def _option(code: int, value: bytes) -> bytes:
@@ -46,61 +48,33 @@ class PcapngWriter:
             out.write(_block(_IDB, struct.pack("<HHI", _LINKTYPE_ETHERNET, 0, 0) + options))
 
     def write(self, interface: int, time_ns: int, data: bytes, comment: str = "") -> None:
-        head = struct.pack("<IIIII", interface, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), len(data))
+        """Append one frame; in one piece, because a wire records every frame that it carries."""
+        size = len(data)
         options = _option(_COMMENT, comment.encode()) + bytes(4) if comment else b""
-        self._out.write(_block(_EPB, head + data + bytes(-len(data) % 4) + options))
+        length = _PACKET.size + size + (-size & 3) + len(options) + 4
+        head = _PACKET.pack(_EPB, length, interface, time_ns >> 32, time_ns & 0xFFFFFFFF, size, size)
+        self._out.write(b"".join((head, data, _PADDING[-size & 3], options, _LENGTH.pack(length))))
 
 
 def read_pcapng(path: Path) -> Iterator[CapturedFrame]:
-    """Every frame of a little-endian pcapng file. Raises CaptureError where the file is not one or is cut."""
-    with path.open("rb") as file:
-        names: list[str] = []
-        number = 0
-        for kind, body in _blocks(file, path):
-            if kind == _SHB:
-                names = []
-            elif kind == _IDB:
-                names.append(_interface_name(body, len(names)))
-            elif kind == _EPB:
-                number += 1
-                yield _frame(body, number, names, path)
+    """Every frame of a pcapng (or pcap) file.
 
+    Raises CaptureError when the file is not one, and at the place where it is cut or damaged, behind the frames that
+    precede it.
+    """
+    # The wire's own process writes and never reads: it is spared the import of numpy.
+    from hil.wire.capture import open_capture
 
-def _blocks(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
-    first = True
-    while head := file.read(8):
-        if len(head) < 8:
-            raise CaptureError(f"{path}: the file is cut inside a block header")
-        kind, length = struct.unpack("<II", head)
-        if first and kind != _SHB:
-            raise CaptureError(f"{path}: not a pcapng file")
-        first = False
-        if length < 12 or length % 4 or length > MAX_BLOCK:
-            raise CaptureError(f"{path}: a block claims {length} bytes")
-        body = file.read(length - 8)
-        if len(body) < length - 8:
-            raise CaptureError(f"{path}: the file is cut inside a block")
-        if kind == _SHB and body[:4] != struct.pack("<I", _MAGIC):
-            raise CaptureError(f"{path}: big-endian pcapng is not supported yet")
-        yield kind, body[:-4]
-
-
-def _interface_name(body: bytes, index: int) -> str:
-    offset = 8
-    while offset + 4 <= len(body):
-        code, size = struct.unpack_from("<HH", body, offset)
-        if code == _IF_NAME:
-            return body[offset + 4 : offset + 4 + size].decode(errors="replace")
-        offset += 4 + size + (-size % 4)
-        if code == 0:
-            break
-    return f"interface {index}"
-
-
-def _frame(body: bytes, number: int, names: list[str], path: Path) -> CapturedFrame:
-    if len(body) < 20:
-        raise CaptureError(f"{path}: packet {number} is cut")
-    interface, high, low, captured, original = struct.unpack_from("<IIIII", body)
-    if interface >= len(names) or 20 + captured > len(body):
-        raise CaptureError(f"{path}: packet {number} does not fit its block")
-    return CapturedFrame(number, high << 32 | low, names[interface], body[20 : 20 + captured], original)
+    if path.exists() and not path.stat().st_size:
+        # A wire's file until its first flush.
+        return
+    with open_capture(path) as capture:
+        for chunk in capture:
+            names = [interface.name for interface in capture.interfaces]
+            columns = (chunk.number, chunk.time_ns, chunk.interface, chunk.original)
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            for index, (number, time_ns, interface, original) in enumerate(rows):
+                comment = "\n".join(chunk.comments(index))
+                yield CapturedFrame(number, time_ns, names[interface], chunk.frame(index), original, comment)
+    if capture.problems:
+        raise CaptureError(f"{path}: {capture.problems[0]}")

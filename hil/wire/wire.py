@@ -4,39 +4,79 @@ import json
 import socket
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hil.errors import CaptureError
+from hil.errors import CaptureError, RuleError, UnhitRule
 from hil.nodes.machine import die_with_parent
+from hil.wire.counts import SIDES, WireCounts
+from hil.wire.rules import ETHERNET_HEADER, Rule
 
 ANSWER_TIMEOUT_S = 10.0
+HITS_TIMEOUT_S = 10.0
+LONGEST_FRAME = 65535
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class WireCounts:
-    """Frames by side ("a", "b"): received from it, sent to it, dropped by a cut, lost because it was gone, queued."""
+class RuleState:
+    """A rule that was set: frames that it ``matched``, its ``hits`` among them, and whether it is still ``active``."""
 
-    received: dict[str, int]
-    sent: dict[str, int]
-    dropped: dict[str, int]
-    lost: dict[str, int]
-    queued: dict[str, int]
-    capture_error: str
-    epoch_ns: int
+    number: int
+    name: str
+    matched: int
+    hits: int
+    active: bool
+
+
+class RuleHandle:
+    """A rule on a wire."""
+
+    def __init__(self, wire: "Wire", number: int, rule: Rule) -> None:
+        self._wire, self.number, self.rule = wire, number, rule
+
+    def state(self) -> RuleState:
+        """Its counts now; they stay when the rule is removed. Raises CaptureError when the wire is gone."""
+        return next(state for state in self._wire.rules() if state.number == self.number)
+
+    def hits(self) -> int:
+        """How many frames it acted on."""
+        return self.state().hits
+
+    def wait_hits(self, count: int = 1, timeout_s: float = HITS_TIMEOUT_S) -> int:
+        """The hits once there are ``count`` of them. Raises UnhitRule when they do not come in time."""
+        end_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        while (hits := self.hits()) < count:
+            if time.monotonic_ns() > end_ns:
+                raise UnhitRule(f"rule {self.rule.name}: {hits} of {count} hits in {timeout_s} s")
+            time.sleep(_POLL_S)
+        return hits
+
+    def remove(self) -> None:
+        """Take the rule away. Raises RuleError when it is not set any more."""
+        self._wire.remove_rule(self)
 
 
 class Wire:
-    """Joins two frame sockets and records to ``path``. Use as a context manager."""
+    """Joins two frame sockets and records to ``path``. Use as a context manager.
 
-    def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path) -> None:
+    ``liar`` names one of hil.wire.lying's, for tests of the bench.
+    """
+
+    sides: tuple[str, ...] = SIDES
+
+    def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path, liar: str = "") -> None:
         self.path = path
         self._stopped = False
+        self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_TIMEOUT_S)
         fds = [side_a.fileno(), side_b.fileno(), theirs.fileno()]
-        command = [sys.executable, "-m", "hil.wire.forwarder", *map(str, fds), str(path)]
+        module = "hil.wire.lying" if liar else "hil.wire.forwarder"
+        command = [sys.executable, "-m", module, *map(str, fds), str(path), *([liar] if liar else [])]
         self._process = subprocess.Popen(
             command,
             pass_fds=fds,
@@ -48,22 +88,55 @@ class Wire:
 
     def counts(self) -> WireCounts:
         """Counts now; the capture is flushed first. Raises CaptureError when the wire's process is gone."""
-        return self._ask(b"counts\n")
+        return WireCounts(**self._ask("counts"))
 
     def cut(self) -> WireCounts:
         """Drop every frame of both sides from now on; each is still recorded where it came in."""
-        return self._ask(b"cut\n")
+        return WireCounts(**self._ask("cut"))
 
     def mend(self) -> WireCounts:
         """Carry frames again."""
-        return self._ask(b"mend\n")
+        return WireCounts(**self._ask("mend"))
+
+    def add_rule(self, rule: Rule) -> RuleHandle:
+        """Set a rule: it is asked, after those set before, about every frame from now on. Raises RuleError."""
+        return RuleHandle(self, self._ask("add", rule=rule.to_json())["number"], rule)
+
+    def remove_rule(self, handle: RuleHandle) -> None:
+        """Take a rule away. Raises RuleError when it is not set any more."""
+        if not self._ask("remove", number=handle.number)["removed"]:
+            raise RuleError(f"rule {handle.rule.name} (number {handle.number}) is not set")
+
+    def rules(self) -> list[RuleState]:
+        """Every rule that was set on this wire, in order, with its counts."""
+        return [RuleState(**told) for told in self._ask("rules")["rules"]]
+
+    def inject(self, side: str, frame: bytes) -> int:
+        """Send an Ethernet frame to ``side``'s node as if the other had; its number in the capture, on ``to-<side>``.
+
+        Raises RuleError for what is no frame or no side.
+        """
+        if side not in SIDES or not ETHERNET_HEADER <= len(frame) <= LONGEST_FRAME:
+            raise RuleError(f"{len(frame)} bytes to side {side!r}: a frame has a header, a side is a or b")
+        return int(self._ask("inject", side=side, frame=frame.hex())["frame"])
+
+    def log(self) -> list[dict[str, Any]]:
+        """What was done to the wire, in order: hits of rules, cable cut and mended, frames injected.
+
+        Each has ``t_ns`` on the monotonic clock and ``kind`` ("rule", "cable", "inject"); ``frame`` is the number in
+        the capture.
+        """
+        found: list[dict[str, Any]] = []
+        while page := self._ask("log", start=len(found))["entries"]:
+            found += page
+        return found
 
     def stop(self) -> WireCounts | None:
         """End the wire; its last counts, or None when it was gone already. Safe to call twice."""
         if self._stopped:
             return None
         try:
-            return self._ask(b"stop\n")
+            return WireCounts(**self._ask("stop"))
         except CaptureError:
             return None
         finally:
@@ -75,23 +148,29 @@ class Wire:
                 self._process.kill()
                 self._process.wait()
 
-    def _ask(self, line: bytes) -> WireCounts:
-        try:
-            self._control.sendall(line)
-            data = b""
-            while not data.endswith(b"\n"):
-                part = self._control.recv(65536)
-                if not part:
-                    raise CaptureError("the wire's process has ended")
-                data += part
-        except OSError as error:
-            raise CaptureError(f"the wire's process does not answer: {error}") from error
+    def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        with self._lock:
+            try:
+                self._control.sendall(json.dumps({"do": do} | arguments).encode() + b"\n")
+                data = self._line()
+            except OSError as error:
+                raise CaptureError(f"the wire's process does not answer: {error}") from error
         answer: dict[str, Any] = json.loads(data)
-        return WireCounts(**answer)
+        if "error" in answer:
+            raise RuleError(answer["error"])
+        return answer
+
+    def _line(self) -> bytes:
+        parts: list[bytes] = []
+        while not parts or not parts[-1].endswith(b"\n"):
+            part = self._control.recv(1 << 16)
+            if not part:
+                raise CaptureError("the wire's process has ended")
+            parts.append(part)
+        return b"".join(parts)
 
     def __enter__(self) -> "Wire":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self.stop()
+        self.stop()

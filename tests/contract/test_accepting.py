@@ -22,6 +22,8 @@ from hil.winsock.codes import (
     Code,
 )
 
+pytestmark = pytest.mark.used_pair
+
 REJ_CONSUMER = 28
 SOCKADDR_LENGTH = {"ipv4": 16, "ipv6": 28}
 
@@ -83,7 +85,7 @@ def test_the_condition_function_is_called_in_the_thread_of_wspaccept(bench: Benc
 
 
 @pytest.mark.requirement("ACC-13", "ACC-14", "ACC-15")
-@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_the_condition_function_is_told_who_calls_whom(bench: Bench, family: str) -> None:
     """It gets the connector's bound address, the address called, no caller data, and the switch's own cookie."""
     a, b = bench.start(ipv6=family == "ipv6")
@@ -155,7 +157,7 @@ def test_each_accepted_connection_is_a_socket_of_its_own(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("ACC-08")
-@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_addr_receives_the_connectors_address(bench: Bench, family: str) -> None:
     """addr holds the address and port the connector is bound to, addrlen the length of that sockaddr."""
     a, b = bench.start(ipv6=family == "ipv6")
@@ -274,19 +276,56 @@ def test_wspaccept_resets_the_event_object_when_no_request_is_left(bench: Bench)
 
 
 @pytest.mark.requirement("ACC-07")
-@pytest.mark.parametrize("decision", [CF_ACCEPT, CF_REJECT], ids=["accept", "reject"])
+@pytest.mark.parametrize("decision", [CF_ACCEPT, CF_REJECT, CF_DEFER], ids=["accept", "reject", "defer"])
 def test_a_request_still_queued_signals_the_switch_again(bench: Bench, decision: int) -> None:
     """Two requests, one WSPAccept, whatever it decides: the event object is set for the other, FD_ACCEPT reported."""
     a, b, listener = listening(bench)
     connectors = [request(a, b, listener), second_request(a, b, listener)]
+    b.must("WSPEnumNetworkEvents", s=listener.s, event=listener.event)
 
     b.wsp("WSPAccept", s=listener.s, decision=decision)
 
     assert is_set(b, listener)
     events = b.must("WSPEnumNetworkEvents", s=listener.s, event=listener.event).more
     assert events["events"] & FD_ACCEPT and events["codes"][FD_ACCEPT_BIT] == Code.OK
-    b.must("WSPAccept", s=listener.s)
+    for _ in range(2 if decision == CF_DEFER else 1):
+        b.must("WSPAccept", s=listener.s)
     assert a.connect_result(connectors[1]) is Code.OK
+    bench.judge()
+
+
+@pytest.mark.requirement("ACC-16")
+def test_a_deferred_request_alone_is_no_news(bench: Bench) -> None:
+    """The switch that has put off the only request is not signalled for it again, and can accept it when it likes."""
+    a, b, listener = listening(bench)
+    connector = request(a, b, listener)
+
+    b.wsp("WSPAccept", s=listener.s, decision=CF_DEFER)
+
+    assert not is_set(b, listener)
+    b.must("WSPAccept", s=listener.s)
+    assert a.connect_result(connector) is Code.OK
+    bench.judge()
+
+
+@pytest.mark.requirement("LISTEN-01", "LISTEN-07")
+def test_a_request_the_condition_function_thinks_about_keeps_its_place(bench: Bench) -> None:
+    """With a backlog of one, a connector that comes while the condition function is asked is refused: deferred, the
+    first one is still the only one in the queue."""
+    a, b = bench.start()
+    listener = b.listen(PORT, backlog=1)
+    first = request(a, b, listener)
+    accepting = in_background(lambda: b.wsp("WSPAccept", s=listener.s, decision=CF_DEFER, delay_s=1.0))
+    bench.wait_journal("b", "condition", event="begins")
+    second = a.socket(CONNECTOR_PORT + 1, FD_CONNECT)
+    a.connect(second, b.ip, PORT)
+
+    assert accepting().code is Code.WSATRY_AGAIN
+
+    assert a.ask("wait_event", event=second.event, timeout_s=5.0), "the second connector waits for a place"
+    assert a.connect_result(second) is Code.WSAECONNREFUSED
+    b.must("WSPAccept", s=listener.s)
+    assert a.connect_result(first) is Code.OK
     bench.judge()
 
 
@@ -356,11 +395,12 @@ def test_no_free_descriptor_gives_wsaemfile_only_when_a_request_waits(bench: Ben
 
 
 @pytest.mark.requirement("ACC-11")
-def test_a_process_without_descriptors_gives_wsaemfile_and_keeps_the_request(bench: Bench) -> None:
-    """When the process may open nothing more WSPAccept gives WSAEMFILE, and the connector is not refused."""
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_a_process_without_descriptors_gives_wsaemfile_and_keeps_the_request(bench: Bench, spare: int) -> None:
+    """When the process may open no more than ``spare`` WSPAccept gives WSAEMFILE, and the connector is not refused."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
-    b.ask("limit_descriptors", spare=0)
+    b.ask("exhaust_descriptors", spare=spare)
 
     answers = [b.wsp("WSPAccept", s=listener.s) for _ in range(2)]
 

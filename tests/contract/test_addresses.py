@@ -8,6 +8,8 @@ from fixtures.bench import CONNECTOR_PORT, PORT, Bench
 from hil.nodes.endpoint import FD_CONNECT, Answer, Endpoint
 from hil.winsock.codes import AF_INET, AF_INET6, SIO_ADDRESS_LIST_QUERY, Code
 
+pytestmark = pytest.mark.used_pair
+
 # SOCKET_ADDRESS_LIST: a count, then a pointer and a length each (64-bit layout), then the sockaddr each.
 HEAD, ENTRY = 8, 16
 SOCKADDR = {AF_INET: 16, AF_INET6: 28}
@@ -28,6 +30,7 @@ def addresses_of(bench: Bench, name: str, netdev: str, family: int) -> list[str]
 
 
 @pytest.mark.requirement("ADDR-01", "ADDR-04", "ADDR-05", "ADDR-10")
+@pytest.mark.needs("own nodes")
 def test_the_list_holds_every_address_of_the_adapter_from_the_start(bench: Bench) -> None:
     """All addresses the adapter's netdev has when the provider starts, two of IPv4 among them, are in the first list,
     and the byte count is that list's."""
@@ -44,6 +47,7 @@ def test_the_list_holds_every_address_of_the_adapter_from_the_start(bench: Bench
 
 
 @pytest.mark.requirement("ADDR-03", "ADDR-05")
+@pytest.mark.needs("own nodes")
 def test_an_address_comes_and_goes_with_the_netdev(bench: Bench) -> None:
     """An address added to the adapter's netdev is in the next list, beside the first; removed, it is gone."""
     a, _ = bench.start()
@@ -58,6 +62,7 @@ def test_an_address_comes_and_goes_with_the_netdev(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("ADDR-02", "ADDR-06")
+@pytest.mark.needs("own nodes")
 def test_news_of_a_foreign_netdev_changes_nothing(bench: Bench) -> None:
     """A netdev without RDMA gains and loses an address and goes up and down: the list stays, and so do connections."""
     connector, acceptor = bench.connect()
@@ -77,7 +82,7 @@ def test_news_of_a_foreign_netdev_changes_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("ADDR-07", "ADDR-08")
-@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_the_acceptor_is_told_ip_addresses_and_the_wire_gids(bench: Bench, family: str) -> None:
     """WSPAccept and the condition function get both ends' IP addresses and ports; the REQ carries their GIDs."""
     a, b = bench.start(ipv6=family == "ipv6")

@@ -11,6 +11,8 @@ from hil.winsock.codes import Code
 from hil.wire.frames import CMREQ, dissect
 from hil.wire.pcapng import read_pcapng
 
+pytestmark = pytest.mark.used_pair
+
 TEST_NET = "192.0.2.1"
 # The private data of a REQ of the RDMA IP CM service begins with version, IP version, source port, both addresses;
 # its service id ends with the destination port (InfiniBand annex A11).
@@ -38,6 +40,7 @@ def bind(endpoint: Endpoint, s: int, address: str, port: int, **more: object) ->
 
 @pytest.mark.requirement("BIND-01", "BIND-02", "BIND-10")
 @pytest.mark.parametrize("address", ["10.77.0.1", "10.77.0.11"], ids=["first address", "second address"])
+@pytest.mark.needs("own nodes")
 def test_the_peer_sees_exactly_the_bound_address_and_port(bench: Bench, address: str) -> None:
     """Bound by a 16-byte sockaddr_in to either address of the adapter: the REQ on the wire and the peer's condition
     function both tell that address and port, and the port that was dialled."""
@@ -59,6 +62,7 @@ def test_the_peer_sees_exactly_the_bound_address_and_port(bench: Bench, address:
 
 
 @pytest.mark.requirement("BIND-03", "LISTEN-10")
+@pytest.mark.needs("guests")
 def test_the_wildcard_address_means_every_adapter(bench: Bench) -> None:
     """Bound to 0.0.0.0, a listener hears connectors through the node's first adapter and through its second."""
     second = bench.second_adapter("b")
@@ -81,6 +85,7 @@ def test_the_wildcard_address_means_every_adapter(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("BIND-04")
+@pytest.mark.needs("own nodes")
 def test_an_address_of_somebody_else_is_not_available(bench: Bench) -> None:
     """Nobody's address, the peer's, and one of this node's that no adapter has: WSAEADDRNOTAVAIL, and no packet."""
     bench.run("a", "ip", "address", "add", "192.0.2.77/32", "dev", "lo")
@@ -123,11 +128,12 @@ def test_a_second_bind_is_refused_and_changes_nothing(bench: Bench) -> None:
     connector.close()
     again, _ = bench.connect(port=6001)
     again.close()
-    assert requests(bench) == [("10.77.0.1", port, b.ip, PORT) for port in (6000, 6001)]
+    assert requests(bench) == [(connector.at.ip, port, b.ip, PORT) for port in (6000, 6001)]
     bench.judge()
 
 
 @pytest.mark.requirement("BIND-07")
+@pytest.mark.needs("inline wire", "own nodes")
 def test_shortages_junk_and_a_dead_network_have_codes_of_their_own(bench: Bench) -> None:
     """Too many bound sockets is WSAENOBUFS, an unknown descriptor WSAENOTSOCK, a dead network WSAENETDOWN."""
     a, _ = bench.start(settings_a={"max_bound": 1})
@@ -141,6 +147,19 @@ def test_shortages_junk_and_a_dead_network_have_codes_of_their_own(bench: Bench)
 
     a.must("WSPCloseSocket", s=one)
     assert bind(a, two, a.ip, 6001) is Code.OK
+    bench.judge()
+
+
+@pytest.mark.requirement("BIND-07")
+def test_a_kernel_without_room_gives_wsaenobufs(bench: Bench) -> None:
+    """Where the kernel's connection manager has no room for an id WSPBind gives WSAENOBUFS, and later it succeeds."""
+    a, _ = bench.start()
+    s = a.must("WSPSocket").result
+
+    full = a.ask("full_cm", call="WSPBind", arguments={"s": s, "address": a.ip, "port": 6000})
+
+    assert (full["result"], full["code"]) == (-1, Code.WSAENOBUFS)
+    assert bind(a, s, a.ip, 6000) is Code.OK
     bench.judge()
 
 

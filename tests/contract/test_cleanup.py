@@ -4,16 +4,22 @@ The provider that ends is on node a, unless a test says otherwise; its peers are
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from fixtures.data import ABORTED, NAK_REMOTE_ACCESS, RESET, sent
+from fixtures.data import ABORTED, NAK_REMOTE_ACCESS, RESET, held, sent, with_memory
+from fixtures.memory import regions
 from hil.nodes.endpoint import FD_CONNECT, Endpoint
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, Code
 
+pytestmark = pytest.mark.used_pair
+
 POLLED = 1
+# A length nothing else on a node registers, so that the kernel's list of regions can be searched for it.
+ODD = 0x7000
 # BTH opcodes of RDMA WRITE only and RDMA READ request (9.2).
 WRITE_ONLY, READ_REQUEST = 0x0A, 0x0C
 
@@ -93,14 +99,14 @@ def test_only_the_last_cleanup_cleans_up(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("CLEAN-02", "ERR-04")
-@pytest.mark.parametrize("network", ["up", "down"])
+@pytest.mark.parametrize("network", ["up", pytest.param("down", marks=pytest.mark.needs("inline wire", "own nodes"))])
 def test_cleanup_never_gives_wsaeinval(bench: Bench, network: str) -> None:
     """With sockets new, listening and connecting it succeeds, or reports the network down; then it is over."""
     a, _ = bench.start()
     a.must("WSPSocket")
     a.listen(7001)
     pending = a.socket(7002, FD_CONNECT)
-    a.connect(pending, "10.77.0.99", PORT)
+    a.connect(pending, bench.nobody, PORT)
     if network == "down":
         bench.pair.wire.cut()
         bench.run("a", "ip", "link", "set", "eth0", "down")
@@ -140,6 +146,45 @@ def test_pending_operations_are_cancelled_after_their_memory_is_released(bench: 
     bench.judge()
 
 
+@pytest.mark.requirement("CLEAN-06")
+def test_inside_a_cancelled_operations_upcall_its_memory_is_released(bench: Bench) -> None:
+    """While WSPCleanup tells of the abort, the kernel holds no region for the buffer any more."""
+    connector, _ = bench.connect()
+    a = connector.at
+    receive = with_memory(connector, ODD).recv()
+    assert len(regions(bench, "a", ODD)) == 1
+
+    with ThreadPoolExecutor(1) as pool, held(a, "WPUCompleteOverlappedRequest") as told:
+        cleaning = pool.submit(clean_up, bench, a)
+        told.wait()
+        during = regions(bench, "a", ODD)
+
+    cleaning.result()
+    assert during == []
+    assert a.completion(receive, 1) == ABORTED
+    bench.judge()
+
+
+@pytest.mark.requirement("CLEAN-07", "CLEAN-08", "CLOSE-24")
+def test_a_socket_that_is_being_made_is_closed_as_well(bench: Bench) -> None:
+    """WSPCleanup comes while another thread is in WSPSocket: the switch's handle is closed, and nothing is left."""
+    a, _ = bench.start()
+    with ThreadPoolExecutor(2) as pool, held(a, "WPUCreateSocketHandle") as made:
+        making = pool.submit(a.wsp, "WSPSocket")
+        made.wait()
+        cleaning = pool.submit(clean_up, bench, a)
+        bench.wait_journal("a", "begin", function="WSPCleanup")
+
+    making.result()
+    cleaning.result()
+    (created,) = upcalls(bench, "a", function="WPUCreateSocketHandle")
+    closed = upcalls(bench, "a", function="WPUCloseSocketHandle")
+    assert [e["handle"] for e in closed] == [created["handle"]]
+    (call,) = bench.pair.evidence(audit=False).of("a", "call", function="WSPCleanup")
+    assert closed[0]["t_ns"] < call["t_ns"]
+    bench.judge()
+
+
 @pytest.mark.requirement("CLEAN-07")
 def test_open_sockets_are_reset_as_if_closed(bench: Bench) -> None:
     """Every connection sends its DREQ while WSPCleanup runs, and the peers' receives end with WSAECONNRESET."""
@@ -166,7 +211,7 @@ def test_no_upcall_follows_the_last_cleanup(bench: Bench) -> None:
     for n in range(3):
         connector.recv(offset=256 * n)
     pending = a.socket(7002, FD_CONNECT)
-    a.connect(pending, "10.77.0.99", PORT)
+    a.connect(pending, bench.nobody, PORT)
     acceptor.send(b"crosses the clean-up")
 
     clean_up(bench, a)

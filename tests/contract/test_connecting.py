@@ -19,12 +19,13 @@ from hil.winsock.codes import CF_REJECT, FD_CONNECT_BIT, MEM_READWRITE, MEM_WRIT
 from hil.wire.frames import CMREQ, IPCM, dissect
 from hil.wire.pcapng import read_pcapng
 
+pytestmark = pytest.mark.used_pair
+
 # What the switch takes as final; with any other code it goes on to try TCP/IP.
 FINAL = {Code.WSAECONNRESET, Code.WSAECONNREFUSED, Code.WSAEHOSTUNREACH}
 REJ_NO_SUCH_SERVICE, REJ_CONSUMER = 8, 28
 RDMA_CM_LISTEN = 8
 TCP, UDP = 6, 17
-NOBODY = {"ipv4": "10.77.0.99", "ipv6": "fd77::99"}
 
 
 def attempt(a: Endpoint, address: str, port: int = PORT) -> tuple[Socket, Code]:
@@ -204,7 +205,7 @@ def test_the_connection_is_served_to_its_end_without_tcp(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("CONN-11", "CONN-17")
-@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_the_request_goes_to_the_address_called_and_names_the_bound_one(bench: Bench, family: str) -> None:
     """The REQ goes to the address called; the wire and the acceptor's switch see the connector's bound one."""
     a, b = bench.start(ipv6=family == "ipv6")
@@ -325,23 +326,24 @@ def test_the_peer_refuses(bench: Bench, why: str) -> None:
 
 
 @pytest.mark.requirement("CONN-07", "CONN-10")
-@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_the_host_does_not_exist(bench: Bench, family: str) -> None:
     """Nobody answers for the address, so TCP/IP could not reach it either: WSAEHOSTUNREACH."""
     a, _ = bench.start(ipv6=family == "ipv6")
 
-    socket, code = attempt(a, NOBODY[family])
+    socket, code = attempt(a, bench.pair.nobody(ipv6=family == "ipv6"))
 
     assert code is Code.WSAEHOSTUNREACH
     assert not cm_packets(bench, "REQ")
     if family == "ipv4":
         arps = [e[ARP] for e in (Ether(f.data) for f in read_pcapng(bench.pair.wire.path)) if e.haslayer(ARP)]
-        assert {arp.op for arp in arps if NOBODY["ipv4"] in (arp.psrc, arp.pdst)} == {1}
+        assert {arp.op for arp in arps if bench.nobody in (arp.psrc, arp.pdst)} == {1}
     assert left_after_close(a, socket) == []
     bench.judge()
 
 
 @pytest.mark.requirement("CONN-08", "CONN-09", "CONN-10")
+@pytest.mark.needs("own nodes")
 def test_the_host_speaks_plain_ip_only(bench: Bench) -> None:
     """A host that answers a ping but has no RDMA adapter leads to WSAETIMEDOUT, after REQs that nobody answers."""
     a, b = bench.start(settings_a={"connect_timeout_s": 6.0})
@@ -360,6 +362,7 @@ def test_the_host_speaks_plain_ip_only(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("CONN-08", "CONN-10", "CONN-25")
+@pytest.mark.needs("inline wire")
 def test_a_black_hole_ends_the_connect_in_time(bench: Bench) -> None:
     """The peer's address is known but nothing comes back: the provider's own time-out ends it with WSAETIMEDOUT."""
     a, b = bench.start(settings_a={"connect_timeout_s": 2.0})
@@ -377,10 +380,11 @@ def test_a_black_hole_ends_the_connect_in_time(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("CONN-08", "CONN-26", "ERR-07")
-@pytest.mark.parametrize("address", ["10.77.0.1", "127.0.0.1"])
+@pytest.mark.parametrize("address", ["own address", "127.0.0.1"])
 def test_a_connect_to_oneself_is_left_to_tcp(bench: Bench, address: str) -> None:
     """With a listener on its own address or without, the code is none of the final three, and the wire is silent."""
     a, _ = bench.start()
+    address = a.ip if address == "own address" else address
     a.listen(PORT)
     codes = []
     for number, port in enumerate((PORT, 5555)):
@@ -464,6 +468,7 @@ def test_a_zero_address_or_port_gives_wsaeaddrnotavail(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("CONN-16", "ERR-04")
+@pytest.mark.needs("inline wire", "own nodes")
 def test_a_port_that_is_down_gives_wsaenetdown(bench: Bench) -> None:
     """While the adapter's port is down no connect begins; when it is up again the same socket connects."""
     a, b = bench.start()
@@ -485,6 +490,7 @@ def test_a_port_that_is_down_gives_wsaenetdown(bench: Bench) -> None:
 
 @pytest.mark.requirement("CONN-18", "CONN-10")
 @pytest.mark.parametrize("while_it", ["resolves the address", "waits for an answer", "waits for acceptance"])
+@pytest.mark.needs("inline wire")
 def test_a_close_cancels_a_pending_connect(bench: Bench, while_it: str) -> None:
     """The close is prompt, FD_CONNECT is never signalled, the request is taken back, and nothing is left of it."""
     a, b = bench.start()
@@ -494,7 +500,7 @@ def test_a_close_cancels_a_pending_connect(bench: Bench, while_it: str) -> None:
         bench.run("a", "ping", "-c", "1", b.ip)
         bench.pair.wire.cut()
         socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
-        a.connect(socket, b.ip if while_it == "waits for an answer" else NOBODY["ipv4"], PORT)
+        a.connect(socket, b.ip if while_it == "waits for an answer" else bench.nobody, PORT)
     asked = while_it != "resolves the address"
     if asked:
         bench.wait_packets(lambda p: p.cm == "REQ")

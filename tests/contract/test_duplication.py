@@ -5,11 +5,14 @@ import time
 import pytest
 
 from fixtures.bench import PORT, Bench, End
-from hil.nodes.endpoint import FD_ACCEPT, Answer, Endpoint, Socket
+from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
 from hil.winsock.codes import SO_DEBUG, SOL_SOCKET, Code
+
+pytestmark = pytest.mark.used_pair
 
 RESET = (Code.WSAECONNRESET, 0)
 LARGEST_PID = 0xFFFFFFFF
+PRIVATE = {"early_messages": 2}
 
 
 def make_idle(end: End) -> None:
@@ -227,6 +230,85 @@ def test_the_state_goes_with_the_socket(bench: Bench) -> None:
     bench.judge()
 
 
+@pytest.mark.requirement("DUP-14", "DUP-09", "NEG-05")
+def test_messages_nobody_has_read_yet_go_with_the_socket(bench: Bench) -> None:
+    """With private receives: what the old process had and what comes later reach the new one, in order, both ways."""
+    former, peer = with_private_receives(bench)
+    send_each(peer, b"unread")
+    other = bench.another("a", **PRIVATE)
+    make_idle(former)
+
+    new = taken(other, duplicate(former, other))
+
+    send_each(peer, b"one", b"two", b"three")
+    assert read_each(new, 4) == [b"unread", b"one", b"two", b"three"]
+    send_each(new, b"un", b"deux", b"trois")
+    assert read_each(peer, 3) == [b"un", b"deux", b"trois"]
+    bench.judge()
+
+
+@pytest.mark.requirement("DUP-11", "DUP-14")
+def test_a_message_is_not_found_again_when_the_socket_comes_back(bench: Bench) -> None:
+    """A message that no process has read goes away and back with its socket, and is there once, before later ones."""
+    former, peer = with_private_receives(bench)
+    send_each(peer, b"unread")
+    other = bench.another("a", **PRIVATE)
+    make_idle(former)
+    new = taken(other, duplicate(former, other))
+    make_idle(new)
+
+    back = former.at.must("WSPSocket", token=duplicate(new, former.at)).result
+
+    assert back == former.socket.s
+    home = End(former.at, former.at.with_memory(former.socket))
+    send_each(peer, b"later")
+    assert read_each(home, 2) == [b"unread", b"later"]
+    bench.judge()
+
+
+def with_private_receives(bench: Bench) -> tuple[End, End]:
+    bench.start(settings_a=PRIVATE, settings_b=PRIVATE)
+    return bench.connect()
+
+
+def send_each(end: End, *messages: bytes) -> None:
+    """Send the messages, each from memory of its own."""
+    for n, message in enumerate(messages):
+        end.send(message, offset=32768 + 64 * n)
+
+
+def read_each(end: End, count: int) -> list[bytes]:
+    """The next ``count`` messages, one a receive; b"" for one that did not come."""
+    receives = [end.recv(offset=256 * n) for n in range(count)]
+    lengths = [(end.completion(receive) or (None, 0))[1] for receive in receives]
+    return [end.at.data(end.socket, length, 256 * n) for n, length in enumerate(lengths)]
+
+
+@pytest.mark.requirement("DUP-11", "DUP-14", "EVT-04", "CONN-22")
+def test_the_connect_of_a_hand_over_is_not_the_switchs(bench: Bench) -> None:
+    """Back in the process that connected no event is signalled, and its WSPConnect's lpCalleeData is left alone."""
+    a, b = bench.start()
+    listener, socket = b.listen(PORT), a.socket(6000, FD_CONNECT)
+    callee = a.ask("memory", size=4096)["memory"]
+    a.connect(socket, b.ip, PORT, callee_memory=callee, callee_room=64)
+    b.wait_request(listener)
+    b.must("WSPAccept", s=listener.s, callee_data=b"answer")
+    former = End(a, a.connected(socket))
+    assert a.ask("callee_length") == 6
+    event = a.ask("event_state", event=socket.event)
+    other = bench.another("a")
+    make_idle(former)
+    new = taken(other, duplicate(former, other))
+    make_idle(new)
+
+    assert a.must("WSPSocket", token=duplicate(new, a)).result == socket.s
+
+    assert a.ask("event_state", event=socket.event) == event
+    assert a.must("WSPEnumNetworkEvents", s=socket.s, event=0).more["events"] == 0
+    assert (a.ask("callee_length"), a.ask("read_memory", memory=callee, offset=0, length=7)) == (6, b"answer\0")
+    bench.judge()
+
+
 @pytest.mark.requirement("DUP-04", "DUP-21")
 def test_misuse_is_refused(bench: Bench) -> None:
     """No such process, a socket that is not connected, sends in progress, a connection that was reset: WSAEINVAL."""
@@ -263,16 +345,64 @@ def waits_until_reset(end: End) -> None:
 
 @pytest.mark.requirement("DUP-21")
 def test_a_shortage_in_the_new_process_is_told(bench: Bench) -> None:
-    """Without a free descriptor there the new process gets WSAEMFILE."""
-    former, _ = bench.connect()
+    """Without a free descriptor there the new process gets WSAEMFILE, without a handle or a CM id WSAENOBUFS: no
+    failure uses the token up, and with room again the socket is there."""
+    former, peer = bench.connect()
     other = bench.another("a", max_sockets=1)
-    other.must("WSPSocket")
+    in_the_way = other.must("WSPSocket").result
     make_idle(former)
     token = duplicate(former, other)
 
-    answer = other.wsp("WSPSocket", token=token)
+    full = other.wsp("WSPSocket", token=token)
+    other.must("WSPCloseSocket", s=in_the_way)
+    other.ask("fail_next", function="WPUCreateSocketHandle", code=Code.WSAENOBUFS)
+    nameless = other.wsp("WSPSocket", token=token)
+    starved = other.ask("full_cm", call="WSPSocket", arguments={"token": token})
 
-    assert (answer.result, answer.code) == ("INVALID_SOCKET", Code.WSAEMFILE)
+    assert (full.result, full.code) == ("INVALID_SOCKET", Code.WSAEMFILE)
+    assert (nameless.result, nameless.code) == ("INVALID_SOCKET", Code.WSAENOBUFS)
+    assert (starved["result"], starved["code"]) == ("INVALID_SOCKET", Code.WSAENOBUFS)
+    exchange(taken(other, token), peer, b"in the end")
+    bench.judge()
+
+
+@pytest.mark.requirement("DUP-21")
+def test_a_shortage_in_the_old_process_leaves_the_connection(bench: Bench) -> None:
+    """Where a token cannot be made for want of descriptors WSPDuplicateSocket gives WSAEMFILE and changes nothing."""
+    former, peer = bench.connect()
+    other = bench.another("a")
+    pending = former.recv(offset=1024)
+    former.at.ask("exhaust_descriptors")
+
+    answer = former.wsp("WSPDuplicateSocket", pid=other.pid, deliberately=["SWITCH-15"])
+
+    assert (answer.result, answer.code) == (-1, Code.WSAEMFILE)
+    former.at.ask("free_descriptors")
+    assert former.completion(pending, 0.1) is None
+    peer.send(b"still here")
+    assert former.completion(pending) == (Code.OK, 10)
+    make_idle(former)
+    exchange(taken(other, duplicate(former, other)), peer, b"handed over")
+    bench.judge()
+
+
+@pytest.mark.requirement("DUP-22")
+def test_a_hand_over_that_nobody_finishes_resets_the_peer(bench: Bench) -> None:
+    """The process that was to take the connection dies: after the provider's time for it the peer is reset."""
+    bench.start(settings_a={"handover_timeout_s": 2.0})
+    former, peer = bench.connect()
+    pending = peer.recv()
+    other = bench.another("a")
+    make_idle(former)
+    duplicate(former, other)
+    assert peer.completion(pending, 0.2) is None
+
+    other.node.channel.kill(other.worker)
+    other.node.channel.wait_exit(other.worker, 10)
+    bench.more.remove(other)
+
+    assert peer.completion(pending) == RESET
+    assert former.close() == (0, Code.OK)
     bench.judge()
 
 

@@ -7,8 +7,10 @@ its own, the provider takes them into private receives. The second is tested wit
 import pytest
 
 from fixtures.bench import Bench, End
-from fixtures.data import is_rnr_nak
+from fixtures.data import is_rnr_nak, with_memory
 from hil.winsock.codes import Code
+
+pytestmark = pytest.mark.used_pair
 
 IMPATIENT = {"rnr_retry_count": 0}
 PRIVATE = {"early_messages": 8, **IMPATIENT}
@@ -164,6 +166,29 @@ def test_early_messages_outlive_the_connection(bench: Bench) -> None:
     answer = late.wsp("WSPRecv", buffers=[[64, late.socket.address]], overlapped=overlapped)
     assert answer.code is Code.WSAECONNRESET
     bench.judge(bench.hard_close(first, late))
+
+
+@pytest.mark.requirement("NEG-06")
+def test_later_messages_are_larger_than_all_private_memory(bench: Bench) -> None:
+    """Once the private receives are used up, many messages arrive, each larger than all the memory that the provider
+    has registered for itself: they can only have gone into the switch's own buffer."""
+    private(bench)
+    first, late = ends(bench)
+    for n in range(PRIVATE["early_messages"]):
+        first.send(b"early %d" % n)
+        assert received(late, late.recv()) == b"early %d" % n
+    own = [r["length"] for r in bench.pair.nodes["b"].system("resources") if r["kind"] == "MR" and "length" in r]
+    own.remove(65536)
+    large = sum(own) + 4096
+    source, target = with_memory(first, 1 << 20), with_memory(late, 1 << 20)
+    assert own and large <= 1 << 20
+
+    for n in range(10):
+        message = bytes([n + 1]) * large
+        receive = target.recv(large)
+        source.send(message, offset=0)
+        assert received(target, receive) == message
+    bench.judge()
 
 
 @pytest.mark.requirement("NEG-06")

@@ -18,10 +18,12 @@ from hil.winsock.codes import (
 )
 from hil.wire.pcapng import read_pcapng
 
+pytestmark = pytest.mark.used_pair
+
 INVALID_SOCKET = (1 << 64) - 1
 SENTINELS = (-1, "INVALID_SOCKET", False)
 NOBODY = 1 << 22
-IPV6 = b"\x86\xdd"
+IPV6, ARP = bytes.fromhex("86dd"), bytes.fromhex("0806")
 # What the sweeps break of the switch's own obligations: they call what is not to be called in that state.
 ANYWAY = ["SWITCH-01", "SWITCH-02", "SWITCH-04", "SWITCH-05", "SWITCH-12", "SWITCH-15"]
 
@@ -130,6 +132,7 @@ def test_an_unknown_descriptor_gives_wsaenotsock_in_every_function(bench: Bench)
 
 
 @pytest.mark.requirement("ERR-04")
+@pytest.mark.needs("inline wire", "own nodes")
 def test_a_failed_network_gives_wsaenetdown_in_every_function(bench: Bench) -> None:
     """With its port down every function but the memory extensions says WSAENETDOWN; with the port up it serves on."""
     connector, acceptor = bench.connect()
@@ -200,7 +203,7 @@ def test_a_call_that_fails_puts_nothing_on_the_wire(bench: Bench) -> None:
 
 
 def frames(bench: Bench) -> int:
-    """How many frames node a has sent, without IPv6's own neighbour and multicast messages."""
+    """How many frames node a has sent, without the kernel's own neighbour and multicast messages."""
     bench.pair.wire.counts()
     captured = read_pcapng(bench.pair.wire.path)
-    return sum(frame.interface == "side-a" and frame.data[12:14] != IPV6 for frame in captured)
+    return sum(frame.interface == "side-a" and frame.data[12:14] not in (IPV6, ARP) for frame in captured)

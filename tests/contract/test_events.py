@@ -8,6 +8,8 @@ from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
 from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
 from hil.winsock.codes import CF_REJECT, FD_ACCEPT_BIT, FD_CONNECT_BIT, FD_MAX_EVENTS, WSS_OPERATION_IN_PROGRESS, Code
 
+pytestmark = pytest.mark.used_pair
+
 AT_ONCE_NS = 1_000_000_000
 PATTERN = 77
 
@@ -61,6 +63,7 @@ def test_accept_and_connect_can_be_selected_and_nothing_else(bench: Bench) -> No
 
 
 @pytest.mark.requirement("EVT-02")
+@pytest.mark.needs("inline wire")
 def test_connect_and_accept_do_not_wait(bench: Bench) -> None:
     """Towards a peer that answers nothing WSPConnect returns at once, and so does WSPAccept where nobody called."""
     a, b = bench.start()

@@ -11,6 +11,8 @@ from hil.winsock import codes as w
 from hil.winsock.catalogue import TCP_ON_SAN
 from hil.winsock.codes import Code
 
+pytestmark = pytest.mark.used_pair
+
 
 def published(bench: Bench) -> dict[str, Any]:
     """What the installation on node a published."""

@@ -9,6 +9,8 @@ from fixtures.bench import PORT, Bench
 from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
 from hil.winsock.codes import CF_ACCEPT, CF_REJECT, FD_CONNECT_BIT, SOMAXCONN, Code
 
+pytestmark = pytest.mark.used_pair
+
 SOON_NS = 2_000_000_000
 CONSUMER_REJECT = 28
 
@@ -97,6 +99,7 @@ def test_only_a_bound_socket_listens(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("LISTEN-04")
+@pytest.mark.needs("inline wire", "own nodes")
 def test_shortages_and_a_dead_network_have_codes_of_their_own(bench: Bench) -> None:
     """A listener too many is WSAEMFILE or WSAENOBUFS, and a dead network WSAENETDOWN; with room again it listens."""
     _, b = bench.start(settings_b={"max_listeners": 1})
@@ -111,6 +114,20 @@ def test_shortages_and_a_dead_network_have_codes_of_their_own(bench: Bench) -> N
     assert listen(second) in (Code.WSAEMFILE, Code.WSAENOBUFS)
     b.close(first)
     assert listen(second) is Code.OK
+    bench.judge()
+
+
+@pytest.mark.requirement("LISTEN-04")
+def test_a_kernel_without_room_has_a_code_of_its_own(bench: Bench) -> None:
+    """Where the kernel's connection manager refuses to listen for want of room, WSPListen gives WSAENOBUFS or
+    WSAEMFILE; later it listens."""
+    _, b = bench.start()
+    listener = b.socket(PORT, FD_ACCEPT)
+
+    full = b.ask("full_cm", call="WSPListen", arguments={"s": listener.s, "backlog": 1})
+
+    assert full["result"] == -1 and full["code"] in (Code.WSAEMFILE, Code.WSAENOBUFS)
+    assert b.wsp("WSPListen", s=listener.s, backlog=1).code is Code.OK
     bench.judge()
 
 

@@ -20,6 +20,8 @@ from fixtures.memory import (
 from hil.nodes.endpoint import FD_CONNECT, Answer
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
 
+pytestmark = pytest.mark.used_pair
+
 # Lengths nothing else on a node registers, so that the kernel's list of regions can be searched for them.
 ODD, LARGE = 0x7000, 0x150000
 
@@ -112,6 +114,7 @@ def test_a_range_outside_the_process_is_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-02", "MEM-05")
 @pytest.mark.parametrize("short_of", ["pinned memory", "adapter objects"])
+@pytest.mark.needs("own nodes")
 def test_exhaustion_is_no_buffer_space(bench: Bench, short_of: str) -> None:
     """When no more can be registered the call gives NULL and WSAENOBUFS; what is registered already still works."""
     a, _ = bench.start()
@@ -329,6 +332,26 @@ def test_memory_in_use_stays_registered(bench: Bench) -> None:
     a.send(b"undisturbed")
     assert b.completion(receive) == (Code.OK, 11)
     assert b.at.data(b.socket, 11) == b"undisturbed"
+    assert b.wsp("WSPDeregisterMemory", handle=b.socket.region).code is Code.OK
+    bench.judge()
+
+
+@pytest.mark.requirement("MEM-10", "MEM-12")
+def test_of_memory_in_use_only_the_last_registration_stays(bench: Bench) -> None:
+    """A deregistration that only lowers the count releases nothing, so it is granted while a receive is pending; the
+    last one is refused with WSAEINVAL, and the receive still takes its message."""
+    a, b = bench.connect()
+    again = b.wsp("WSPRegisterMemory", address=b.socket.address, length=65536, flags=MEM_READWRITE)
+    assert again.result == b.socket.region
+    receive = b.recv()
+
+    counted = b.wsp("WSPDeregisterMemory", handle=b.socket.region)
+    last = b.wsp("WSPDeregisterMemory", handle=b.socket.region, deliberately=["SWITCH-10"])
+
+    assert (counted.result, counted.code) == (0, Code.OK)
+    assert (last.result, last.code) == (-1, Code.WSAEINVAL)
+    a.send(b"undisturbed")
+    assert b.completion(receive) == (Code.OK, 11)
     assert b.wsp("WSPDeregisterMemory", handle=b.socket.region).code is Code.OK
     bench.judge()
 

@@ -10,6 +10,8 @@ from hil.nodes.endpoint import FD_CONNECT, Endpoint
 from hil.winsock import codes as w
 from hil.winsock.codes import MEM_READWRITE, SOL_SOCKET, Code
 
+pytestmark = pytest.mark.used_pair
+
 LIMITS = {"SO_MAX_MSG_SIZE": w.SO_MAX_MSG_SIZE, "SO_MAX_RDMA_SIZE": w.SO_MAX_RDMA_SIZE}
 READABLE = [*LIMITS.values(), w.SO_RDMA_THRESHOLD_SIZE, w.SO_DEBUG]
 # Without quality of service there are no groups; the others are the switch's and TCP/IP's business.
@@ -159,6 +161,7 @@ def test_a_switch_that_sets_another_option_is_named(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("OPT-07", "OPT-08", "OPT-09", "OPT-12")
+@pytest.mark.needs("inline wire", "own nodes")
 def test_what_cannot_be_read_or_set_is_refused_with_its_code(bench: Bench) -> None:
     """Unknown options give WSAENOPROTOOPT, unknown levels WSAEINVAL, a missing or too small place WSAEFAULT; unknown
     descriptors WSAENOTSOCK, a dead network WSAENETDOWN; nothing else is ever returned."""

@@ -17,6 +17,8 @@ from hil.winsock.codes import (
     Code,
 )
 
+pytestmark = pytest.mark.used_pair
+
 NOTIFIED, POLLED = 0, 1
 COMPLETE = "WPUCompleteOverlappedRequest"
 FUNCTIONS = ("WSPSend", "WSPRecv", "WSPRdmaWrite", "WSPRdmaRead")
@@ -72,6 +74,7 @@ def notified(bench: Bench, end: End) -> list[tuple[int, Code, int]]:
 
 
 @pytest.mark.requirement("OVL-01")
+@pytest.mark.needs("inline wire")
 def test_every_function_pends_and_returns_at_once(bench: Bench) -> None:
     """On a wire that carries nothing each data function returns WSA_IO_PENDING at once; on a mended one each ends."""
     a, b = bench.connect()
@@ -348,18 +351,24 @@ def test_polling_and_notification_mix_on_one_socket(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("OVL-12", "OVL-13")
-def test_a_waiting_poll_returns_when_the_operation_is_done(bench: Bench) -> None:
-    """Without fWait a pending receive is WSA_IO_INCOMPLETE; with it the call returns when the message has come."""
+@pytest.mark.parametrize("hEvent", [POLLED, NOTIFIED], ids=["polled", "notified"])
+def test_a_waiting_poll_returns_when_the_operation_is_done(bench: Bench, hEvent: int) -> None:
+    """Without fWait a pending receive is WSA_IO_INCOMPLETE; with it the call returns when the message has come,
+    whether or not the switch is also notified."""
     a, b = bench.connect()
-    receive = begin(b, "WSPRecv", hEvent=POLLED)
-    assert poll(b, receive)[:2] == (False, Code.WSA_IO_INCOMPLETE)
+    receive = begin(b, "WSPRecv", hEvent=hEvent)
+    # The bench's switch does not poll what it is to be notified of.
+    deliberately = [] if hEvent == POLLED else ["SWITCH-12"]
+    assert poll(b, receive, deliberately=deliberately)[:2] == (False, Code.WSA_IO_INCOMPLETE)
     found: list[tuple[bool, Code, int, int]] = []
-    waiting = threading.Thread(target=lambda: found.append(poll(b, receive, wait=True)))
+    waiting = threading.Thread(
+        target=lambda: found.append(poll(b, receive, wait=True, deliberately=deliberately)),
+    )
     waiting.start()
     while len(bench.pair.evidence(audit=False).of("b", "begin", function="WSPGetOverlappedResult")) < 2:
         time.sleep(0.01)
 
-    assert poll(b, receive)[:2] == (False, Code.WSA_IO_INCOMPLETE)
+    assert poll(b, receive, deliberately=deliberately)[:2] == (False, Code.WSA_IO_INCOMPLETE)
     assert waiting.is_alive()
     a.send(MESSAGE)
     waiting.join(10)

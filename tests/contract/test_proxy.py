@@ -12,6 +12,8 @@ from hil.adapters.provision import gid_of
 from hil.nodes.endpoint import FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import MEM_READWRITE, SIO_ADDRESS_LIST_QUERY, Code
 
+pytestmark = pytest.mark.used_pair
+
 ANY = "0.0.0.0"
 MIB = 1 << 20
 
@@ -51,6 +53,7 @@ def pinned(end: End) -> int:
 
 
 @pytest.mark.requirement("PROXY-01", "PROXY-02")
+@pytest.mark.needs("own nodes")
 def test_an_address_given_to_the_adapter_can_be_used_at_once(bench: Bench) -> None:
     """New addresses of both ends are listed, become GIDs in the REQ, and IP addresses again for the other switch."""
     a, b = bench.start()
@@ -73,6 +76,7 @@ def test_an_address_given_to_the_adapter_can_be_used_at_once(bench: Bench) -> No
 
 
 @pytest.mark.requirement("PROXY-01")
+@pytest.mark.needs("own nodes")
 def test_an_address_taken_away_is_not_listed_any_more(bench: Bench) -> None:
     """The list follows the adapter, and what has left it can no longer be bound."""
     a, _ = bench.start()
@@ -89,6 +93,7 @@ def test_an_address_taken_away_is_not_listed_any_more(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("PROXY-01")
+@pytest.mark.needs("inline wire", "own nodes")
 def test_news_of_the_port_comes_unasked(bench: Bench) -> None:
     """A port that goes down and comes up is noticed by the provider's own thread, with no call being made."""
     a, _ = bench.start()
@@ -134,8 +139,9 @@ def test_a_cached_buffer_is_guarded_against_its_release(bench: Bench) -> None:
     """The application gives cached memory back and maps new pages there: what is sent is what the new pages hold."""
     sender, receiver = bench.connect()
     made = End(sender.at, sender.at.with_memory(sender.socket, 4096))
-    made.send(b"old pages", offset=0)
+    sent = made.send(b"old pages", offset=0)
     assert receiver.completion(receiver.recv()) == (Code.OK, 9)
+    assert made.completion(sent) == (Code.OK, 9)
     made.wsp("WSPDeregisterMemory", handle=made.socket.region)
     assert len(regions(bench, "a", 4096)) == 1
 
@@ -151,6 +157,7 @@ def test_a_cached_buffer_is_guarded_against_its_release(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("PROXY-05", "CLOSE-28")
+@pytest.mark.needs("guests")
 def test_an_adapter_comes_and_goes_at_run_time(bench: Bench) -> None:
     """A listener hears through an adapter added later; its removal ends its own connections, and no others."""
     _, b = bench.start()

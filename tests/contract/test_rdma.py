@@ -28,6 +28,8 @@ from hil.nodes.endpoint import FD_CONNECT
 from hil.provider.descriptor import DESCRIPTOR
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, SO_MAX_RDMA_SIZE, SOL_SOCKET, Code
 
+pytestmark = pytest.mark.used_pair
+
 READ_EXTENSION = "C0B422FA-F58C-11D1-AD6C-00C04FA34A2D"
 BOTH = ("WSPRdmaWrite", "WSPRdmaRead")
 REQUESTS = (*WRITES, READ_REQUEST)
@@ -188,6 +190,7 @@ def test_other_operations_go_on_during_a_long_write(bench: Bench) -> None:
 
 @pytest.mark.requirement("RDMA-11")
 @pytest.mark.parametrize("peer_is", ["out of reach", "killed"])
+@pytest.mark.needs("inline wire")
 def test_a_write_that_is_not_placed_is_no_success(bench: Bench, peer_is: str) -> None:
     """When the peer goes in the middle of a write, it ends with an error and zero bytes."""
     writer, peer = bench.connect()
@@ -211,6 +214,7 @@ def test_a_write_that_is_not_placed_is_no_success(bench: Bench, peer_is: str) ->
 
 
 @pytest.mark.requirement("RDMA-12")
+@pytest.mark.needs("inline wire")
 def test_a_read_is_complete_when_all_of_it_has_come(bench: Bench) -> None:
     """Inside the completion's up-call the local buffer holds everything, though nothing was carried for a while."""
     reader, peer = bench.connect()

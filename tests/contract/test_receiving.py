@@ -17,6 +17,8 @@ from fixtures.data import (
 from hil.nodes.endpoint import FD_CONNECT
 from hil.winsock.codes import Code
 
+pytestmark = pytest.mark.used_pair
+
 RECEIVE_QUEUE = 256
 
 
@@ -177,6 +179,7 @@ def test_nothing_happens_by_itself_in_a_minute(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("RECV-15", "RECV-16", "RECV-17", "CLOSE-28")
+@pytest.mark.needs("inline wire")
 def test_a_lost_connection_is_told_from_a_reset(bench: Bench) -> None:
     """With the wire cut a receive ends with WSAECONNABORTED once the retries of a send are used up, after the peer's
     close with WSAECONNRESET; each new call says the same again."""

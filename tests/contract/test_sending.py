@@ -26,6 +26,8 @@ from fixtures.data import (
 )
 from hil.winsock.codes import MEM_READ, MEM_WRITE, MSG_OOB, SO_MAX_MSG_SIZE, SOL_SOCKET, Code
 
+pytestmark = pytest.mark.used_pair
+
 QUEUE_DEPTH = 64
 
 
@@ -61,6 +63,7 @@ def test_each_send_is_one_message_in_one_receive_in_order(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("SEND-02")
+@pytest.mark.needs("inline wire")
 def test_a_wire_that_drops_frames_loses_and_doubles_nothing(bench: Bench) -> None:
     """Messages sent while every frame is dropped arrive once and in order as soon as frames are carried again."""
     sender, receiver = bench.connect()
@@ -252,6 +255,7 @@ def test_a_send_never_announces_a_write_that_is_not_placed(bench: Bench) -> None
 
 
 @pytest.mark.requirement("SEND-14")
+@pytest.mark.needs("inline wire")
 def test_a_send_does_not_overtake_a_read(bench: Bench) -> None:
     """A send behind a read leaves when all that was read has come: the peer that overwrites the source on receiving it
     changes nothing of what was read."""

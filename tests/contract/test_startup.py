@@ -6,6 +6,8 @@ from fixtures.bench import Bench
 from hil.nodes.endpoint import Endpoint
 from hil.winsock.codes import EXTENSIONS, SIO_ADDRESS_LIST_QUERY, SIO_GET_EXTENSION_FUNCTION_POINTER, WINSOCK_2_2, Code
 
+pytestmark = pytest.mark.used_pair
+
 # The dispatch functions of the SPI that a SAN provider must have; each with arguments for a descriptor nobody made.
 WITH_JUNK_DESCRIPTOR = {
     "WSPAccept": {},
@@ -33,7 +35,7 @@ class Loaded(Endpoint):
     """A provider process on a node in which WSPStartupEx is still to be called; the bench ends and judges it."""
 
     def __init__(self, bench: Bench, name: str = "a") -> None:
-        self.node, self.ip = bench.pair.nodes[name], {"a": "10.77.0.1", "b": "10.77.0.2"}[name]
+        self.node, self.ip = bench.pair.nodes[name], bench.pair.place(name).ipv4
         self.worker, self.pid = self.node.channel.spawn("provider")
         self._provider = bench.provider
         bench.endpoints[name] = self
@@ -101,6 +103,7 @@ def test_a_missing_place_for_the_results_is_wsaefault(bench: Bench) -> None:
 
 @pytest.mark.requirement("STARTUP-03", "STARTUP-07")
 @pytest.mark.parametrize("missing", ["adapter", "connection manager"])
+@pytest.mark.needs("own nodes")
 def test_without_a_network_layer_nothing_starts(bench: Bench, missing: str) -> None:
     """Without an RDMA adapter, or without its connection manager, the value is WSASYSNOTREADY; with both it starts."""
     node, device = bench.pair.nodes["a"], "/dev/infiniband/rdma_cm"

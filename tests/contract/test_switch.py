@@ -13,9 +13,8 @@ from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
 from fixtures.data import is_rnr_nak
 from hil.evidence.rules import broken
 from hil.nodes.endpoint import Endpoint
-from hil.nodes.softpair import PLACES
 from hil.nodes.stream import Done, Stream, StreamEndpoint, at_once, join, start_both
-from hil.switch.session import Hello, Kind, Message
+from hil.switch.messages import Hello, Kind, Message
 from hil.winsock.codes import (
     MEM_READ,
     MEM_READWRITE,
@@ -26,6 +25,8 @@ from hil.winsock.codes import (
     SOL_SOCKET,
     Code,
 )
+
+pytestmark = pytest.mark.used_pair
 
 THRESHOLD = 4096
 END = Done(Code.OK)
@@ -249,8 +250,8 @@ def test_a_long_negotiation_message_is_named(bench: Bench) -> None:
 def test_sending_without_a_credit_is_named(bench: Bench) -> None:
     """The peer has posted four receives and never posts one again: a fifth message is one too many, and the peer's
     adapter says so on the wire."""
-    a = StreamEndpoint(bench.pair.nodes["a"], PLACES[0].ipv4, bench.provider, "NoCredits")
-    b = Endpoint(bench.pair.nodes["b"], PLACES[1].ipv4, bench.provider)
+    a = StreamEndpoint(bench.pair.nodes["a"], bench.pair.place("a").ipv4, bench.provider, "NoCredits")
+    b = Endpoint(bench.pair.nodes["b"], bench.pair.place("b").ipv4, bench.provider)
     bench.endpoints.update(a=a, b=b)
     listener = b.listen(PORT)
     hello = Message(Kind.HELLO, Hello(4, 8192, 65536, 1 << 20, True).encode()).encode()
@@ -299,6 +300,7 @@ def test_a_suspension_without_end_is_named(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("SWITCH-17")
+@pytest.mark.needs("own nodes")
 def test_a_list_of_addresses_that_is_not_renewed_is_named(bench: Bench) -> None:
     """TCP/IP has reported a change, and nobody asked the provider again."""
     start(bench, "Deaf")
@@ -319,6 +321,7 @@ def test_a_transfer_that_ends_in_silence_is_named(bench: Bench, rdma_read: bool)
 
 
 @pytest.mark.requirement("SWITCH-18")
+@pytest.mark.needs("own nodes")
 def test_another_code_than_enobufs_for_want_of_memory_is_named(bench: Bench) -> None:
     """The adapter takes no more memory; the switch says WSAEFAULT."""
     one, _ = connect(bench, "OtherCode")
@@ -347,6 +350,7 @@ WSPDeregisterRdmaMemory WSPDuplicateSocket WSPCloseSocket
 
 
 @pytest.mark.requirement(*EVERY, "SHUT-04", "OPT-06")
+@pytest.mark.needs("own nodes")
 def test_an_ordinary_run_breaks_none(bench: Bench) -> None:
     """Connect with options, stream small, large and urgent data both ways, change addresses, suspend, hand over, lack
     memory, half-close, close: there is occasion to break each obligation, and the checks proven above find none broken.

@@ -4,6 +4,7 @@ The first half tests the bench itself: a table that forgave a mix-up of handles 
 """
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from hil.nodes.endpoint import FD_CONNECT, Endpoint
 from hil.switch.switch import LATE_UPDATE_S, Switch
 from hil.winsock.codes import WSS_OPERATION_IN_PROGRESS, Code
 from hil.winsock.structures import WSAOVERLAPPED, LpErrno
+
+pytestmark = pytest.mark.used_pair
 
 OF_THE_MODEL = {
     "WPUCreateSocketHandle",
@@ -153,6 +156,36 @@ def test_the_provider_does_not_rely_on_the_state_being_visible_at_once(bench: Be
 
     assert {connector.completion(receive) for receive in pending} == {(Code.WSA_OPERATION_ABORTED, 0)}
     bench.judge(bench.hard_close(connector, acceptor))
+
+
+@pytest.mark.requirement("UP-06")
+def test_neither_the_next_upcall_nor_a_close_waits_for_the_state(bench: Bench) -> None:
+    """The switch stores every result many seconds late: later operations are told of, and the close returns, before."""
+    connector, acceptor = bench.connect()
+    late_s = 20.0
+    acceptor.at.ask("late_by", seconds=late_s)
+    done = [acceptor.recv(offset=256 * n) for n in range(2)]
+    for _ in done:
+        connector.send(b"hello")
+    bench.wait_journal("b", "upcall", 2, function="WPUCompleteOverlappedRequest")
+    pending = [acceptor.recv(offset=1024 * n) for n in range(1, 4)]
+
+    assert acceptor.close() == (0, Code.OK)
+
+    states = [acceptor.at.ask("overlapped_state", overlapped=o)["Internal"] for o in (*done, *pending)]
+    assert states == [WSS_OPERATION_IN_PROGRESS] * 5
+    told = bench.wait_journal("b", "upcall", 5, function="WPUCompleteOverlappedRequest")
+    assert [e["overlapped"] for e in told][:2] == done and {e["overlapped"] for e in told[2:]} == set(pending)
+    assert [e["code"] for e in told] == [Code.OK] * 2 + [Code.WSA_OPERATION_ABORTED] * 3
+    # The switch's own threads that still wait would be taken for left over.
+    end_ns = time.monotonic_ns() + int(2 * late_s * 1e9)
+    while any(
+        acceptor.at.ask("overlapped_state", overlapped=o)["Internal"] == WSS_OPERATION_IN_PROGRESS
+        for o in (*done, *pending)
+    ):
+        assert time.monotonic_ns() < end_ns, "the switch never stored the results"
+        time.sleep(0.2)
+    bench.judge()
 
 
 @pytest.mark.requirement("UP-07", "UP-09")

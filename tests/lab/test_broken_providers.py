@@ -1,5 +1,6 @@
 """The bench names each deliberately broken provider by the link it breaks."""
 
+import re
 import threading
 
 import pytest
@@ -38,18 +39,70 @@ def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: st
     assert requirement in {r for finding in findings for r in finding.requirements}, "\n".join(map(str, findings))
 
 
+@pytest.mark.parametrize(
+    ("provider", "texts"),
+    [
+        (
+            "LeakMr",
+            [
+                r"MR 0x[0-9a-f]+, 65536 bytes, rxe0, pid {pid} .*, opened by WSPRegisterMemory for socket {socket} at",
+                r"PD \d+, rxe0, pid {pid} \(.*\), opened by .* at \d+\.\d+ ms",
+                r"CQ \d+, \d+ entries, rxe0, pid {pid} \(.*\), there when the connection was open",
+            ],
+        ),
+        ("LeakExtra", [r"PD \d+, rxe0, pid {pid} \(.*\), made when the connection was open already"]),
+        ("LeakContext", [r"CTX \d+, rxe0, pid {pid}", r"pid {pid} \(.*\): \d+ descriptors of .*infinibandevent"]),
+        ("LeakThread", [r"pid {pid} \(.*\): 1 threads"]),
+        ("LeakLocked", [r"pid {pid} \(.*\): 4096 bytes of locked memory"]),
+        ("LeakDescriptor", [r"pid {pid} \(.*\): 1 descriptors of /tmp/"]),
+    ],
+)
+def test_what_is_left_over_is_named(bench: Bench, provider: str, texts: list[str]) -> None:
+    """A leak's finding tells what is left, of which process, and the call that made it."""
+    bench.start(provider_a=provider)
+    closer, peer = bench.connect()
+    closer.recv()
+    closer.close()
+
+    seen = "\n".join(str(finding) for finding in broken(bench.findings(bench.hard_close(closer, peer))))
+
+    for text in texts:
+        known = {"pid": str(closer.at.pid), "socket": str(closer.socket.s)}
+        assert re.search(text.replace("{pid}", known["pid"]).replace("{socket}", known["socket"]), seen), seen
+
+
+def test_a_kernel_that_complains_is_heard(bench: Bench) -> None:
+    """What a node's kernel logs between start and end of a test is judged, and counters and log are kept."""
+    closer, peer = bench.connect()
+    closer.close()
+    bench.run("b", "sh", "-c", "echo 'BUG: planted by a test' > /dev/kmsg")
+    bench.run("b", "sh", "-c", "echo 'planted, and harmless' > /dev/kmsg")
+
+    (finding,) = broken(bench.findings(bench.hard_close(closer, peer)))
+
+    assert (finding.link, finding.seen) == ("node b's kernel does not complain", "BUG: planted by a test")
+    evidence = bench.pair.evidence()
+    bench.pair.write(evidence)
+    before, after = evidence.port_counters["a"]
+    assert after["rxe0/1"]["sent_pkts"] > before["rxe0/1"]["sent_pkts"]
+
+
 def test_in_a_simultaneous_close_the_second_side_is_judged_too(bench: Bench) -> None:
     """Both close, one of them with a wrong code: its side is named whichever end it is."""
     bench.start(provider_b="WrongCode")
-    one, two = bench.connect()
-    for end in (one, two):
-        end.recv()
-    threads = [threading.Thread(target=end.close) for end in (one, two)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    findings = broken(bench.findings(bench.hard_close(one, two, both=True)))
+    closes = []
+    # Where one close came first, the other side's operations ended with its reset: of several, one is simultaneous.
+    for port in range(6000, 6006):
+        one, two = bench.connect(port)
+        for end in (one, two):
+            end.recv()
+        threads = [threading.Thread(target=end.close) for end in (two, one)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        closes.append(bench.hard_close(one, two, both=True))
+    findings = broken(bench.findings(*closes))
     assert "CLOSE-13" in {r for finding in findings for r in finding.requirements}
 
 

@@ -1,6 +1,8 @@
 """Which tests ``hil run`` runs."""
 
-from hil.cli import ROOT, default_tests
+import pytest
+
+from hil.cli import ROOT, check_tests, default_tests
 
 CONTRACT = ROOT / "tests" / "contract"
 
@@ -22,3 +24,17 @@ def test_named_tests_are_all_there_is() -> None:
     path = str(CONTRACT / "test_duplication.py")
     assert default_tests((path,), whole=True) == []
     assert default_tests(("-x", f"{path}::test_a_listener_is_handed_over"), whole=False) == []
+
+
+def test_tests_that_cannot_be_collected_are_refused_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A requirement or a file that does not exist is named, and the exit code is 2, whatever runs in parallel."""
+    for arguments, reason in (
+        (("--requirement", "NOPE-1"), "there is no requirement and no area NOPE-1"),
+        (("tests/nope.py",), "file or directory not found: tests/nope.py"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            check_tests([*arguments, *default_tests(arguments, whole=False)])
+        assert ended.value.code == 2
+        assert reason in capsys.readouterr().err

@@ -159,3 +159,11 @@ def test_an_unknown_requirement_is_an_error() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "'CLOSE-99' is no requirement and no area" in done.stderr
+
+
+def test_what_can_be_seen_in_part_only_is_kept_in_part() -> None:
+    """A requirement with a row in partly_observable.csv is never simply kept, and the gate lets it pass."""
+    rule = next(iter(partly_observable()))
+    shown = stand({"test": [rule]}, [{"test": "test", "verdict": "pass", "links": []}])
+    assert shown[rule].standing is Standing.IN_PART
+    assert unsettled({rule: shown[rule]}) == []

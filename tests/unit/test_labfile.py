@@ -1,11 +1,14 @@
 """Lab files are typed; every mistake is reported at once, with its place."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from hil.errors import LabFileError
-from hil.nodes.labfile import LabFile, read_lab_file
+from hil.errors import LabFileError, Unsupported
+from hil.nodes.labfile import HostsFile, SoftPairFile, read_lab_file
+from hil.nodes.needs import Need, lacks
+from hil.nodes.softpair import Place
 
 LABS = sorted((Path(__file__).parents[2] / "lab").glob("*.toml"))
 
@@ -13,13 +16,13 @@ LABS = sorted((Path(__file__).parents[2] / "lab").glob("*.toml"))
 @pytest.mark.parametrize("path", LABS, ids=lambda p: p.name)
 def test_every_example_is_good(path: Path) -> None:
     """The lab files we ship can be read."""
-    assert read_lab_file(path).lab.kind == "soft-pair"
+    assert read_lab_file(path).lab.name == path.stem
 
 
 def test_an_empty_file_is_the_default_lab(tmp_path: Path) -> None:
     """Every key has a default."""
     (tmp_path / "lab.toml").write_text("")
-    assert read_lab_file(tmp_path / "lab.toml") == LabFile()
+    assert read_lab_file(tmp_path / "lab.toml") == SoftPairFile()
 
 
 def test_all_mistakes_are_reported_at_once_each_with_its_place(tmp_path: Path) -> None:
@@ -35,7 +38,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place(tmp_path: Path) -
         f"{path}: [guest.suite] 'sid' is not one of trixie, bookworm",
         f"{path}: [guest.memory_mib] 12 is out of range: 384 to 16384",
         f"{path}: [link.mtu] True is not an integer",
-        f"{path}: [top level] unknown zzz; known are lab, guest, link",
+        f"{path}: [top level] unknown zzz; known are lab, guest, guest_b, link",
     ]
 
 
@@ -51,3 +54,223 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """A path that is not there is said to be so."""
     with pytest.raises(LabFileError, match="No such file"):
         read_lab_file(tmp_path / "none.toml")
+
+
+HOSTS = """
+[lab]
+name = "two"
+kind = "hosts"
+[nodes.a]
+kind = "ssh"
+host = "one"
+[nodes.a.adapter]
+device = "rxe0"
+netdev = "eth0"
+ipv4 = "10.0.0.1"
+[nodes.b]
+kind = "ssh"
+host = "two"
+[nodes.b.adapter]
+device = "rxe0"
+netdev = "eth0"
+ipv4 = "10.0.0.2"
+[link]
+soft = true
+[capture]
+kind = "host"
+"""
+
+
+def hosts(tmp_path: Path, *changes: tuple[str, str]) -> Path:
+    text = HOSTS
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    (tmp_path / "lab.toml").write_text(text)
+    return tmp_path / "lab.toml"
+
+
+def test_five_mistakes_in_a_lab_of_hosts_are_told_at_once(tmp_path: Path) -> None:
+    """A wrong kind, an unknown key, a bad address, a missing key and a wrong type: each with its place."""
+    path = hosts(
+        tmp_path,
+        ('kind = "ssh"', 'kind = "telnet"'),
+        ('kind = "ssh"\nhost = "two"', 'kind = "ssh"\nsodo = true'),
+        ('"10.0.0.2"', '"10.0.0.2/24"'),
+        ('kind = "host"', 'kind = "mirror"\nnode = "m"'),
+        ("soft = true", 'soft = "yes"'),
+    )
+    with pytest.raises(LabFileError) as caught:
+        read_lab_file(path)
+    assert sorted(str(caught.value).splitlines()) == sorted(
+        f"{path}: {mistake}"
+        for mistake in (
+            "[nodes.a] kind is 'telnet'; it must be one of ssh, local",
+            "[nodes.b.adapter.ipv4] '10.0.0.2/24' is not an IPv4 address; write it without a prefix length",
+            "[nodes.b.host] it is missing",
+            "[nodes.b] unknown sodo; known are kind, host, user, port, config, identity, known_hosts, python, sudo, "
+            "namespace, own, adapter",
+            "[link.soft] 'yes' is not true or false",
+            "[capture.netdev] it is missing",
+        )
+    )
+
+
+def test_contradictions_between_good_sections_are_told_at_once(tmp_path: Path) -> None:
+    """No node b, no adapter of a, a mirror nobody has, an address twice."""
+    path = hosts(tmp_path, ("[nodes.b]", "[nodes.c]"), ("[nodes.b.", "[nodes.c."), ('"10.0.0.2"', '"10.0.0.1"'))
+    path.write_text(path.read_text().replace('kind = "host"', 'kind = "mirror"\nnode = "m"\nnetdev = "x"'))
+    with pytest.raises(LabFileError) as caught:
+        read_lab_file(path)
+    assert [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()] == [
+        "[nodes] node b is missing: contract tests run between a and b",
+        "[capture.node] there is no node 'm'; known are a, c",
+        "[nodes] two adapters have the address 10.0.0.1",
+    ]
+
+
+def test_what_a_lab_lacks_is_told_with_its_reason(tmp_path: Path) -> None:
+    """A soft pair has all; foreign hosts have no inline wire, and must be given back as they were."""
+    assert lacks(SoftPairFile()) == {}
+    lab = read_lab_file(hosts(tmp_path))
+    assert isinstance(lab, HostsFile)
+    assert lacks(lab).keys() == {Need.INLINE_WIRE, Need.POWER, Need.GUESTS, Need.MANY_NODES, Need.OWN_NODES, Need.IPV6}
+    assert lacks(lab)[Need.OWN_NODES] == "node a and b must be given back as it was (own = false)"
+
+
+def test_a_netdev_of_a_hardware_adapter_is_no_capture_point(tmp_path: Path) -> None:
+    """Its RoCE frames pass the netdev by: a capture there would be empty, and silence would pass for a teardown."""
+    lab = read_lab_file(hosts(tmp_path, ("soft = true\n", "")))
+    assert "mirror the port" in lacks(lab)[Need.CAPTURE]
+    method = 'kind = "host"\nmethod = "dumpcap"\ninterface = "mlx5_0"'
+    named = read_lab_file(hosts(tmp_path, ("soft = true\n", ""), ('kind = "host"', method)))
+    assert Need.CAPTURE not in lacks(named)
+
+
+def test_nothing_recorded_means_nothing_judged(tmp_path: Path) -> None:
+    """A lab without a capture point says so."""
+    lab = read_lab_file(hosts(tmp_path, ('kind = "host"', 'kind = "none"')))
+    assert lacks(lab)[Need.CAPTURE] == "[capture] kind is none"
+
+
+@pytest.mark.parametrize("name", ["a/../../b", "a b", "-x", "a;b", ""])
+def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
+    """What ends up in a command or a path holds nothing that either would read as more than a name."""
+    with pytest.raises(LabFileError, match="is not a name"):
+        read_lab_file(hosts(tmp_path, ('"eth0"', f'"{name}"')))
+
+
+@pytest.mark.parametrize("mtu", [1, 1279, 9001])
+def test_an_mtu_that_ipv6_cannot_use_is_refused(tmp_path: Path, mtu: int) -> None:
+    """Below 1280 bytes a kernel drops every IPv6 address of the netdev; 0 leaves the MTU as it is."""
+    with pytest.raises(LabFileError, match=rf"nodes\.a\.adapter\.mtu\] {mtu} is out of range: 0, or 1280 to 9000"):
+        read_lab_file(hosts(tmp_path, ('device = "rxe0"', f'device = "rxe0"\nmtu = {mtu}')))
+    assert read_lab_file(hosts(tmp_path, ('device = "rxe0"', 'device = "rxe0"\nmtu = 0')))
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "why"),
+    [
+        ("ipv6", "fd00::1%eth0", "it names a scope"),
+        ("ipv6", "::ffff:10.0.0.1", "it is an IPv4 address in disguise"),
+        ("ipv6", "ff02::1", "it is multicast"),
+        ("ipv6", "::", "it is unspecified"),
+        ("ipv4", "0.0.0.0", "it is unspecified"),
+        ("ipv4", "224.0.0.1", "it is multicast"),
+        ("ipv4", "127.0.0.1", "it is loopback"),
+        ("ipv4", "", "is not an IPv4 address"),
+    ],
+)
+def test_an_address_is_one_that_an_adapter_can_have(tmp_path: Path, family: str, address: str, why: str) -> None:
+    """What no connection can be made to is refused with its reason."""
+    change = ('ipv4 = "10.0.0.1"', f'ipv4 = "{address}"')
+    if family == "ipv6":
+        change = ('ipv4 = "10.0.0.1"', f'ipv4 = "10.0.0.1"\nipv6 = "{address}"')
+    with pytest.raises(LabFileError, match=rf"\[nodes\.a\.adapter\.{family}\] .*{why}"):
+        read_lab_file(hosts(tmp_path, change))
+
+
+def test_an_address_is_kept_as_packets_show_it(tmp_path: Path) -> None:
+    """However it is written in the file, it equals the text that is read from the wire."""
+    lab = read_lab_file(hosts(tmp_path, ('ipv4 = "10.0.0.1"', 'ipv4 = "10.0.0.1"\nipv6 = "FD00:0:0::1"')))
+    assert isinstance(lab, HostsFile)
+    adapter = next(node.adapter for name, node in lab.nodes.items() if name == "a")
+    assert adapter is not None and adapter.ipv6 == "fd00::1"
+
+
+def test_a_key_too_many_hides_no_contradiction(tmp_path: Path) -> None:
+    """Both are told at once."""
+    path = hosts(tmp_path, ("soft = true", "soft = true\ncolour = 3"), ('"10.0.0.2"', '"10.0.0.1"'))
+    with pytest.raises(LabFileError, match=r"(?s)unknown colour.*two adapters have the address 10\.0\.0\.1"):
+        read_lab_file(path)
+
+
+def test_an_unknown_kind_is_all_there_is_to_say(tmp_path: Path) -> None:
+    """Nobody knows what the sections of such a file should hold: they are not judged as another kind's."""
+    path = hosts(tmp_path, ('kind = "hosts"', 'kind = "host"'))
+    with pytest.raises(LabFileError) as caught:
+        read_lab_file(path)
+    assert str(caught.value) == f"{path}: [lab.kind] 'host' is not one of soft-pair, soft-switch, hosts"
+
+
+def test_a_mirror_of_hardware_is_on_a_third_node(tmp_path: Path) -> None:
+    """RoCE frames of a hardware adapter pass by the netdevs of the node that is tested."""
+    mirror = 'kind = "mirror"\nnode = "a"\nnetdev = "eth1"'
+    with pytest.raises(LabFileError, match=r"\[capture\.node\] node a is tested"):
+        read_lab_file(hosts(tmp_path, ('kind = "host"', mirror), ("soft = true\n", "")))
+    assert read_lab_file(hosts(tmp_path, ('kind = "host"', mirror)))
+
+
+@pytest.mark.parametrize("host", ['""', '" "', r'"a\u001b[2Jb"', r'"a\nb"'])
+def test_a_host_is_something_to_call(tmp_path: Path, host: str) -> None:
+    """Nothing, and what would move a terminal's cursor, is no host's name."""
+    with pytest.raises(LabFileError, match=r"\[nodes\.a\.host\]"):
+        read_lab_file(hosts(tmp_path, ('host = "one"', f"host = {host}")))
+
+
+def test_no_mistake_moves_the_cursor(tmp_path: Path) -> None:
+    """A terminal's escapes in keys and values are told, not obeyed."""
+    (tmp_path / "lab.toml").write_text('[link]\nmtu = "\\u001b[2J"\n"\\u001b[2J" = 1\n')
+    with pytest.raises(LabFileError) as caught:
+        read_lab_file(tmp_path / "lab.toml")
+    assert "\x1b" not in str(caught.value) and str(caught.value).count("\n") == 1
+
+
+def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
+    """A device may have no end, and a pipe no writer."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        with pytest.raises(LabFileError, match="it is no regular file"):
+            read_lab_file(path)
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(LabFileError, match="too many for a lab file"):
+        read_lab_file(tmp_path / "large")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """Some editors begin a file with one."""
+    (tmp_path / "lab.toml").write_bytes(b"\xef\xbb\xbf[lab]\nname = 'x'\n")
+    assert read_lab_file(tmp_path / "lab.toml").lab.name == "x"
+
+
+@pytest.mark.parametrize(
+    ("address", "prefix", "taken", "nobody"),
+    [
+        ("10.20.0.1", 24, [], "10.20.0.99"),
+        ("10.20.0.200", 24, [], "10.20.0.42"),
+        ("10.20.0.157", 24, [], "10.20.0.1"),
+        ("10.20.0.1", 24, ["10.20.0.99"], "10.20.0.100"),
+        ("10.20.0.1", 30, ["10.20.0.2"], ""),
+        ("fd20::1", 64, [], "fd20::63"),
+    ],
+)
+def test_nobodys_address_lies_in_the_network(address: str, prefix: int, taken: list[str], nobody: str) -> None:
+    """It may belong to no machine beyond it; where every address is somebody's, there is none."""
+    ipv6 = ":" in address
+    place = Place("a", "", address, address, ipv4_prefix=prefix, ipv6_prefix=prefix)
+    if nobody:
+        assert place.nobody(ipv6=ipv6, taken=taken) == nobody
+    else:
+        with pytest.raises(Unsupported):
+            place.nobody(ipv6=ipv6, taken=taken)

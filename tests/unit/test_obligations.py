@@ -17,22 +17,11 @@ from typing import Any
 
 import pytest
 
+from hil.switch.messages import HEADER, BadMessage, Flow, Hello, Kind, Message, decode, parse_transfer, transfer
+from hil.switch.misbehaving import MISBEHAVING
 from hil.switch.obligations import Obligations
-from hil.switch.session import (
-    HEADER,
-    MISBEHAVING,
-    BadMessage,
-    Flow,
-    Hello,
-    Kind,
-    Message,
-    Options,
-    Session,
-    StreamError,
-    decode,
-    parse_transfer,
-    transfer,
-)
+from hil.switch.requests import Options, StreamError
+from hil.switch.session import Session
 from hil.switch.switch import Memory, Switch
 from hil.winsock import codes as w
 from hil.winsock.codes import Code

@@ -9,7 +9,7 @@ from scapy.contrib.roce import AETH, BTH
 
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import connections, ip_of, roce_packets
-from hil.evidence.rules import broken, disconnect_links
+from hil.evidence.rules import Finding, HardClose, broken, disconnect_links, peer_links
 from hil.wire.frames import CMREQ, DETH, IPCM, MAD, addresses, dissect, scan
 from hil.wire.pcapng import CapturedFrame, read_pcapng
 
@@ -118,6 +118,29 @@ def test_a_dreq_for_another_qp_is_named() -> None:
     evidence.packets = [replace(p, qpn=p.qpn + 1) if p.cm == "DREQ" else p for p in evidence.packets]
     findings = disconnect_links(evidence, connection, [connection.active], [connection.passive])
     assert {f.link for f in broken(findings)} == {"the closer's DREQ is on the wire, for this connection"}
+
+
+def heard(*, carried: bool, after_ns: int) -> Finding:
+    """What the rules say of a peer that hears of the reset ``after_ns`` after the DREQ, which the wire ``carried``."""
+    evidence = evidence_of("hard_close_ipv4.pcapng")
+    (connection,) = evidence.connections()
+    evidence.addresses = {"a": [connection.active], "b": [connection.passive]}
+    evidence.packet_times_ns = {p.frame: p.time_ns for p in evidence.packets}
+    evidence.delivered = [p for p in evidence.packets if carried or p.cm != "DREQ"]
+    dreq_ns = next(p.time_ns for p in evidence.packets if p.cm == "DREQ")
+    evidence.events = [
+        {"node": "a", "kind": "qp", "at_ns": 0, "handle": 1, "qp_num": connection.active_qpn},
+        {"node": "b", "kind": "cm", "at_ns": dreq_ns + after_ns, "handle": 2, "event": "DISCONNECTED"},
+    ]
+    found = peer_links(evidence, HardClose("a", 10, 1, "b", 20, 2))
+    return next(f for f in found if f.link == "what the peer's CM hears the wire has carried")
+
+
+def test_a_peer_that_hears_what_the_wire_has_not_carried_is_named() -> None:
+    """A reset is heard of after its DREQ went on; heard before, or of one that was dropped, wire and node disagree."""
+    assert heard(carried=True, after_ns=1_000_000).held
+    assert not heard(carried=True, after_ns=-1_000_000).held
+    assert not heard(carried=False, after_ns=1_000_000).held
 
 
 @pytest.mark.parametrize("name", ALL)

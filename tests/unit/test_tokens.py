@@ -1,7 +1,9 @@
 """A token of a duplicated socket is for one process, once."""
 
 import os
+import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,22 +13,66 @@ from hil.provider.tokens import BadToken
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    return tmp_path
+    """The folder of all tokens is this test's."""
+    folder = tmp_path / "san-provider"
+    monkeypatch.setattr(tokens, "FOLDER", folder)
+    return folder
+
+
+def made(pid: int, state: dict[str, Any]) -> int:
+    """A token that process ``pid`` can claim."""
+    token, file = tokens.reserve()
+    with file:
+        tokens.fill(file, pid, state)
+    return token
 
 
 def test_a_token_gives_the_state_once() -> None:
-    """The second claim finds nothing."""
-    token = tokens.make(os.getpid(), {"family": 2})
+    """The second claim finds nothing, neither before nor after the first one is settled."""
+    token = made(os.getpid(), {"family": 2})
     assert 0 < token < 1 << 32
     assert tokens.claim(token) == {"family": 2}
-    with pytest.raises(BadToken, match="names no duplicated socket"):
-        tokens.claim(token)
+    for settle in (tokens.settle, tokens.put_back, tokens.settle):
+        with pytest.raises(BadToken, match="names no duplicated socket"):
+            tokens.claim(token)
+        settle(token)
+
+
+def test_a_token_that_was_put_back_is_good_again() -> None:
+    """Also when it was put back twice."""
+    token = made(os.getpid(), {"family": 2})
+    tokens.claim(token)
+    tokens.put_back(token)
+    tokens.put_back(token)
+    assert tokens.claim(token) == {"family": 2}
+
+
+def test_a_reserved_token_is_nobodys(own_folder: Path) -> None:
+    """Until its file is filled it cannot be claimed, and the attempt does not use it up."""
+    token, file = tokens.reserve()
+    with file:
+        with pytest.raises(BadToken):
+            tokens.claim(token)
+        tokens.fill(file, os.getpid(), {"family": 2})
+    assert tokens.claim(token) == {"family": 2}
+
+
+def test_a_process_without_descriptors_does_not_lose_the_token() -> None:
+    """A claim that cannot open the file raises OSError, and the token is good afterwards."""
+    token = made(os.getpid(), {"family": 2})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            tokens.claim(token)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert tokens.claim(token) == {"family": 2}
 
 
 def test_another_processs_token_is_refused_and_stays() -> None:
     """Who presents it wrongly does not use it up."""
-    token = tokens.make(os.getppid(), {})
+    token = made(os.getppid(), {})
     for _ in range(2):
         with pytest.raises(BadToken, match=f"is for process {os.getppid()}"):
             tokens.claim(token)
@@ -34,7 +80,7 @@ def test_another_processs_token_is_refused_and_stays() -> None:
 
 def test_a_revoked_token_is_gone() -> None:
     """Also when revoked twice."""
-    token = tokens.make(os.getpid(), {})
+    token = made(os.getpid(), {})
     tokens.revoke(token)
     tokens.revoke(token)
     with pytest.raises(BadToken):
@@ -42,17 +88,29 @@ def test_a_revoked_token_is_gone() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "1", '{"pid": 1}', '{"state": {}}'])
-def test_a_damaged_token_is_refused(content: str) -> None:
+def test_a_damaged_token_is_refused(own_folder: Path, content: str) -> None:
     """A file that is no token raises nothing but BadToken."""
-    token = tokens.make(os.getpid(), {})
-    (tokens.folder() / f"{token:08x}").write_text(content)
+    token = made(os.getpid(), {})
+    (own_folder / f"{token:08x}").write_text(content)
     with pytest.raises(BadToken):
         tokens.claim(token)
 
 
 def test_a_folder_that_others_may_write_is_not_trusted(own_folder: Path) -> None:
     """Somebody else could have put tokens there."""
-    (own_folder / f"san-provider-{os.geteuid()}").mkdir(mode=0o777)
-    (own_folder / f"san-provider-{os.geteuid()}").chmod(0o777)
-    with pytest.raises(BadToken, match="is not a private folder"):
-        tokens.make(os.getpid(), {})
+    token = made(os.getpid(), {})
+    own_folder.chmod(0o777)
+    for use in (tokens.reserve, lambda: tokens.claim(token)):
+        with pytest.raises(BadToken, match="is not a private folder"):
+            use()
+
+
+def test_nothing_is_left_behind_the_last_token(own_folder: Path) -> None:
+    """The folder is there as long as there are tokens in it."""
+    taken, revoked = made(os.getpid(), {}), made(os.getpid(), {})
+    tokens.claim(taken)
+    tokens.settle(taken)
+    assert own_folder.exists()
+    tokens.revoke(revoked)
+    assert not own_folder.exists()
+    tokens.claim(made(os.getpid(), {}))

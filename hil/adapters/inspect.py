@@ -1,0 +1,105 @@
+"""What a node has and lacks for the bench, found without changing anything; the doctor's questions to a node."""
+
+import ctypes
+import importlib
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hil.adapters.provenance import machine, packages
+from hil.adapters.provision import gid_of, gids, port_state
+from hil.netlink.link import RdmaLink
+
+PROGRAMS = ("ip", "rdma", "dumpcap", "tcpdump", "sudo")
+DEVICES = Path("/dev/infiniband")
+# linux/capability.h
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_IPC_LOCK": 14}
+
+
+def inspect(device: str = "", netdev: str = "", addresses: list[str] | None = None) -> dict[str, Any]:
+    """Facts by name; a fact that could not be found out is a text that begins with ``error: ``."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return {
+        "machine": machine(),
+        "packages": packages(),
+        "python": list(sys.version_info[:2]),
+        "root": os.geteuid() == 0,
+        "pyverbs": _imported("pyverbs.device"),
+        "librdmacm": _loaded("librdmacm.so.1"),
+        "rdma netlink": _rdma_devices(),
+        "rdma_cm": os.access(DEVICES / "rdma_cm", os.R_OK | os.W_OK),
+        "capabilities": capabilities(),
+        "locked memory": -1 if limit == resource.RLIM_INFINITY else limit,
+        "netdevs": [name for _, name in socket.if_nameindex()],
+        "soft-roce": _has_module("rdma_rxe"),
+        "programs": [name for name in PROGRAMS if shutil.which(name)],
+        "adapter": _adapter(device, netdev, addresses or []) if device else {},
+    }
+
+
+def capabilities() -> list[str]:
+    """Which of the capabilities that the bench asks for this process has (CapEff)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            held = int(line.split()[1], 16)
+            return [name for name, bit in CAPABILITIES.items() if held >> bit & 1]
+    return []
+
+
+def _imported(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return f"error: {error}"
+    return "there"
+
+
+def _loaded(library: str) -> str:
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return f"error: {error}"
+    return "there"
+
+
+def _rdma_devices() -> list[str] | str:
+    try:
+        with RdmaLink() as link:
+            return [device["DEV_NAME"] for device in link.devices()]
+    except OSError as error:
+        return f"error: {error}"
+
+
+def _has_module(name: str) -> bool:
+    """Whether the kernel has loaded a module, or could."""
+    if Path("/sys/module", name).exists():
+        return True
+    program = shutil.which("modprobe", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if program is None:
+        return False
+    nowhere = subprocess.DEVNULL
+    return subprocess.run([program, "-n", "-q", name], stdin=nowhere, stdout=nowhere, stderr=nowhere).returncode == 0
+
+
+def _adapter(device: str, netdev: str, addresses: list[str]) -> dict[str, Any]:
+    try:
+        return {
+            "state": port_state(device),
+            "netdev": netdev in [name for _, name in socket.if_nameindex()],
+            "mac": _mac(netdev),
+            "missing gids": [address for address in addresses if gid_of(address) not in gids(device)],
+        }
+    except OSError as error:
+        return {"error": str(error)}
+
+
+def _mac(netdev: str) -> str:
+    try:
+        return Path(f"/sys/class/net/{netdev}/address").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,164 @@
+"""What was changed on this node, written down before it is changed: JSON lines, synced to the disk, one file."""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hil.errors import AdapterError
+
+JOURNAL = (Path("/run") if os.geteuid() == 0 else Path(f"/run/user/{os.geteuid()}")) / "hil" / "changes.jsonl"
+"""Where the journal lies: in memory, as what it tells of."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# asm-generic/socket.h, Linux 5.14
+SO_NETNS_COOKIE = 71
+
+
+def namespace_identity() -> str:
+    """What tells this process's network namespace from all others of this boot, as long as the kernel can."""
+    status = Path("/proc/self/ns/net").stat()
+    with socket.socket(socket.AF_UNIX) as any_socket:
+        try:
+            cookie = int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError:
+            # An older kernel has only the inode, which the next namespace may get when this one is gone.
+            cookie = 0
+    return f"{status.st_dev}:{status.st_ino}:{cookie}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A change that may have been made. ``number`` counts from 1; ``kind`` and ``facts`` are hil.adapters.changes'."""
+
+    number: int
+    kind: str
+    facts: dict[str, Any]
+
+
+class Journal:
+    """The journal at ``path``. Raises AdapterError when it cannot be read or written.
+
+    ``boot`` tells this boot of the machine from others: what was changed before it was booted again is gone, and must
+    not be undone. ``netns`` tells this network namespace from others: the nodes of one machine share the file, a
+    change is undone in the namespace where it was made, and the same netdev's name in another means another netdev.
+    """
+
+    def __init__(self, path: Path = JOURNAL, boot: str = "", netns: str = "") -> None:
+        self.path = path
+        self._boot = boot or BOOT_ID.read_text().strip()
+        self._netns = netns or namespace_identity()
+        self._is_alone = False
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every other process from changing the file, and what it tells of, until the context ends."""
+        if self._is_alone:
+            yield
+            return
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The folder stays when the file is removed: whoever waits for it waits for the right one.
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise AdapterError(f"the journal of changes {self.path} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self._is_alone = True
+            yield
+        finally:
+            self._is_alone = False
+            os.close(folder)
+
+    def note(self, kind: str, facts: dict[str, Any]) -> Entry:
+        """Write down a change that is about to be made; it is on the disk when this returns."""
+        with self.alone():
+            number = max((line["number"] for line in self._lines() if "number" in line), default=0) + 1
+            line = {"number": number, "kind": kind, "facts": facts, "boot": self._boot, "netns": self._netns}
+            self._append(line)
+        return Entry(number, kind, facts)
+
+    def undone(self, entry: Entry) -> None:
+        """Write down that a change is undone."""
+        with self.alone():
+            self._append({"undone": entry.number})
+
+    def pending(self) -> list[Entry]:
+        """What is to be undone in this network namespace, the last change first."""
+        # An entry that names no namespace is anybody's.
+        ours = [line for line in self._pending() if line.get("netns", self._netns) == self._netns]
+        return [Entry(line["number"], line["kind"], line["facts"]) for line in reversed(ours)]
+
+    def discard(self) -> None:
+        """Remove the file, unless something is left to undo, here or in another namespace."""
+        if not self.path.exists():
+            return
+        with self.alone():
+            if self.path.exists() and not self._pending():
+                self.path.unlink()
+                _sync(self.path.parent)
+
+    def _pending(self) -> list[dict[str, Any]]:
+        """The lines of this boot's changes that are not undone."""
+        lines = self._lines()
+        undone = {line["undone"] for line in lines if "undone" in line}
+        entries = [line for line in lines if "number" in line and line.get("boot") == self._boot]
+        return [line for line in entries if line["number"] not in undone]
+
+    def _lines(self) -> list[dict[str, Any]]:
+        try:
+            text = self.path.read_text()
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"the journal of changes {self.path} cannot be read: {error}") from error
+        # A line without an end was being written when its writer died: what it announces was not done.
+        return [self._line(number, line) for number, line in enumerate(text.split("\n")[:-1], 1) if line]
+
+    def _line(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            found = json.loads(line)
+            if isinstance(found, dict) and (isinstance(found.get("undone"), int) or _is_entry(found)):
+                return found
+        except (ValueError, RecursionError):
+            pass
+        raise AdapterError(f"{self.path}, line {number} is no change of this bench; undo by hand, then remove the file")
+
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            fresh = not self.path.exists()
+            with self.path.open("ab+") as file:
+                os.fchmod(file.fileno(), 0o600)
+                _cut_torn_line(file.fileno())
+                file.write(json.dumps(line).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if fresh:
+                _sync(self.path.parent)
+        except OSError as error:
+            raise AdapterError(f"the journal of changes {self.path} cannot be written: {error.strerror}") from error
+
+
+def _is_entry(line: dict[str, Any]) -> bool:
+    kinds = {"number": int, "kind": str, "facts": dict}
+    return all(isinstance(line.get(name), kind) for name, kind in kinds.items())
+
+
+def _cut_torn_line(file: int) -> None:
+    data = os.pread(file, os.fstat(file).st_size, 0)
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        os.truncate(file, whole)
+
+
+def _sync(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

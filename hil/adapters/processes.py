@@ -1,0 +1,142 @@
+"""What the processes of this machine hold that use an RDMA device, and what its kernel logs."""
+
+import contextlib
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+PROC = Path("/proc")
+VERBS = ("/dev/infiniband/", "infinibandevent", "[uverbs", "[rdma_cm")
+"""What the targets of verbs descriptors contain: devices, completion channels, asynchronous events."""
+NUMBERED = re.compile(r"^(socket|pipe):\[\d+\]$")
+AGENT = b"hil.nodes.agent import serve_host"
+KIB = 1 << 10
+
+
+def processes(pids: Collection[int] = ()) -> list[dict[str, Any]]:
+    """Each process that has a verbs descriptor open, and those in ``pids`` that live, in order of their ids.
+
+    Of each: pid, command, threads, ``descriptors`` (what they refer to, with how many do), ``locked`` and ``pinned``
+    memory in bytes (VmLck, VmPin). A process that ends meanwhile is left out, and one of another user's without the
+    right to look.
+    """
+    found = (_process(int(path.name), pids) for path in _all())
+    return [process for process in found if process]
+
+
+def _all() -> list[Path]:
+    """The folders of all processes, in order of their ids."""
+    return sorted((path for path in PROC.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def other_agents(own: int) -> list[int]:
+    """The process ids of agents in this network namespace beside the one with id ``own``: benches that are at work.
+
+    They are Pythons whose command line is the bootstrap's (hil.nodes.parcel); so are their workers', forked from them.
+    """
+    here, found = Path("/proc/self/ns/net").stat(), {}
+    for path in _all():
+        try:
+            if not os.path.samestat((path / "ns" / "net").stat(), here):
+                continue
+            command = (path / "cmdline").read_bytes()
+            # sudo and "ip netns exec", which started it, have the bootstrap among their arguments, too.
+            if AGENT in command and (path / "exe").readlink().name.startswith("python"):
+                found[int(path.name)] = int(_status(path)["PPid"])
+        except OSError:
+            continue
+    return sorted(pid for pid, parent in found.items() if parent not in found and pid != own)
+
+
+def programs() -> dict[str, int]:
+    """The names of the processes that run programs, the kernel's own left out, each with how many there are."""
+    found: dict[str, int] = {}
+    for path in _all():
+        with contextlib.suppress(OSError):
+            # Only a program has a file that it was started from.
+            if (path / "exe").readlink():
+                name = (path / "comm").read_text().strip()
+                found[name] = found.get(name, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def is_verbs(target: str) -> bool:
+    """Whether a descriptor that refers to ``target`` is one of verbs or the connection manager."""
+    return any(part in target for part in VERBS)
+
+
+def _process(pid: int, wanted: Collection[int]) -> dict[str, Any] | None:
+    try:
+        descriptors = _descriptors(PROC / str(pid) / "fd")
+        if pid not in wanted and not any(is_verbs(target) for target in descriptors):
+            return None
+        fields = _status(PROC / str(pid))
+    except OSError:
+        return None
+    return {
+        "pid": pid,
+        "command": fields["Name"],
+        "threads": int(fields["Threads"]),
+        "descriptors": descriptors,
+        "locked": _bytes(fields.get("VmLck", "0 kB")),
+        "pinned": _bytes(fields.get("VmPin", "0 kB")),
+    }
+
+
+def _status(process: Path) -> dict[str, str]:
+    lines = (process / "status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def _descriptors(folder: Path) -> dict[str, int]:
+    """What a process's descriptors refer to, with their number; the numbers of sockets and pipes are left out."""
+    found: dict[str, int] = {}
+    for descriptor in folder.iterdir():
+        try:
+            target = str(descriptor.readlink())
+        except OSError:
+            continue
+        kind = NUMBERED.sub(r"\1", target)
+        found[kind] = found.get(kind, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def _bytes(text: str) -> int:
+    return int(text.split()[0]) * KIB
+
+
+class KernelLog:
+    """The kernel's messages from now on. Empty where this process may not read them."""
+
+    def __init__(self) -> None:
+        try:
+            self._log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.lseek(self._log, 0, os.SEEK_END)
+        except OSError:
+            self._log = -1
+
+    def read(self) -> list[dict[str, Any]]:
+        """What came since it was made, or read last: sequence, level (0 to 7), microseconds since the boot, text."""
+        found = []
+        while self._log >= 0 and (record := self._record()):
+            found.append(record)
+        return found
+
+    def _record(self) -> dict[str, Any] | None:
+        while True:
+            try:
+                return log_record(os.read(self._log, 1 << 13).decode(errors="replace"))
+            except BrokenPipeError:
+                # What was to be read next has been overwritten: reading goes on with the oldest that is left.
+                continue
+            except BlockingIOError:
+                return None
+
+
+def log_record(text: str) -> dict[str, Any]:
+    """A record of /dev/kmsg: "level,sequence,time,flags;text", then lines of details (Linux: ABI/testing/dev-kmsg)."""
+    head, _, rest = text.partition(";")
+    level, sequence, time_us = (int(part) for part in head.split(",")[:3])
+    return {"sequence": sequence, "level": level & 7, "time_us": time_us, "text": rest.split("\n")[0]}

@@ -1,0 +1,80 @@
+"""What a result was made with on a node: adapter, firmware, driver, kernel, rdma-core, as the node itself tells."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+INFINIBAND, NET = Path("/sys/class/infiniband"), Path("/sys/class/net")
+_OF_DEVICE = ("fw_ver", "hca_type", "board_id", "node_guid", "sys_image_guid")
+_OF_PORT = ("rate", "state", "link_layer")
+_OF_NETDEV = ("address", "mtu", "speed", "operstate")
+_PACKAGES = ("rdma-core", "libibverbs1", "librdmacm1", "librdmacm1t64", "ibverbs-providers", "python3-pyverbs")
+QUERY_TIMEOUT_S = 20.0
+
+
+def provenance(device: str, netdev: str) -> dict[str, dict[str, str]]:
+    """Facts by what they are of: adapter, port, netdev, machine, packages. What a node does not tell is left out."""
+    adapter = _read(INFINIBAND / device, _OF_DEVICE)
+    adapter |= {"device": device, "driver": _driver(INFINIBAND / device) or _soft(device)}
+    port = _read(INFINIBAND / device / "ports" / "1", _OF_PORT)
+    link = _read(NET / netdev, _OF_NETDEV) | {"netdev": netdev, "driver": _driver(NET / netdev)}
+    return {
+        "adapter": _known(adapter),
+        "port": port,
+        "netdev": _known(link),
+        "machine": machine(),
+        "packages": packages(),
+    }
+
+
+def machine() -> dict[str, str]:
+    """The node's kernel, its Python, the distribution's name, and the machine's own."""
+    told = {"kernel": platform.release(), "version": platform.version(), "architecture": platform.machine()}
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        release = {}
+    told |= {"python": platform.python_version(), "distribution": release.get("PRETTY_NAME", "")}
+    told |= {"product": _text(Path("/sys/class/dmi/id/product_name")), "host": platform.node()}
+    return _known(told)
+
+
+def packages() -> dict[str, str]:
+    """The versions of rdma-core's packages, where dpkg or the bench's own image knows them."""
+    listing = Path("/hil-packages")
+    if listing.is_file():
+        named = [name.split("_") for name in listing.read_text().split() if name.count("_") == 2]
+        return {name: version for name, version, _ in named if name in _PACKAGES}
+    if shutil.which("dpkg-query") is None:
+        return {}
+    command = ["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *_PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, stdin=subprocess.DEVNULL)
+    return dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.count(" ") == 1 and line.split(" ")[1])
+
+
+def _read(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
+    return _known({name: _text(folder / name) for name in names})
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()[:200]
+    except OSError:
+        # A netdev without a cable has no speed to tell.
+        return ""
+
+
+def _driver(folder: Path) -> str:
+    try:
+        return (folder / "device" / "driver").resolve(strict=True).name
+    except OSError:
+        return ""
+
+
+def _soft(device: str) -> str:
+    return "software" if (INFINIBAND / device).exists() else ""
+
+
+def _known(facts: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in facts.items() if value}

@@ -1,0 +1,206 @@
+"""What is there, what is missing, what would fail, and the command that mends it: of this machine and of a lab."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hil.adapters.inspect import inspect
+from hil.errors import HilError
+from hil.nodes.host import Host
+from hil.nodes.hostlab import addresses, not_ready, told
+from hil.nodes.image import cache_folder
+from hil.nodes.labfile import Adapter, Guest, HostsFile, LabFile, MirrorCapture, SoftPairFile
+from hil.nodes.machine import qemu_version
+from hil.nodes.needs import lacks
+
+QEMU_AT_LEAST = (7, 2)
+# An image, two snapshots and what their making needs.
+ROOM_GIB = 4
+INSTALL = "apt-get install -y --no-install-recommends {}"
+
+
+class Level(Enum):
+    """How much a finding matters: nothing is missing, something works less well, the lab will not work."""
+
+    OK = "ok"
+    WARNING = "warning"
+    BAD = "BAD"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at, what was seen, and where that is not good the command that mends it."""
+
+    level: Level
+    what: str
+    seen: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level.value:>8}  {self.what}: {self.seen}" + f"\n          mend: {self.mend}" * bool(self.mend)
+
+
+def examine(lab: LabFile, base: Path) -> Iterator[Finding]:
+    """Everything the lab of a file that lies in ``base`` depends on; nothing is changed."""
+    yield _python()
+    if isinstance(lab, HostsFile):
+        yield from _hosts(lab, base)
+    else:
+        yield from _soft(lab)
+    yield _program("tshark", "tshark", "second opinions on captures are skipped", Level.WARNING)
+    yield _rdma_here(needed=isinstance(lab, HostsFile) and any(n.kind == "local" for n in lab.nodes.values()))
+    yield from (Finding(Level.WARNING, f"no {need}", reason) for need, reason in lacks(lab).items())
+
+
+def _python() -> Finding:
+    # What is older than the project asks for does not get here.
+    return Finding(Level.OK, "Python", sys.version.split()[0])
+
+
+def _program(name: str, package: str, otherwise: str, level: Level = Level.BAD) -> Finding:
+    if path := shutil.which(name):
+        return Finding(Level.OK, name, path)
+    return Finding(level, name, f"missing: {otherwise}", INSTALL.format(package))
+
+
+def _soft(lab: LabFile) -> Iterator[Finding]:
+    assert not isinstance(lab, HostsFile)
+    yield _qemu()
+    yield _program("mmdebstrap", "mmdebstrap", "guest images cannot be built")
+    yield _program("zstd", "zstd", "the kernels of some suites cannot be unpacked", Level.WARNING)
+    yield _kvm(lab.guest)
+    yield _room(cache_folder())
+    count = 2 if isinstance(lab, SoftPairFile) else lab.switch.nodes
+    yield _memory(count, lab.guest.memory_mib)
+
+
+def _qemu() -> Finding:
+    try:
+        version = qemu_version()
+    except (HilError, OSError, subprocess.SubprocessError) as error:
+        return Finding(Level.BAD, "QEMU", str(error), INSTALL.format("qemu-system-x86"))
+    found = re.search(r"version (\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) < QEMU_AT_LEAST:
+        wanted = ".".join(map(str, QEMU_AT_LEAST))
+        return Finding(Level.BAD, "QEMU", f"{version}: {wanted} is needed", INSTALL.format("qemu-system-x86"))
+    return Finding(Level.OK, "QEMU", version)
+
+
+def _kvm(guest: Guest) -> Finding:
+    """The answer that a boot under KVM gave on this machine, where one was tried."""
+    level = Level.BAD if guest.accelerator == "kvm" else Level.WARNING
+    slow = "nodes are emulated, which is some ten times slower"
+    if not Path("/dev/kvm").exists():
+        return Finding(level, "KVM", f"this kernel has no /dev/kvm: {slow}", "modprobe kvm_intel || modprobe kvm_amd")
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Finding(level, "KVM", f"/dev/kvm may not be opened: {slow}", "usermod -aG kvm $USER, and log in again")
+    known = {path.read_text().strip() for path in cache_folder().glob("accelerator-*")}
+    if known == {"tcg"}:
+        return Finding(level, "KVM", f"/dev/kvm is there, but a node did not boot under it: {slow}")
+    return Finding(Level.OK, "KVM", "works" if "kvm" in known else "/dev/kvm opens; the first boot will tell")
+
+
+def _room(folder: Path) -> Finding:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free_gib = shutil.disk_usage(there).free / (1 << 30)
+    if free_gib < ROOM_GIB:
+        seen = f"{free_gib:.1f} GiB are free in {there}, {ROOM_GIB} are needed"
+        return Finding(Level.BAD, "disk", seen, f"rm -r {folder}/snapshots, or name another folder in HIL_CACHE")
+    return Finding(Level.OK, "disk", f"{free_gib:.0f} GiB are free in {there}")
+
+
+def _memory(nodes: int, each_mib: int) -> Finding:
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) >> 10
+    # Clones share what they did not write since the snapshot.
+    needed = each_mib + nodes * each_mib // 4
+    level = Level.OK if available >= needed else Level.WARNING
+    return Finding(level, "memory", f"{available} MiB are available, {nodes} nodes use about {needed}")
+
+
+def _rdma_here(*, needed: bool) -> Finding:
+    facts = inspect()
+    devices = facts["rdma netlink"]
+    if isinstance(devices, str):
+        level = Level.BAD if needed else Level.OK
+        seen = f"none: {devices.removeprefix('error: ')}" + " (not needed: the nodes are elsewhere)" * (not needed)
+        return Finding(level, "RDMA in this kernel", seen, "modprobe ib_core rdma_ucm" if needed else "")
+    return Finding(Level.OK, "RDMA in this kernel", ", ".join(devices) or "no device")
+
+
+def _hosts(lab: HostsFile, base: Path) -> Iterator[Finding]:
+    if any(node.kind == "ssh" for node in lab.nodes.values()):
+        yield _program("ssh", "openssh-client", "no host can be reached")
+    for name in lab.nodes:
+        yield from _host(lab, name, base)
+
+
+def _host(lab: HostsFile, name: str, base: Path) -> Iterator[Finding]:
+    section = next(node for known, node in lab.nodes.items() if known == name)
+    what, adapter = f"node {name}", section.adapter
+    wanted = {"device": adapter.device, "netdev": adapter.netdev, "addresses": addresses(adapter)} if adapter else {}
+    with tempfile.TemporaryDirectory(prefix="hil-") as folder:
+        try:
+            host = Host(name, section, base, Path(folder) / "console", lambda node, worker, event: None)
+            try:
+                host.wait_ready()
+                facts = host.system("inspect", **wanted)
+            finally:
+                host.stop()
+        except HilError as error:
+            yield Finding(Level.BAD, what, told(name, error))
+            return
+    machine = facts["machine"]
+    described = [machine.get(key, "") for key in ("distribution", "kernel")] + [f"Python {machine.get('python', '')}"]
+    yield Finding(Level.OK, what, ", ".join(text for text in described if text))
+    if adapter:
+        yield from _adapter(adapter, facts, what)
+    yield from _recorder(lab, name, facts)
+
+
+def _adapter(adapter: Adapter, facts: dict[str, Any], what: str) -> Iterator[Finding]:
+    if problems := not_ready(adapter, facts, provisioned=False):
+        yield from (Finding(Level.BAD, what, problem.seen, problem.mend) for problem in problems)
+        return
+    having = ", ".join(addresses(adapter))
+    if not_ready(adapter, facts):
+        yield Finding(Level.OK, what, f"{adapter.device} on {adapter.netdev} will be made for the run, with {having}")
+    else:
+        yield Finding(Level.OK, what, f"{adapter.device} is ACTIVE with {having}")
+
+
+def _recorder(lab: HostsFile, name: str, facts: dict[str, Any]) -> Iterator[Finding]:
+    capture, what = lab.capture, f"node {name}"
+    if capture.kind == "none" or name != (capture.node if isinstance(capture, MirrorCapture) else capture.on):
+        return
+    adapter = next(node.adapter for known, node in lab.nodes.items() if known == name)
+    own = adapter.netdev if adapter else ""
+    interface = capture.netdev if isinstance(capture, MirrorCapture) else capture.interface or own
+    # libpcap knows RDMA devices too, each by its own name.
+    there = [*facts["netdevs"], *(facts["rdma netlink"] if isinstance(facts["rdma netlink"], list) else [])]
+    if interface not in (facts["netdevs"] if capture.method == "packet-socket" else there):
+        yield Finding(Level.BAD, what, f"there is no {interface} to record on (there is: {', '.join(there)})")
+    if capture.method == "packet-socket" and "CAP_NET_RAW" not in facts["capabilities"]:
+        mend = "log in as root, or set sudo = true"
+        yield Finding(Level.BAD, what, "CAP_NET_RAW is missing, which recording needs", mend)
+    if capture.method != "packet-socket" and capture.method not in facts["programs"]:
+        package = {"dumpcap": "wireshark-common"}.get(capture.method, capture.method)
+        yield Finding(Level.BAD, what, f"{capture.method} is missing, which is to record", INSTALL.format(package))
+
+
+def report(findings: Iterator[Finding], say: Callable[[str], None]) -> bool:
+    """Say each finding as it is found; whether none was bad."""
+    counts = dict.fromkeys(Level, 0)
+    for finding in findings:
+        counts[finding.level] += 1
+        say(str(finding))
+    say(f"{counts[Level.BAD]} bad, {counts[Level.WARNING]} warnings, {counts[Level.OK]} ok")
+    return not counts[Level.BAD]

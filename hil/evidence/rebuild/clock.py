@@ -1,0 +1,95 @@
+"""Times of a capture made usable: clocks that were set back are continued, small steps back are sorted out."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hil.wire.bulk import Batch
+
+# What several receive queues, a mirror port or another order of the file put out of order is below this, and the times
+# tell; more is a clock that was set, and the order of the file tells.
+JUMP_NS = 60_000_000_000
+# Far beyond any date, and small enough that a sum of two fits a column of 64 bits.
+LATEST_NS = 1 << 61
+JUMPS_LOOKED_AT = 64
+# Times that go on in finer steps need no measuring.
+FINE_NS = 1_000
+
+
+@dataclass(slots=True)
+class Clock:
+    """Follows the capture's clock through the batches.
+
+    ``jumps`` counts steps of one interface's clock back by more than a minute: from there on times are continued, by
+    an offset. ``disordered`` counts packets that are earlier than one in front of them, up to ``disorder_ns``: within a
+    batch they are sorted by their times. ``unsorted_ns`` is how far a packet is earlier than one of an earlier batch.
+    ``packets`` counts all, ``untimed`` those without a time.
+    """
+
+    jumps: int = 0
+    disordered: int = 0
+    disorder_ns: int = 0
+    unsorted_ns: int = 0
+    packets: int = 0
+    untimed: int = 0
+    _step_ns: int = 0
+    _latest: dict[int, int] = field(default_factory=dict)
+    _offset: int = 0
+    _last: int = -1
+    _highest: int = 0
+
+    def times_ns(self, batch: Batch) -> NDArray[np.int64]:
+        """Times of the rows of ``batch``, with clocks that were set back continued."""
+        self._measure(batch.time_ns)
+        times = np.clip(batch.time_ns, 0, LATEST_NS)
+        before = np.concatenate(([self._last if self._last >= 0 else times[0]], times[:-1]))
+        following = np.concatenate((times[1:], times[-1:]))
+        # A single late packet comes back to where the clock was; a clock that was set does not.
+        back = (times - before < -JUMP_NS) & (following - before < -JUMP_NS)
+        shifts = np.zeros_like(times)
+        for place in np.flatnonzero(back)[:JUMPS_LOOKED_AT].tolist():
+            if self._set_back(batch, times, place):
+                shifts[place] = before[place] - times[place]
+                self.jumps += 1
+        self._remember(batch, times)
+        continued = times + self._offset + np.cumsum(shifts)
+        self._offset = min(self._offset + int(shifts.sum()), LATEST_NS)
+        self._note(continued)
+        return continued
+
+    def continued(self, time_ns: int) -> int:
+        """The time of a frame behind the last batch, continued as its times are; 0 without one."""
+        return min(max(time_ns, 0), LATEST_NS) + self._offset if time_ns >= 0 else 0
+
+    @property
+    def grain_ns(self) -> int:
+        """The step in which the times go on; LATEST_NS when they tell nothing: they are absent, or all the same."""
+        return self._step_ns if self._step_ns and not self.untimed else LATEST_NS
+
+    def _measure(self, times: NDArray[np.int64]) -> None:
+        timed = times[times >= 0]
+        self.packets += len(times)
+        self.untimed += len(times) - len(timed)
+        if self._step_ns == 0 or self._step_ns > FINE_NS:
+            self._step_ns = int(np.gcd.reduce(np.append(np.diff(timed), self._step_ns)))
+
+    def _set_back(self, batch: Batch, times: NDArray[np.int64], place: int) -> bool:
+        """Whether the interface itself had been later; else another capture was appended, whose times are right."""
+        interface = batch.interface[place]
+        same = np.flatnonzero(batch.interface[:place] == interface)
+        latest = int(times[same[-1]]) if len(same) else self._latest.get(int(interface), -1)
+        return int(times[place]) - latest < -JUMP_NS and latest >= 0
+
+    def _remember(self, batch: Batch, times: NDArray[np.int64]) -> None:
+        self._last = int(times[-1])
+        interfaces, from_the_end = np.unique(batch.interface[::-1], return_index=True)
+        self._latest.update(zip(interfaces.tolist(), times[::-1][from_the_end].tolist(), strict=True))
+
+    def _note(self, times: NDArray[np.int64]) -> None:
+        self.unsorted_ns = max(self.unsorted_ns, self._highest - int(times.min()))
+        highest = np.maximum(np.maximum.accumulate(times), self._highest)
+        behind = highest - times
+        self.disordered += int(np.count_nonzero(behind))
+        self.disorder_ns = max(self.disorder_ns, int(behind.max()))
+        self._highest = int(highest[-1])

@@ -1,0 +1,303 @@
+"""One connection while its packets go by: two ends, the CM's messages between them, and what came after the end."""
+
+from dataclasses import dataclass, field
+
+from hil.evidence.rebuild.facts import After, CmFacts, ConnectionFacts, EndFacts, Ladder, Step
+from hil.evidence.rebuild.management import CmMessage, address_of
+from hil.evidence.rebuild.operations import NAMES
+from hil.evidence.rebuild.requester import Requester
+from hil.evidence.rebuild.rows import Flow, Kind, Row
+from hil.evidence.rebuild.window import Copy, Window
+from hil.wire.ethernet import vlans_of
+from hil.wire.layers.cm import CmAttribute
+
+LATE_KEPT, MESSAGES_KEPT = 16, 64
+# After a DREP or a REJ it is both ends that must be silent, after a DREQ its sender.
+BOTH = -1
+
+
+@dataclass(slots=True, eq=False)
+class End:
+    """One end of a live connection; -1 is not known. ``requester`` is the direction of its own requests."""
+
+    gid: int
+    requester: Requester
+    qpn: int = -1
+    comm_id: int = -1
+    packets_sent: int = 0
+    wrong_icrc: int = 0
+    congestion_marks: int = 0
+
+    def facts(self) -> EndFacts:
+        return EndFacts(
+            address_of(self.gid),
+            self.qpn,
+            self.comm_id,
+            self.requester.facts(),
+            self.packets_sent,
+            self.wrong_icrc,
+            self.congestion_marks,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Following:
+    """Counts the packets after an event."""
+
+    begun_ns: int
+    count: int = 0
+    steps: list[Step] = field(default_factory=list)
+    latest_ns: int = 0
+    unsure: int = 0
+
+    def add(self, sender: int, row: Row, seen: Copy) -> None:
+        if seen is Copy.UNSURE:
+            self.unsure += 1
+            return
+        self.count += 1
+        self.latest_ns = max(self.latest_ns, row.time_ns - self.begun_ns)
+        if len(self.steps) < LATE_KEPT:
+            what = NAMES.get(row.operation, "packet") if row.kind == Kind.REQUEST else "answer"
+            self.steps.append(
+                Step(row.number, row.number, row.time_ns, sender, what, row.psn, row.psn, row.payload, row.syndrome)
+            )
+
+    def facts(self) -> After:
+        return After(self.count, tuple(self.steps), self.latest_ns, self.unsure)
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """A CM message and its repetitions."""
+
+    message: CmMessage
+    sender: int
+    position: int
+    times: int
+    last_number: int
+    last_time_ns: int
+
+
+class Connection:
+    """A connection that may still get packets. ``gids`` are the addresses of its ends, ``tags`` the VLAN tags of what
+    each of them sends."""
+
+    def __init__(self, tags: int, gids: tuple[int, int], window: Window, row: Row) -> None:
+        self.tags = [tags, tags]
+        self.window = window
+        self.ladder = Ladder()
+        self.ends = tuple(End(gid, Requester(side, window, self.ladder)) for side, gid in enumerate(gids))
+        self.lanes: list[Lane] = []
+        self.inferred = False
+        self.evicted = False
+        self.reused = False
+        self.attempts = 0
+        self.believed = 0
+        self.first = self._last = row
+        self.closed_ns = -1
+        self._sent: list[_Sent] = []
+        self._after: dict[tuple[CmAttribute, int], _Following] = {}
+
+    def lane(self, sender: int) -> "Lane":
+        """The flow of packets that end ``sender`` sends."""
+        made = Lane(self, sender, watched=bool(self._after), unpaired=sender == 0 and self.ends[0].qpn < 0)
+        self.lanes.append(made)
+        return made
+
+    def flow(self, sender: int) -> Flow:
+        """How packets that end ``sender`` sends are addressed."""
+        end, other = self.ends[sender], self.ends[1 - sender]
+        return Flow(self.tags[sender], end.gid, other.gid, other.qpn)
+
+    def comm_key(self, sender: int) -> tuple[int, int, int, int]:
+        """What tells the comm id of end ``sender`` from all others."""
+        end, other = self.ends[sender], self.ends[1 - sender]
+        return self.tags[sender], end.gid, other.gid, end.comm_id
+
+    def heard(self, sender: int) -> bool:
+        """Whether end ``sender`` sent anything yet."""
+        lanes = any(lane.packets for lane in self.lanes if lane.sender == sender)
+        return lanes or any(sent.sender == sender for sent in self._sent)
+
+    @property
+    def announced(self) -> bool:
+        """Whether a CM message of this connection was seen."""
+        return bool(self._sent)
+
+    @property
+    def last(self) -> Row:
+        """The last packet of either end."""
+        return max((self._last, *(lane.last for lane in self.lanes if lane.last)), key=lambda row: row.position)
+
+    def leave_lanes(self) -> None:
+        """Take what the lanes counted and let go of them: their flows are another's, or addressed anew."""
+        for lane in self.lanes:
+            self.ends[lane.sender].packets_sent += lane.packets
+            self._last = max((self._last, lane.last or self._last), key=lambda row: row.position)
+            lane.stale, lane.packets = True, 0
+        self.lanes.clear()
+
+    @property
+    def released(self) -> bool:
+        """Whether a DREQ or DREP was seen."""
+        return any(event in (CmAttribute.DREQ, CmAttribute.DREP) for event, _ in self._after)
+
+    def repeats(self, message: CmMessage) -> bool:
+        """Whether ``message`` was sent before, or is the first of its kind."""
+        kind = [sent.message for sent in self._sent if sent.message.attribute is message.attribute]
+        return not kind or any(_same(known, message) for known in kind)
+
+    def copy(self, message: CmMessage, sender: int, row: Row) -> Copy:
+        """Whether ``message``, in ``row``, is a second copy in the capture of one that this connection has."""
+        known = self._earlier(message, sender)
+        return Copy.NO if known is None else self.window.copy(known.position, row)
+
+    def _earlier(self, message: CmMessage, sender: int) -> _Sent | None:
+        return next((sent for sent in self._sent if sent.sender == sender and _same(sent.message, message)), None)
+
+    def note(self, message: CmMessage, sender: int, row: Row) -> None:
+        """A CM message of this connection."""
+        self._last = row
+        known, seen = self._earlier(message, sender), self.copy(message, sender, row)
+        if seen is Copy.YES:
+            self.ends[sender].requester.copies += 1
+            return
+        self.ladder.add((row.number, row.number, row.time_ns, sender, f"CM {message.attribute.name}", -1, -1, -1, -1))
+        if known is not None:
+            known.position = row.position if seen is Copy.NO else known.position
+            known.last_number, known.last_time_ns = row.number, row.time_ns
+            known.times += 1
+            return
+        if len(self._sent) < MESSAGES_KEPT:
+            self._sent.append(_Sent(message, sender, row.position, 1, row.number, row.time_ns))
+        self._learn(message, sender)
+        self._closes(message, sender, row)
+
+    def _learn(self, message: CmMessage, sender: int) -> None:
+        end, other = self.ends[sender], self.ends[1 - sender]
+        if end.comm_id < 0 and message.local_comm_id > 0:
+            end.comm_id = message.local_comm_id
+        if other.comm_id < 0 and message.remote_comm_id > 0:
+            other.comm_id = message.remote_comm_id
+        if message.attribute in (CmAttribute.REQ, CmAttribute.REP):
+            end.qpn = message.qpn if end.qpn < 0 else end.qpn
+            # It is the first PSN that its receiver is to use (12.7.30).
+            if message.psn >= 0:
+                other.requester.start_at(message.psn)
+        if message.attribute is CmAttribute.DREQ and other.qpn < 0:
+            other.qpn = message.qpn
+        if message.attribute is CmAttribute.REQ:
+            for known in self.ends:
+                known.requester.mtu = message.mtu if known.requester.mtu < 0 else known.requester.mtu
+
+    def _closes(self, message: CmMessage, sender: int, row: Row) -> None:
+        if message.attribute is CmAttribute.DREQ:
+            if (CmAttribute.DREQ, sender) not in self._after:
+                self._watch(CmAttribute.DREQ, sender, row)
+        elif message.attribute in (CmAttribute.DREP, CmAttribute.REJ):
+            self._watch(message.attribute, BOTH, row)
+
+    def _watch(self, event: CmAttribute, sender: int, row: Row) -> None:
+        self._after[event, sender] = _Following(row.time_ns)
+        self.closed_ns = row.time_ns
+        for lane in self.lanes:
+            lane.watched = True
+
+    def late(self, sender: int, row: Row, seen: Copy) -> None:
+        """A data packet after a message that ends the connection; a second copy was sent before it."""
+        if seen is Copy.YES:
+            return
+        for (_, watched), following in self._after.items():
+            if watched in (BOTH, sender):
+                following.add(sender, row, seen)
+
+    def join(self, other: "Connection") -> None:
+        """Take ``other``, of which only its end 0 was seen sending, as the opposite direction of this one."""
+        self.ends[0].qpn = other.ends[1].qpn
+        self.ends[0].requester.take_over(other.ends[1].requester)
+        self.adopt(other, 1)
+        self.inferred = True
+
+    def adopt(self, other: "Connection", sender: int) -> None:
+        """What ``other``'s end 0 sent was sent by this connection's end ``sender``."""
+        other.leave_lanes()
+        self.leave_lanes()
+        end, theirs = self.ends[sender], other.ends[0]
+        seen, end.requester = end.requester, theirs.requester
+        for step in other.ladder.steps():
+            self.ladder.add(step._replace(sender=sender if step.sender == 0 else 1 - sender))
+        end.requester.sender, end.requester.ladder = sender, self.ladder
+        end.requester.take_over(seen)
+        end.packets_sent += theirs.packets_sent
+        end.wrong_icrc += theirs.wrong_icrc
+        self.believed += other.believed
+        self.first = min(self.first, other.first, key=lambda row: row.position)
+
+    def facts(self, until_ns: int) -> ConnectionFacts:
+        """What is known now; ``until_ns`` is the time of the capture's last packet."""
+        self.leave_lanes()
+        messages = tuple(CmFacts(s.message, s.sender, s.times, s.last_number, s.last_time_ns) for s in self._sent)
+        after = {event: following.facts() for event, following in self._after.items()}
+        nothing, dreq = After(), CmAttribute.DREQ
+        steps = self.ladder.steps()
+        told = {step.last_number for step in steps}
+        late = [step for found in after.values() for step in found.steps if step.number not in told]
+        steps = tuple(sorted({*steps, *late}, key=lambda step: (step.time_ns, step.last_number)))
+        return ConnectionFacts(
+            vlans=(vlans_of(self.tags[0]), vlans_of(self.tags[1])),
+            ends=(self.ends[0].facts(), self.ends[1].facts()),
+            inferred=self.inferred,
+            messages=messages,
+            first_number=self.first.number,
+            last_number=self.last.number,
+            first_ns=self.first.time_ns,
+            last_ns=self.last.time_ns,
+            until_ns=until_ns,
+            after_dreq=(after.get((dreq, 0), nothing), after.get((dreq, 1), nothing)),
+            after_drep=after.get((CmAttribute.DREP, BOTH), nothing),
+            after_rej=after.get((CmAttribute.REJ, BOTH), nothing),
+            evicted=self.evicted,
+            reused=self.reused,
+            believed=self.believed,
+            steps=steps,
+            steps_elided=self.ladder.elided,
+        )
+
+
+class Lane:
+    """The packets from one end of a connection to the other's queue pair."""
+
+    __slots__ = (
+        "answered",
+        "connection",
+        "end",
+        "last",
+        "packets",
+        "requester",
+        "sender",
+        "stale",
+        "unpaired",
+        "watched",
+    )
+
+    def __init__(self, connection: Connection, sender: int, *, watched: bool, unpaired: bool) -> None:
+        self.connection = connection
+        self.sender = sender
+        self.watched = watched
+        self.unpaired = unpaired
+        self.stale = False
+        self.packets = 0
+        self.last: Row | None = None
+        self.end = connection.ends[sender]
+        self.requester = connection.ends[sender].requester
+        self.answered = connection.ends[1 - sender].requester
+
+
+def _same(one: CmMessage, other: CmMessage) -> bool:
+    """Whether ``other`` is ``one`` sent again."""
+    return _told(one) == _told(other)
+
+
+def _told(message: CmMessage) -> tuple[int, ...]:
+    ids = message.local_comm_id, message.remote_comm_id, message.transaction_id
+    return (message.attribute, *ids, message.qpn, message.psn, message.reason)

@@ -1,0 +1,151 @@
+"""Why a capture cannot carry a pass, and what is worth knowing of it all the same."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from hil.evidence.rebuild.closing import answered, closers, deaf, gave_up, patience
+from hil.evidence.rebuild.endings import Ending, answers_to, counted, of_kind
+from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts, Where
+from hil.evidence.rebuild.file import FileFacts
+from hil.wire.layers.cm import CmAttribute
+from hil.wire.links import NAMES
+
+# Out of order by less than this at the seam of two batches is what sorting within a batch leaves.
+SORTED_ANYWAY_NS = 10_000_000
+# So many damages, and interfaces that dropped frames, are told one by one.
+TOLD = 10
+
+
+def doubts_of(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
+    """Why the capture cannot carry a pass for this connection."""
+    yield from _doubts_about_the_start(facts, ending)
+    mirrored = any(end.requests.copies for end in facts.ends)
+    for end in facts.ends:
+        yield from _doubts_about(end.requests, end.address, mirrored=mirrored)
+    if facts.evicted:
+        yield "too many connections live at once: this one was let go before its end"
+    if ending in (Ending.OPEN, Ending.SILENCE):
+        yield "no tear-down of it is in the capture"
+    dreqs = closers(facts)
+    if ending in (Ending.QP_ERROR, Ending.RETRY_EXHAUSTED) and not dreqs:
+        yield "no tear-down of it is in the capture, only its reason"
+    yield from _doubts_about_answers(facts)
+    if ending is Ending.NOT_ESTABLISHED and facts.until_ns - facts.last_ns <= 2 * patience(facts)[0]:
+        yield "the capture ends before an answer to the REQ could come"
+
+
+def _doubts_about_answers(facts: ConnectionFacts) -> Iterator[str]:
+    """A DREP answers a DREQ of the other end, and a DREQ wants one."""
+    dreqs = closers(facts)
+    if {drep.sender for drep in of_kind(facts, CmAttribute.DREP)} - {1 - dreq.sender for dreq in dreqs}:
+        yield "the DREQ that the DREP answers is missing in the capture"
+    if not dreqs or answered(facts):
+        return
+    if any(answers_to(facts, dreq.sender) for dreq in dreqs):
+        yield "the DREP is in front of the DREQ: the capture misses a DREQ or its order is wrong"
+    elif not gave_up(facts, dreqs[0]) and not deaf(facts, dreqs[0]):
+        yield _unanswered(facts, dreqs[0])
+
+
+def _unanswered(facts: ConnectionFacts, dreq: CmFacts) -> str:
+    wait_ns, retries = patience(facts)
+    if facts.until_ns - dreq.last_time_ns > 2 * wait_ns:
+        return f"no DREP is in the capture, yet the closer asked {dreq.times_sent} of {retries + 1} times and stopped"
+    return "the capture ends before the DREP"
+
+
+def _doubts_about_the_start(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
+    requests, replies = of_kind(facts, CmAttribute.REQ), of_kind(facts, CmAttribute.REP)
+    established = ending not in (Ending.REFUSED, Ending.NOT_ESTABLISHED)
+    if not requests and not replies:
+        yield "it began before the capture: neither REQ nor REP is there"
+    elif not requests:
+        yield "the REQ is missing in the capture"
+    elif not replies and established:
+        yield "the REP is missing in the capture"
+    if any(sent.message.qpn < 0 for sent in (*requests, *replies, *of_kind(facts, CmAttribute.DREQ))):
+        yield "a snap length cuts CM messages in front of their queue pair's number"
+    if facts.inferred and min(end.qpn for end in facts.ends) < 0 and established:
+        yield "only one of its directions is in the capture, or the other could not be told from its like"
+    elif facts.inferred:
+        yield "its directions were paired by addresses and acknowledgements only"
+
+
+def _doubts_about(requests: DirectionFacts, address: str, *, mirrored: bool) -> Iterator[str]:
+    missed, unknown = requests.gaps_by.get(Where.MISSED, 0), requests.gaps_by.get(Where.UNKNOWN, 0)
+    first = {gap.where: f"first in front of frame {gap.number}" for gap in reversed(requests.gaps)}
+    if missed:
+        yield f"{counted(missed, 'packet')} of {address}'s PSNs missing in the capture, {first.get(Where.MISSED, '')}"
+    if unknown:
+        told = first.get(Where.UNKNOWN, "")
+        yield f"{counted(unknown, 'packet')} of {address} missing, lost on the wire or in the capture, {told}"
+    if requests.strange:
+        yield f"{counted(requests.strange, 'packet')} of {address}'s PSNs far from all others"
+    # Where nothing is there twice for certain, what may be a second copy is a retransmission.
+    if mirrored and requests.unsure_copies:
+        yield f"{counted(requests.unsure_copies, 'packet')} of {address}: retransmissions or a mirror's second copies"
+
+
+def notes_of(facts: ConnectionFacts) -> Iterator[str]:
+    if facts.vlans[0] != facts.vlans[1]:
+        yield "its two directions are in different VLANs: the CM's messages tell that they are one connection"
+    for end in facts.ends:
+        requests = end.requests
+        if lost := requests.gaps_by.get(Where.LOST, 0):
+            yield f"{counted(lost, 'packet')} of {end.address} lost before the capture point"
+        if reordered := requests.gaps_by.get(Where.REORDERED, 0):
+            yield f"{counted(reordered, 'packet')} of {end.address} out of order"
+        if requests.copies:
+            yield f"second copies in {end.address}'s direction that were passed over: {requests.copies}"
+        if end.wrong_icrc:
+            yield f"{counted(end.wrong_icrc, 'packet')} of {end.address} with a wrong ICRC passed over"
+
+
+def file_doubts(facts: FileFacts) -> list[str]:
+    """Why nothing in this file can be said for sure."""
+    doubts = [f"the file is damaged: {problem}" for problem in facts.problems[:TOLD]]
+    if len(facts.problems) > TOLD:
+        doubts.append(f"the file is damaged in {len(facts.problems) - TOLD} more places or more")
+    doubts += [f"interface {name} dropped {count} frames" for name, count in islice(facts.dropped.items(), TOLD)]
+    if len(facts.dropped) > TOLD:
+        doubts.append(f"and {len(facts.dropped) - TOLD:,} more interfaces dropped frames")
+    for link, count in sorted(facts.other_links.items()):
+        name = f" ({NAMES[link]})" if link in NAMES else ""
+        doubts.append(f"{counted(count, 'frame')} of link type {link}{name}, which is not read")
+    if cut := facts.passed.cut + facts.malformed.get("snapped", 0) + facts.tally.management_cut:
+        doubts.append(f"the snap length ends inside the headers of {cut} packets")
+    if facts.wrong_icrc and not facts.right_icrc:
+        doubts.append("no packet has a right ICRC: it was captured before the adapter set it, or changed on the way")
+    if 0 < facts.clock.untimed < facts.clock.packets:
+        doubts.append(f"{counted(facts.clock.untimed, 'packet')} without a time among others: the order is uncertain")
+    if facts.clock.jumps > 1:
+        doubts.append(f"the times step back {facts.clock.jumps} times by more than a minute: the order is uncertain")
+    if facts.clock.unsorted_ns > SORTED_ANYWAY_NS:
+        doubts.append(f"packets are out of order by {facts.clock.unsorted_ns / 1e9:.3f} s, too far to be sorted")
+    return doubts
+
+
+def file_notes(facts: FileFacts) -> list[str]:
+    """What is worth knowing of the file."""
+    notes = []
+    if facts.clock.jumps == 1:
+        notes.append("the clock steps back once by more than a minute: times are continued from there")
+    if facts.joined:
+        notes.append("captures are joined in it: what depends on an order is not judged; verify them one by one")
+    if emitted := facts.tally.emitted:
+        notes.append(f"{counted(emitted, 'packet')} that the wire emitted passed over: what the nodes sent is judged")
+    if facts.clock.disordered:
+        notes.append(
+            f"{facts.clock.disordered} packets are out of order, by up to {facts.clock.disorder_ns / 1e6:.3f} ms"
+        )
+    if facts.snapped:
+        notes.append(f"{facts.snapped} packets were not captured whole: their ICRC cannot be checked")
+    if facts.wrong_icrc and facts.right_icrc:
+        where = facts.first_wrong_icrc
+        notes.append(
+            f"{facts.wrong_icrc} packets have a wrong ICRC (the first is frame {where}): no adapter takes them"
+        )
+    notes += [f"{count} packets are malformed: {name}" for name, count in facts.malformed.items() if name != "snapped"]
+    if facts.passed.fragments:
+        notes.append(f"{facts.passed.fragments} IP fragments were passed over")
+    return notes

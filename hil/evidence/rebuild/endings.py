@@ -1,0 +1,136 @@
+"""How a connection ended: by whom, where, and in words."""
+
+from collections.abc import Iterator
+from enum import Enum
+
+from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts
+from hil.evidence.rebuild.management import reason_name
+from hil.wire.layers.cm import CmAttribute
+
+# Fewer tries than this are a retransmission, not the end.
+FEWEST_TRIES = 2
+# After so long without a packet a connection is called silent, not open.
+SILENT_NS = 10_000_000_000
+
+
+class Ending(Enum):
+    """How a connection ended."""
+
+    CM_DISCONNECT = "CM disconnect"
+    QP_ERROR = "QP error"
+    RETRY_EXHAUSTED = "retry exhaustion"
+    REFUSED = "refused"
+    NOT_ESTABLISHED = "never established"
+    SILENCE = "silence"
+    OPEN = "still open"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def of_kind(facts: ConnectionFacts, attribute: CmAttribute) -> list[CmFacts]:
+    return [message for message in facts.messages if message.message.attribute is attribute]
+
+
+def answers_to(facts: ConnectionFacts, closer: int) -> list[CmFacts]:
+    """The DREPs that may answer a DREQ of end ``closer``: those of the other end."""
+    return [drep for drep in of_kind(facts, CmAttribute.DREP) if drep.sender != closer]
+
+
+# How, by which end (-1 by none), in which frame and when, and in words.
+_Told = tuple[Ending, int, tuple[int, int] | None, str]
+
+
+def ending_of(facts: ConnectionFacts) -> _Told:
+    dreqs = sorted(of_kind(facts, CmAttribute.DREQ), key=lambda sent: sent.place)
+    first = dreqs[0] if dreqs else None
+    refusal = _refusal(facts) if first is None else None
+    if broken := refusal or _failure(facts, first):
+        return broken
+    if first is not None:
+        place = first.message.number, first.message.time_ns
+        return Ending.CM_DISCONNECT, first.sender, place, _dreq_words(facts, first) + _crossed(facts, dreqs)
+    if dreps := of_kind(facts, CmAttribute.DREP):
+        place = dreps[0].message.number, dreps[0].message.time_ns
+        return Ending.CM_DISCONNECT, 1 - dreps[0].sender, place, "DREP without its DREQ"
+    return _no_ending(facts)
+
+
+def _refusal(facts: ConnectionFacts) -> _Told | None:
+    refusals = of_kind(facts, CmAttribute.REJ)
+    if not refusals or any(end.requests.packets for end in facts.ends):
+        return None
+    told = refusals[0].message
+    return Ending.REFUSED, refusals[0].sender, (told.number, told.time_ns), f"REJ: {reason_name(told.reason)}"
+
+
+def _failure(facts: ConnectionFacts, dreq: CmFacts | None) -> _Told | None:
+    """What broke first before any DREQ: a queue pair that was refused something, or retries that were used up."""
+    return min(_failures(facts, dreq), key=lambda told: (told[2] or (0, 0))[::-1], default=None)
+
+
+def _failures(facts: ConnectionFacts, dreq: CmFacts | None) -> Iterator[_Told]:
+    for side, end in enumerate(facts.ends):
+        requests, then = end.requests, _dreq_words(facts, dreq)
+        nak, last = requests.fatal_nak, requests.last_request
+        if nak is not None and (dreq is None or nak.place < dreq.place):
+            words = f"{_nak_words(requests)} from {facts.ends[1 - side].address} in frame {nak.number}"
+            yield Ending.QP_ERROR, 1 - side, (nak.number, nak.time_ns), f"{words}, then {then}"
+        elif last is not None and exhausted(requests, dreq):
+            words = f"sent PSN {requests.oldest_unacknowledged_psn} {requests.unanswered_tries + 1} times"
+            words += _receiver_words(requests)
+            yield Ending.RETRY_EXHAUSTED, side, (last.number, last.time_ns), f"{words}, then {then}"
+
+
+def _crossed(facts: ConnectionFacts, dreqs: list[CmFacts]) -> str:
+    other = next((dreq for dreq in dreqs if dreq.sender != dreqs[0].sender), None)
+    if other is None:
+        return ""
+    return f"; the other end's own DREQ in frame {other.message.number}, {_answer_words(facts, other)}, crosses it"
+
+
+def _no_ending(facts: ConnectionFacts) -> _Told:
+    requests, replies = of_kind(facts, CmAttribute.REQ), of_kind(facts, CmAttribute.REP)
+    if requests and not replies and not any(end.packets_sent for end in facts.ends):
+        return Ending.NOT_ESTABLISHED, -1, None, f"the REQ was sent {requests[0].times_sent} times and never answered"
+    quiet_ns = facts.until_ns - facts.last_ns
+    if facts.reused:
+        return Ending.SILENCE, -1, None, "no DREQ; a later connection has its queue pair's number"
+    if quiet_ns >= SILENT_NS:
+        return Ending.SILENCE, -1, None, f"no DREQ; silent for the capture's last {quiet_ns / 1e9:.1f} s"
+    return Ending.OPEN, -1, None, "no DREQ; packets until the capture ends"
+
+
+def exhausted(requests: DirectionFacts, dreq: CmFacts | None) -> bool:
+    """Whether this end gave up: it sent its oldest packet again and again, and nothing brought it forward."""
+    last, heard = requests.last_request, requests.last_response
+    if requests.unanswered_tries < FEWEST_TRIES or last is None:
+        return False
+    refused = requests.rnr_since_progress >= requests.unanswered_tries
+    silent = heard is None or heard.place < last.place
+    return (refused or silent) and (dreq is None or dreq.place > last.place)
+
+
+def _receiver_words(requests: DirectionFacts) -> str:
+    if requests.rnr_since_progress:
+        return f", {requests.rnr_since_progress} times answered that the receiver is not ready"
+    return " without an answer"
+
+
+def _nak_words(requests: DirectionFacts) -> str:
+    return "NAK " + ", ".join(name for name in requests.naks if name != "PSN sequence error")
+
+
+def _dreq_words(facts: ConnectionFacts, dreq: CmFacts | None) -> str:
+    if dreq is None:
+        return "no DREQ"
+    times = f" ({dreq.times_sent} times)" if dreq.times_sent > 1 else ""
+    address, frame = facts.ends[dreq.sender].address, dreq.message.number
+    return f"DREQ from {address} in frame {frame}{times}, {_answer_words(facts, dreq)}"
+
+
+def _answer_words(facts: ConnectionFacts, dreq: CmFacts) -> str:
+    dreps = answers_to(facts, dreq.sender)
+    return f"DREP in frame {dreps[0].message.number}" if dreps else "no DREP"

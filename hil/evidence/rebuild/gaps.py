@@ -1,0 +1,23 @@
+"""Where packets went that a capture does not show in their place."""
+
+from hil.evidence.psn import MASK
+from hil.evidence.rebuild.facts import Gap, Where
+from hil.evidence.rebuild.window import COPY_WITHIN_NS
+
+
+def holds(gap: Gap, psn: int) -> bool:
+    return psn - gap.start & MASK < size_of(gap)
+
+
+def size_of(gap: Gap) -> int:
+    return gap.end - gap.start & MASK
+
+
+def where_of(gap: Gap) -> Where:
+    """What was sent again was lost on the wire; what was acknowledged as it is was only not captured."""
+    if gap.filled >= size_of(gap):
+        late = gap.asked or gap.last_fill_ns - gap.time_ns > COPY_WITHIN_NS
+        return Where.LOST if late else Where.REORDERED
+    if gap.acknowledged:
+        return Where.MISSED
+    return Where.LOST if gap.asked else Where.UNKNOWN

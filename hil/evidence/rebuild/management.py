@@ -1,0 +1,106 @@
+"""Messages of the connection manager, read from captured frames that may be cut (InfiniBand volume 1, 12.6)."""
+
+import ipaddress
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hil.wire.layers.cm import CmAttribute, RejectReason
+from hil.wire.layers.mad import ManagementClass
+
+_BTH_AND_DETH, _MAD_HEADER = 12 + 8, 24
+MTU_OF_CODE = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}
+# CM times are 4.096 us times a power of two (12.7.34).
+CM_TIME_UNIT_NS = 4096
+
+
+def reason_name(reason: int) -> str:
+    """A REJ's reason as NAME (number)."""
+    try:
+        return f"{RejectReason(reason).name} ({reason})"
+    except ValueError:
+        return f"unknown reason ({reason})"
+
+
+def address_of(gid: int) -> str:
+    """The IP address that a GID stands for (annex A17: IPv4 is mapped into IPv6)."""
+    address = ipaddress.IPv6Address(gid)
+    return str(address.ipv4_mapped or address)
+
+
+@dataclass(frozen=True, slots=True)
+class CmMessage:
+    """A CM message. ``qpn`` is the sender's QP in REQ and REP, the receiver's in DREQ; -1 is absent or cut away.
+
+    ``gids`` are those of the REQ's primary path. ``answered`` is which message an MRA or REJ speaks of: 0 REQ, 1 REP,
+    2 other. ``max_cm_retries``, ``retry_count`` and the time-outs (as powers of two of 4.096 us) are the REQ's.
+    """
+
+    attribute: CmAttribute
+    number: int
+    time_ns: int
+    local_comm_id: int = -1
+    remote_comm_id: int = -1
+    transaction_id: int = -1
+    qpn: int = -1
+    psn: int = -1
+    gids: tuple[int, int] = (-1, -1)
+    mtu: int = -1
+    retry_count: int = -1
+    max_cm_retries: int = -1
+    local_timeout: int = -1
+    remote_timeout: int = -1
+    answered: int = -1
+    reason: int = -1
+
+
+def read_message(packet: bytes, number: int, time_ns: int) -> CmMessage | None:
+    """The CM message in a RoCE packet to QP 1; None when it is another kind of management, or its comm id is cut off.
+
+    ``packet`` is what was captured of it from its base transport header on.
+    """
+    mad = packet[_BTH_AND_DETH:]
+    if len(mad) < _MAD_HEADER + 8 or mad[1] != ManagementClass.COMMUNICATION:
+        return None
+    transaction_id, attribute = struct.unpack_from("!QH", mad, 8)
+    if attribute not in _READERS:
+        return None
+    body = mad[_MAD_HEADER:]
+    local, remote = struct.unpack_from("!II", body)
+    remote = -1 if attribute == CmAttribute.REQ else remote
+    fields = _READERS[attribute](body)
+    return CmMessage(CmAttribute(attribute), number, time_ns, local, remote, transaction_id, **fields)
+
+
+def _at(body: bytes, offset: int, size: int) -> int:
+    """A big-endian field, -1 when the capture ends in front of it."""
+    return int.from_bytes(body[offset : offset + size], "big") if len(body) >= offset + size else -1
+
+
+def _bits(body: bytes, offset: int, shift: int, width: int) -> int:
+    return body[offset] >> shift & (1 << width) - 1 if len(body) > offset else -1
+
+
+def _request(body: bytes) -> dict[str, Any]:
+    return {
+        "qpn": _at(body, 32, 3),
+        "psn": _at(body, 44, 3),
+        "gids": (_at(body, 56, 16), _at(body, 72, 16)),
+        "mtu": MTU_OF_CODE.get(_bits(body, 50, 4, 4), -1),
+        "retry_count": _bits(body, 47, 0, 3),
+        "max_cm_retries": _bits(body, 51, 4, 4),
+        "local_timeout": _bits(body, 47, 3, 5),
+        "remote_timeout": _bits(body, 43, 3, 5),
+    }
+
+
+_READERS: dict[int, Callable[[bytes], dict[str, Any]]] = {
+    CmAttribute.REQ: _request,
+    CmAttribute.MRA: lambda body: {"answered": _bits(body, 8, 6, 2)},
+    CmAttribute.REJ: lambda body: {"answered": _bits(body, 8, 6, 2), "reason": _at(body, 10, 2)},
+    CmAttribute.REP: lambda body: {"qpn": _at(body, 12, 3), "psn": _at(body, 20, 3)},
+    CmAttribute.RTU: lambda body: {},
+    CmAttribute.DREQ: lambda body: {"qpn": _at(body, 8, 3)},
+    CmAttribute.DREP: lambda body: {},
+}

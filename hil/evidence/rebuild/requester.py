@@ -1,0 +1,448 @@
+"""One direction of a reliable connection: an end's requests, and the responses that the other end gives to them.
+
+Sources: InfiniBand volume 1, 9.7.2 (PSNs), 9.7.3.1 (a READ takes as many PSNs as its response has packets), 9.7.5.1
+(acknowledgements are cumulative), 9.7.5.2 (AETH syndromes), 9.7.8 (retransmission from the oldest PSN: go-back-N).
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+
+from hil.evidence.psn import HALF, MASK
+from hil.evidence.rebuild.answers import Answers
+from hil.evidence.rebuild.facts import DirectionFacts, Gap, GapFacts, Ladder, RawStep, Step, Where
+from hil.evidence.rebuild.gaps import holds, size_of, where_of
+from hil.evidence.rebuild.operations import (
+    ANSWER_NAMES,
+    ANSWERS_FIRST,
+    ANSWERS_LAST,
+    ATOMIC,
+    FATAL_NAKS,
+    FIRST,
+    LAST,
+    NAK_NAMES,
+    NAMES,
+    PARTS,
+    READ,
+)
+from hil.evidence.rebuild.rows import Row
+from hil.evidence.rebuild.window import Copy, Window
+from hil.wire.opcodes import Operation
+
+NO_COPY = Copy.NO
+RING = 32
+SMALLEST_MTU = 256
+# More PSNs than any adapter keeps in flight: a jump so far is another stream, unless the next packet follows it.
+FAR = 1 << 20
+FAR_BEHIND = 1 << 16
+GAPS_KEPT, PENDING_KEPT = 256, 1024
+
+
+@dataclass(slots=True, eq=False)
+class Requester:
+    """The state of one direction. Feed it the end's requests and the other end's responses, in order.
+
+    ``sender`` is the end whose requests these are, ``mtu`` the path's in bytes or -1 while unknown.
+    """
+
+    sender: int
+    window: Window
+    ladder: Ladder
+    mtu: int = -1
+    first_psn: int = -1
+    next_psn: int = -1
+    una: int = -1
+    packets: int = 0
+    payload: int = 0
+    begun: int = 0
+    ended: int = 0
+    acknowledged: int = 0
+    retransmissions: int = 0
+    resends: int = 0
+    go_backs: int = 0
+    tries: int = 0
+    acknowledgements: int = 0
+    repeated: int = 0
+    rnr: int = 0
+    rnr_since_progress: int = 0
+    naks: Counter[str] = field(default_factory=Counter)
+    fatal: Step | None = None
+    last_msn: int = -1
+    reads: int = 0
+    reads_answered: int = 0
+    read_payload: int = 0
+    atomics: int = 0
+    copies: int = 0
+    unsure: int = 0
+    strange: int = 0
+    last_request: Row | None = None
+    last_response: Row | None = None
+    pending: list[RawStep] = field(default_factory=list)
+    pending_dropped: int = 0
+    gaps: list[Gap] = field(default_factory=list)
+    read_gaps: list[Gap] = field(default_factory=list)
+    gaps_before: Counter[Where] = field(default_factory=Counter)
+    _open: list[Gap] = field(default_factory=list)
+    _begun_number: int = -1
+    _begun_psn: int = -1
+    _begun_payload: int = 0
+    _ring: list[int] = field(default_factory=lambda: [-1] * RING)
+    _responses: list[int] = field(default_factory=lambda: [-1] * RING)
+    _resends: list[tuple[int, int]] = field(default_factory=list)
+    _uncertain: int = 0
+    _cursor: int = -1
+    _run: int = 0
+    _stuck: int = -1
+    _far: int = -1
+    _asked: int = -1
+    _answers: Answers = field(default_factory=Answers)
+    _read_begun: int = -1
+    _read_from: int = 0
+
+    def start_at(self, psn: int) -> None:
+        """The first PSN, as the CM message told it."""
+        if self.next_psn < 0:
+            self.first_psn = self.next_psn = self.una = psn
+
+    def request(self, row: Row) -> Copy:
+        """A request packet of the sender's; whether it is a second copy in the capture."""
+        psn = row.psn
+        if psn != self.next_psn:
+            seen, new = self._takes(row)
+            self.last_request = row if seen is not Copy.YES else self.last_request
+            if not new:
+                return seen
+        else:
+            self.last_request = row
+        self.next_psn = psn + 1 & MASK
+        self._ring[psn % RING] = row.position
+        self.packets += 1
+        self.payload += row.payload
+        if part := PARTS[row.operation]:
+            self._edge(row, part)
+        return NO_COPY
+
+    def _edge(self, row: Row, part: int) -> None:
+        last_psn = row.psn
+        if part & FIRST:
+            self.begun += 1
+            self._begun_number, self._begun_psn, self._begun_payload = row.number, row.psn, self.payload - row.payload
+        if part & READ:
+            last_psn = self._read(row)
+        if part & ATOMIC:
+            self.atomics += 1
+            self._answers.expect(row.psn, 1, 0)
+        if part & LAST:
+            self.ended += 1
+            if self._begun_number < 0:
+                self._begun_number, self._begun_psn, self._begun_payload = (
+                    row.number,
+                    row.psn,
+                    self.payload - row.payload,
+                )
+            size = row.length if part & READ else self.payload - self._begun_payload
+            name, psn = NAMES[row.operation], self._begun_psn
+            self._sent((self._begun_number, row.number, row.time_ns, self.sender, name, psn, last_psn, size, -1))
+            self._begun_number = -1
+        elif self.mtu < 0 < row.payload:
+            self.mtu = row.payload
+
+    def _sent(self, step: RawStep) -> None:
+        self.ladder.add(step)
+        self.pending.append(step)
+        if len(self.pending) > PENDING_KEPT:
+            del self.pending[0]
+            self.pending_dropped += 1
+
+    def _read(self, row: Row) -> int:
+        self.reads += 1
+        if self.mtu > 0:
+            count = max(1, -(-row.length // self.mtu))
+            self._answers.expect(row.psn, count, row.length)
+        else:
+            count, self._uncertain = 1, max(0, -(-row.length // SMALLEST_MTU) - 1)
+            self._answers.expect(row.psn, -1, row.length)
+        self.next_psn = row.psn + count & MASK
+        return self.next_psn - 1 & MASK
+
+    def _takes(self, row: Row) -> tuple[Copy, bool]:
+        """Whether a packet that is not the next one is a copy, and whether it is new; what it is else is counted."""
+        if self.next_psn < 0:
+            self.first_psn = self.next_psn = self.una = row.psn
+            return NO_COPY, True
+        ahead = row.psn - self.next_psn & MASK
+        if ahead < HALF:
+            return NO_COPY, self._skips(row, ahead)
+        if MASK + 1 - ahead > FAR_BEHIND and not self._in_gap(row.psn):
+            return NO_COPY, self._other_stream(row)
+        return self._again(row), False
+
+    def _skips(self, row: Row, ahead: int) -> bool:
+        if ahead <= self._uncertain:
+            self._uncertain = 0
+            return True
+        if ahead > FAR:
+            return self._other_stream(row)
+        gap = Gap(self.next_psn, row.psn, row.number, row.time_ns)
+        self._open.append(gap)
+        self._note(gap, self.gaps)
+        self._begun_number = -1
+        return True
+
+    def _other_stream(self, row: Row) -> bool:
+        self.strange += 1
+        follows, self._far = row.psn == self._far, row.psn + 1 & MASK
+        if follows:
+            self.una = self.next_psn = row.psn
+            self.pending.clear()
+        return follows
+
+    def _in_gap(self, psn: int) -> Gap | None:
+        return next((gap for gap in self.gaps if holds(gap, psn)), None)
+
+    def _note(self, gap: Gap, gaps: list[Gap]) -> None:
+        gaps.append(gap)
+        if len(gaps) > GAPS_KEPT:
+            old = gaps.pop(0)
+            self.gaps_before[where_of(old)] += size_of(old)
+            self._open = [gap for gap in self._open if gap is not old]
+
+    def _again(self, row: Row) -> Copy:
+        """A PSN that was passed already: it fills a gap, is a second copy in the capture, or was sent again."""
+        gap = self._in_gap(row.psn)
+        seen = self._copy(row)
+        if seen is Copy.YES:
+            self.copies += 1
+            return seen
+        if seen is Copy.UNSURE:
+            self.unsure += 1
+        else:
+            # A slow mirror's copy of the one before may still come.
+            self._resends = [*self._resends[1 - RING :], (row.psn, self._ring[row.psn % RING])]
+            self._ring[row.psn % RING] = row.position
+        if gap is not None and gap.filled < size_of(gap):
+            self._fill(gap, row)
+        else:
+            self._resent(row)
+        return seen
+
+    def _copy(self, row: Row) -> Copy:
+        """Whether a packet is a second copy of one with its PSN, as sent first or as sent again."""
+        same = [self._ring[row.psn % RING], *(position for psn, position in self._resends if psn == row.psn)]
+        found = {self.window.copy(at, row, asked=self._asked >= at) for at in same if at >= 0}
+        return next((seen for seen in (Copy.YES, Copy.UNSURE) if seen in found), NO_COPY)
+
+    def _fill(self, gap: Gap, row: Row) -> None:
+        gap.filled += 1
+        gap.last_fill_ns = row.time_ns
+        self.packets += 1
+        self.payload += row.payload
+        part = PARTS[row.operation]
+        self.begun += part & FIRST
+        if part & LAST:
+            self.ended += 1
+            size = row.length if part & READ else row.payload
+            self._sent(
+                (row.number, row.number, row.time_ns, self.sender, NAMES[row.operation], row.psn, row.psn, size, -1)
+            )
+
+    def _resent(self, row: Row) -> None:
+        self.retransmissions += 1
+        if row.psn == self._cursor:
+            self.go_backs += self._run == 1
+            self._run += 1
+        else:
+            self.resends += 1
+            self._run = 1
+            self.tries = self.tries + 1 if row.psn == self._stuck else 1
+            self._stuck = row.psn
+            what = f"{NAMES.get(row.operation, 'packet')} again"
+            self.ladder.add((row.number, row.number, row.time_ns, self.sender, what, row.psn, row.psn, row.payload, -1))
+        for gap in self.read_gaps:
+            gap.asked |= row.operation == Operation.RDMA_READ_REQUEST and row.psn - gap.end & MASK >= HALF
+        self._cursor = row.psn + 1 & MASK
+        if self._cursor == self.next_psn:
+            self._cursor = -1
+
+    def response(self, row: Row) -> Copy:
+        """A response packet of the other end's; whether it is a second copy in the capture."""
+        psn, kind = row.psn, row.syndrome >> 5 & 3 if row.syndrome >= 0 else 0
+        acked, seen = psn if kind == 0 else psn - 1 & MASK, NO_COPY
+        if self.una >= 0 and acked - self.una & MASK < HALF:
+            self._advance(acked, row)
+        elif (seen := self._seen_before(row, kind)) is Copy.YES:
+            self.copies += 1
+            return seen
+        if kind and self.next_psn >= 0 and (beyond := psn - self.next_psn & MASK) < FAR:
+            # A NAK names a request that its sender has seen.
+            self._unseen(psn, beyond, row)
+        self.last_response = row
+        self.acknowledgements += 1
+        if seen is NO_COPY:
+            self._responses[psn % RING] = row.position
+        if row.operation != Operation.ACKNOWLEDGE:
+            self._answer(row)
+            return seen
+        self.last_msn = row.msn
+        if kind:
+            self._refusal(row, kind)
+        self.ladder.add((row.number, row.number, row.time_ns, 1 - self.sender, "ACK", psn, psn, -1, row.syndrome))
+        return seen
+
+    def _seen_before(self, row: Row, kind: int) -> Copy:
+        """Whether a response that brings nothing forward is a second copy in the capture."""
+        if self.una < 0:
+            self.una = row.psn + (kind == 0) & MASK
+            return NO_COPY
+        earlier = self._responses[row.psn % RING]
+        seen = self.window.copy(earlier, row) if earlier >= 0 else NO_COPY
+        self.repeated += kind == 0 and seen is not Copy.YES
+        return seen
+
+    def _advance(self, acked: int, row: Row) -> None:
+        beyond = acked - self.next_psn & MASK
+        if beyond < HALF and self.next_psn >= 0:
+            if beyond > FAR:
+                self.strange += 1
+                return
+            self._unseen(acked, beyond, row)
+        if self._answers.waiting:
+            # What came itself is no answer that is missing.
+            self._lacking(acked if row.operation != Operation.ACKNOWLEDGE else acked + 1 & MASK, row)
+        self.una = acked + 1 & MASK
+        self.tries, self.rnr_since_progress, self._stuck = 0, 0, -1
+        if self._open:
+            self._settle(acked)
+        done = 0
+        for step in self.pending:
+            if acked - step[_LAST_PSN] & MASK >= HALF:
+                break
+            done += 1
+        if done:
+            del self.pending[:done]
+            self.acknowledged += done
+
+    def _settle(self, acked: int) -> None:
+        for gap in self._open:
+            gap.acknowledged = acked - (gap.end - 1) & MASK < HALF
+        self._open = [gap for gap in self._open if not gap.acknowledged]
+
+    def _unseen(self, acked: int, beyond: int, row: Row) -> None:
+        """A response to requests that the capture does not hold, or to the rest of a READ of unknown MTU."""
+        end = acked + 1 & MASK
+        if beyond < self._uncertain:
+            self._uncertain -= beyond + 1
+        else:
+            self._note(Gap(self.next_psn, end, row.number, row.time_ns, acknowledged=True), self.gaps)
+        self.next_psn = end
+
+    def _refusal(self, row: Row, kind: int) -> None:
+        self._asked = row.position
+        if gap := self._in_gap(row.psn):
+            gap.asked = True
+        if kind == 1:
+            self.rnr += 1
+            self.rnr_since_progress += 1
+            return
+        code = row.syndrome & 0x1F
+        self.naks[NAK_NAMES.get(code, f"code {code}")] += 1
+        if code in FATAL_NAKS:
+            self.fatal = Step(
+                row.number, row.number, row.time_ns, 1 - self.sender, "NAK", row.psn, row.psn, -1, row.syndrome
+            )
+
+    def _answer(self, row: Row) -> None:
+        """Part of a READ's response, or an atomic's."""
+        first, last = row.operation in ANSWERS_FIRST, row.operation in ANSWERS_LAST
+        if first:
+            self._read_begun, self._read_from = row.number, self.read_payload
+        for gap in self.read_gaps:
+            gap.filled += holds(gap, row.psn)
+            gap.last_fill_ns = row.time_ns
+        if row.operation == Operation.RDMA_READ_RESPONSE_FIRST and self.mtu < 0 < row.payload:
+            self.mtu = row.payload
+        self.read_payload += row.payload
+        self._answers.came(row.psn, self.mtu, last=last)
+        if last:
+            self.reads_answered += row.operation != Operation.ATOMIC_ACKNOWLEDGE
+            begun = self._read_begun if self._read_begun >= 0 else row.number
+            size = self.read_payload - self._read_from
+            name, answerer = ANSWER_NAMES[row.operation], 1 - self.sender
+            self.ladder.add((begun, row.number, row.time_ns, answerer, name, row.psn, row.psn, size, -1))
+            self._read_begun = -1
+
+    def _lacking(self, psn: int, row: Row) -> None:
+        """Answers in front of ``psn`` that did not come, though ``row`` did."""
+        for start, end in self._answers.passed_over(psn, self.mtu):
+            self._note(Gap(start, end, row.number, row.time_ns, acknowledged=True), self.read_gaps)
+
+    def take_over(self, other: "Requester") -> None:
+        """Count in what ``other`` saw of the same direction before the two were known to be one."""
+        self.acknowledgements += other.acknowledgements
+        self.rnr += other.rnr
+        self.naks += other.naks
+        self.last_msn = other.last_msn
+        self.reads_answered += other.reads_answered
+        self.read_payload += other.read_payload
+        self.copies += other.copies
+        self.fatal = self.fatal or other.fatal
+        # What was answered until now was not looked at.
+        self._answers.waiting.clear()
+        if (last := other.last_response) is not None and self.next_psn >= 0:
+            self.response(last)
+            self.acknowledgements -= 1
+
+    def facts(self) -> DirectionFacts:
+        """What is known now."""
+        known = (*self.gaps, *self.read_gaps)
+        gaps = tuple(GapFacts(gap.start, size_of(gap), gap.number, where_of(gap)) for gap in known)
+        by: Counter[Where] = self.gaps_before.copy()
+        for gap in gaps:
+            by[gap.where] += gap.packets
+        return DirectionFacts(
+            first_psn=self.first_psn,
+            next_psn=self.next_psn,
+            oldest_unacknowledged_psn=self.una,
+            packets=self.packets,
+            payload=self.payload,
+            messages_begun=self.begun,
+            messages_ended=self.ended,
+            messages_acknowledged=self.acknowledged,
+            messages_in_flight=len(self.pending) + self.pending_dropped,
+            unacknowledged=tuple(map(Step._make, islice(self.pending, SHOWN_IN_FLIGHT))),
+            retransmissions=self.retransmissions,
+            resends=self.resends,
+            go_backs=self.go_backs,
+            unanswered_tries=self.tries,
+            acknowledgements=self.acknowledgements,
+            repeated_acknowledgements=self.repeated,
+            rnr_naks=self.rnr,
+            rnr_since_progress=self.rnr_since_progress,
+            naks=dict(self.naks),
+            fatal_nak=self.fatal,
+            last_msn=self.last_msn,
+            reads=self.reads,
+            reads_answered=self.reads_answered,
+            read_payload=self.read_payload,
+            atomics=self.atomics,
+            gaps=gaps,
+            gaps_by=dict(by),
+            copies=self.copies,
+            unsure_copies=self.unsure,
+            strange=self.strange,
+            last_request=_step(self.last_request, self.sender),
+            last_response=_step(self.last_response, 1 - self.sender),
+        )
+
+
+SHOWN_IN_FLIGHT = 16
+# The place of last_psn in a Step.
+_LAST_PSN: Final = 6
+
+
+def _step(row: Row | None, sender: int) -> Step | None:
+    if row is None:
+        return None
+    name = NAMES.get(row.operation, "packet")
+    return Step(row.number, row.number, row.time_ns, sender, name, row.psn, row.psn, row.payload, row.syndrome)

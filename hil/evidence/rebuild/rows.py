@@ -1,0 +1,176 @@
+"""What the rebuilder needs of each RoCE packet: plain rows, made from the bulk scan's columns."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import IntEnum
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hil.wire.bulk import Batch, Malformed
+from hil.wire.opcodes import CNP_OPCODE, UD_SEND_ONLY, Operation, Transport
+
+GENERAL_SERVICES_QP = 1
+
+
+class Kind(IntEnum):
+    """How the rebuilder takes a packet."""
+
+    REQUEST = 0
+    RESPONSE = 1
+    MANAGEMENT = 2
+    CONGESTION = 3
+    WRONG_ICRC = 4
+    UNREADABLE = 5
+    OTHER = 6
+    EMITTED = 7
+
+
+class Flow(NamedTuple):
+    """All packets to one queue pair from one address. Addresses are GIDs as numbers of 128 bits, ``tags`` is the stack
+    of VLAN ids (``hil.wire.ethernet.vlans_of``)."""
+
+    tags: int
+    source: int
+    destination: int
+    dest_qp: int
+
+
+class Row(NamedTuple):
+    """One packet. ``position`` counts packets through all batches; ``flow`` is an index into the batch's flows.
+
+    ``operation`` is the opcode's lower five bits. Absent values are -1.
+    """
+
+    position: int
+    number: int
+    time_ns: int
+    flow: int
+    kind: int
+    operation: int
+    psn: int
+    syndrome: int
+    msn: int
+    length: int
+    payload: int
+
+
+class Rows(NamedTuple):
+    """A batch for the rebuilder: rows in the order of time (once), their flows, and where their bytes are.
+
+    ``believed`` are the positions of packets that are taken although their ICRC is wrong.
+    """
+
+    flows: list[Flow]
+    rows: Iterable[Row]
+    batch: "Frames"
+    believed: frozenset[int] = frozenset()
+
+
+class Frames:
+    """The frames behind the rows of one batch, by position. ``order`` gives the batch's row for each."""
+
+    def __init__(self, batch: Batch, first: int, order: NDArray[np.int64]) -> None:
+        self._batch, self._first, self._order = batch, first, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __contains__(self, position: int) -> bool:
+        return 0 <= position - self._first < len(self._order)
+
+    def time_ns(self, position: int) -> int:
+        return int(self._batch.time_ns[self._order[position - self._first]])
+
+    def cut(self, position: int) -> bool:
+        """Whether a snap length ends the packet."""
+        row = self._order[position - self._first]
+        return bool(self._batch.captured[row] < self._batch.original[row])
+
+    def interface(self, position: int) -> int:
+        """An index into the capture's interfaces."""
+        return int(self._batch.interface[self._order[position - self._first]])
+
+    def packet(self, position: int) -> tuple[int, bytes]:
+        """As the batch's."""
+        return self._batch.packet(int(self._order[position - self._first]))
+
+
+def _kinds() -> NDArray[np.int64]:
+    table = np.full(256, Kind.OTHER, np.int64)
+    for transport in (Transport.RC, Transport.UC, Transport.XRC):
+        for operation in Operation:
+            response = Operation.RDMA_READ_RESPONSE_FIRST <= operation <= Operation.ATOMIC_ACKNOWLEDGE
+            table[transport | operation] = Kind.RESPONSE if response else Kind.REQUEST
+    table[CNP_OPCODE] = Kind.CONGESTION
+    return table
+
+
+_KIND_OF_OPCODE = _kinds()
+# As Row._make, which spends half its time on a check of the length.
+_row: Callable[[tuple[int, ...]], Row] = partial(tuple.__new__, Row)
+
+
+def rows_of(
+    batch: Batch, first: int, times_ns: NDArray[np.int64], *, trust_icrc: bool, emitted: Sequence[int] = ()
+) -> Rows:
+    """The rows of ``batch`` in the order of ``times_ns``; positions count from ``first``.
+
+    With ``trust_icrc``, packets whose ICRC is wrong are told apart: no receiver takes them. So are those on the
+    interfaces ``emitted``: no node sent them.
+    """
+    ordered = bool((times_ns[1:] >= times_ns[:-1]).all())
+    order = np.arange(len(times_ns)) if ordered else np.argsort(times_ns, kind="stable")
+    kinds = _KIND_OF_OPCODE[np.clip(batch.opcode, 0, 255)]
+    management = (batch.opcode == UD_SEND_ONLY) & (batch.dest_qp == GENERAL_SERVICES_QP)
+    kinds[management] = Kind.MANAGEMENT
+    kinds[batch.malformed != Malformed.NO] = Kind.UNREADABLE
+    if trust_icrc:
+        kinds[batch.icrc == 0] = Kind.WRONG_ICRC
+    if emitted:
+        kinds[np.isin(batch.interface, emitted)] = Kind.EMITTED
+    flows, index = _flows(batch)
+    columns = (
+        batch.number,
+        times_ns,
+        index,
+        kinds,
+        batch.opcode & 0x1F,
+        batch.psn,
+        batch.syndrome,
+        batch.msn,
+        batch.length,
+        batch.payload,
+    )
+    lists = [(column if ordered else column[order]).tolist() for column in columns]
+    rows = map(_row, zip(range(first, first + len(order)), *lists, strict=True))
+    believed = np.flatnonzero(((batch.icrc == 0) & (kinds <= Kind.MANAGEMENT))[order])
+    return Rows(flows, rows, Frames(batch, first, order), frozenset((first + believed).tolist()))
+
+
+_ODD = [np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)]
+
+
+def _flows(batch: Batch) -> tuple[list[Flow], NDArray[np.int64]]:
+    """The distinct flows of a batch, and for each row which is its."""
+    mixed = (batch.tags.astype(np.uint64) * _ODD[0]) ^ batch.dest_qp.astype(np.uint64)
+    parts = (batch.src_hi, batch.src_lo, batch.dst_hi, batch.dst_lo)
+    for part, odd in zip(parts, _ODD, strict=True):
+        mixed = (mixed ^ part) * odd
+        mixed ^= mixed >> np.uint64(29)
+    _, where, index = np.unique(mixed, return_index=True, return_inverse=True)
+    index = index.reshape(-1)
+    # Two flows with one mix would become one: then they are told apart by all their columns.
+    columns = (batch.tags, batch.dest_qp, *parts)
+    if any((column != column[where][index]).any() for column in columns):
+        together = np.stack([column.astype(np.uint64) for column in columns], axis=1)
+        _, where, index = np.unique(together, axis=0, return_index=True, return_inverse=True)
+        index = index.reshape(-1)
+    return list(_named(batch, where)), index.astype(np.int64)
+
+
+def _named(batch: Batch, where: NDArray[np.int64]) -> Iterator[Flow]:
+    columns = (batch.tags, batch.dest_qp, batch.src_hi, batch.src_lo, batch.dst_hi, batch.dst_lo)
+    for tags, qp, src_hi, src_lo, dst_hi, dst_lo in zip(*(c[where].tolist() for c in columns), strict=True):
+        yield Flow(tags, src_hi << 64 | src_lo, dst_hi << 64 | dst_lo, qp)

@@ -1,0 +1,54 @@
+"""The last packets of a capture, kept to tell a mirror's second copy of a packet from a packet sent again."""
+
+from collections import deque
+from enum import Enum
+
+from hil.evidence.rebuild.rows import Frames, Row
+
+# Two mirror sessions deliver the copies of one packet this close together; a retransmission timer is far slower.
+COPY_WITHIN_NS = 1_000_000
+# Up to here equal bytes may still be either; up to the second where they came in at another interface, as what is sent
+# again takes the way of what was sent before.
+UNSURE_WITHIN_NS, ELSEWHERE_WITHIN_NS = 10_000_000, 1_000_000_000
+BATCHES = 2
+
+
+class Copy(Enum):
+    """Whether a packet is the capture's second copy of an earlier one."""
+
+    NO = 0
+    YES = 1
+    UNSURE = 2
+
+
+class Window:
+    """The bytes of the last two batches, by position."""
+
+    def __init__(self) -> None:
+        self._batches: deque[Frames] = deque(maxlen=BATCHES)
+
+    def add(self, frames: Frames) -> None:
+        self._batches.append(frames)
+
+    def copy(self, earlier: int, row: Row, *, asked: bool = False) -> Copy:
+        """Whether ``row`` is a copy of the packet at position ``earlier``.
+
+        ``asked``: the receiver asked in between for the packet to be sent again. Senders number IPv4 packets, so equal
+        numbers are a copy and others none; without numbers only the time between the two tells.
+        """
+        first, second = self._holding(earlier), self._holding(row.position)
+        if first is None or second is None:
+            return Copy.NO
+        between_ns = abs(second.time_ns(row.position) - first.time_ns(earlier))
+        elsewhere = first.interface(earlier) != second.interface(row.position)
+        if between_ns > (ELSEWHERE_WITHIN_NS if elsewhere else UNSURE_WITHIN_NS):
+            return Copy.NO
+        parts = first.packet(earlier), second.packet(row.position)
+        if parts[0] != parts[1]:
+            return Copy.NO
+        if parts[0][0] > 0:
+            return Copy.YES
+        return Copy.UNSURE if asked or between_ns > COPY_WITHIN_NS else Copy.YES
+
+    def _holding(self, position: int) -> Frames | None:
+        return next((frames for frames in self._batches if position in frames), None)

@@ -1,0 +1,272 @@
+"""Calls of the ``capture`` role on a node: record a netdev's frames, and hand them over piece by piece.
+
+Nothing is written to the node's disk. A piece is a row of records: ``RECORD`` and the frame's bytes; or, from a
+program, whatever it wrote to its standard output.
+"""
+
+import ctypes
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+RECORD = struct.Struct(">QIB")
+"""When (CLOCK_REALTIME, ns), how many bytes follow, and whether the node sent them."""
+PIECE = 4 << 20
+MAX_FRAME = 1 << 17
+STOP_TIMEOUT_S, LAST_FRAMES_S = 10.0, 5.0
+# libpcap hands frames over in blocks, a block that is not full when this time is over; what is left in it when the
+# program ends is lost without a word.
+BLOCK_S = 0.6
+CLOCK_READINGS = 7
+# linux/if_ether.h, linux/if_packet.h, asm-generic/socket.h
+ETH_P_ALL, SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA = 3, 263, 1, 6, 8
+PACKET_MR_PROMISC, PACKET_OUTGOING, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 1, 4, 0x10, 0x40
+SO_TIMESTAMPNS, SO_RCVBUFFORCE, SO_ATTACH_FILTER = 35, 33, 26
+_AUXDATA = struct.Struct("=IIIHHHH")
+_TIMESPEC = struct.Struct("=qq")
+# TCP carries what is recorded home: were it recorded too, each piece would make the next one larger.
+NO_TCP = "not (tcp or (vlan and tcp))"
+# The same for the kernel: code, jump if true, jump if false, constant (linux/bpf_common.h); X is what a VLAN tag takes.
+_NO_TCP = (
+    (0x01, 0, 0, 0),  # ldx #0
+    (0x28, 0, 0, 12),  # ldh EtherType
+    (0x15, 1, 0, 0x8100),  # a VLAN tag
+    (0x15, 0, 2, 0x88A8),
+    (0x01, 0, 0, 4),  # ldx #4
+    (0x28, 0, 0, 16),  # ldh EtherType behind the tag
+    (0x15, 0, 2, 0x0800),
+    (0x50, 0, 0, 23),  # ldb [x + IPv4's protocol]
+    (0x05, 0, 0, 2),
+    (0x15, 0, 3, 0x86DD),
+    (0x50, 0, 0, 20),  # ldb [x + IPv6's next header]
+    (0x15, 0, 1, 6),
+    (0x06, 0, 0, 0),  # TCP: nothing of it
+    (0x06, 0, 0, 0xFFFFFFFF),  # anything else: all of it
+)
+
+
+def leave_tcp_out(of: socket.socket) -> None:
+    """Let no TCP come to a socket of Ethernet frames, tagged ones included. Raises OSError."""
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _NO_TCP))
+    of.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(_NO_TCP), ctypes.addressof(code)))
+
+
+class PacketSocket:
+    """Frames of one netdev from an AF_PACKET socket with ``buffer`` bytes of the kernel's, kept until they are taken.
+
+    ``everything``: TCP too. ``problem`` says why it ended before it was stopped. Raises OSError without CAP_NET_RAW.
+    """
+
+    def __init__(self, netdev: str, buffer: int, *, everything: bool = True) -> None:
+        # Protocol 0 hears nothing before it is bound: no frame of another netdev comes first.
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
+        self._socket.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        if not everything:
+            leave_tcp_out(self._socket)
+        self._socket.bind((netdev, ETH_P_ALL))
+        membership = struct.pack("=iHH8s", socket.if_nametoindex(netdev), PACKET_MR_PROMISC, 0, b"")
+        self._socket.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, membership)
+        self._lock = threading.Lock()
+        self._kept = bytearray()
+        self.frames = self.written = self._seen = self._drops = 0
+        self.problem = ""
+        self._ending = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while not self._ending.is_set():
+            if select.select([self._socket], [], [], 0.1)[0]:
+                self._take()
+        # What the kernel had for us by then is recorded too; what still comes is not waited for.
+        had, end_ns = self.counts()["seen"], time.monotonic_ns() + int(LAST_FRAMES_S * 1e9)
+        while not self.problem and self.frames + self._drops < had:
+            if time.monotonic_ns() > end_ns:
+                self.problem = f"{had - self.frames - self._drops} frames were not read in {LAST_FRAMES_S} s"
+            elif select.select([self._socket], [], [], 0.1)[0]:
+                self._take()
+
+    def _take(self) -> None:
+        try:
+            data, ancillary, _, address = self._socket.recvmsg(MAX_FRAME, 256)
+        except OSError as error:
+            self.problem = f"the capture broke: {error}"
+            self._ending.set()
+            return
+        stamp_ns, data = with_ancillary(data, ancillary)
+        record = RECORD.pack(stamp_ns, len(data), address[2] == PACKET_OUTGOING) + data
+        with self._lock:
+            self._kept += record
+            self.written += len(record)
+            self.frames += 1
+
+    def piece(self) -> bytes:
+        with self._lock:
+            taken = bytes(self._kept[:PIECE])
+            del self._kept[:PIECE]
+        return taken
+
+    def counts(self) -> dict[str, int]:
+        """How many frames the kernel had for us, how many of them it dropped, how many were read, as how many bytes."""
+        with self._lock:
+            # The kernel counts from nought again after each answer.
+            seen, drops = struct.unpack("=II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+            self._seen, self._drops = self._seen + seen, self._drops + drops
+            return {"seen": self._seen, "drops": self._drops, "frames": self.frames, "written": self.written}
+
+    def said(self) -> str:
+        return ""
+
+    def stop(self) -> None:
+        """End it; ``problem`` says what is not as it should be."""
+        self._ending.set()
+        self._reader.join()
+
+
+def with_ancillary(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> tuple[int, bytes]:
+    """The kernel's time stamp, and the frame with the VLAN tag that the kernel took out of it."""
+    stamp_ns = 0
+    for level, kind, value in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS):
+            seconds, nanoseconds = _TIMESPEC.unpack_from(value)
+            stamp_ns = seconds * 10**9 + nanoseconds
+        elif (level, kind) == (SOL_PACKET, PACKET_AUXDATA):
+            status, _, _, _, _, tag, protocol = _AUXDATA.unpack_from(value)
+            if status & TP_STATUS_VLAN_VALID:
+                protocol = protocol if status & TP_STATUS_VLAN_TPID_VALID else 0x8100
+                data = data[:12] + struct.pack(">HH", protocol, tag) + data[12:]
+    return stamp_ns, data
+
+
+class Program:
+    """What dumpcap or tcpdump writes to its standard output, kept until it is taken.
+
+    ``problem`` says why it ended before it was stopped, or with which status. Raises FileNotFoundError when the node
+    has no such program.
+    """
+
+    # The program ends with us, however we end: our end of its shell's standard input is closed then. The shell itself
+    # lets go of the program's output, so that we see its end.
+    _SHELL = '"$@" & child=$!; exec > /dev/null; cat; kill -TERM $child 2> /dev/null; wait $child'
+
+    def __init__(self, command: list[str]) -> None:
+        if shutil.which(command[0]) is None:
+            raise FileNotFoundError(f"{command[0]} is not installed")
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", self._SHELL, "sh", *command], stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        self._lock = threading.Lock()
+        self._kept, self._said = bytearray(), bytearray()
+        self.written, self.problem, self._stopping = 0, "", False
+        self._readers = [threading.Thread(target=work, daemon=True) for work in (self._read, self._listen)]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self) -> None:
+        while data := self._process.stdout.read1(1 << 16):  # type: ignore[union-attr]
+            with self._lock:
+                self._kept += data
+                self.written += len(data)
+        if not self._stopping:
+            self.problem = "it ended before it was told to"
+
+    def _listen(self) -> None:
+        while data := self._process.stderr.read1(1 << 16):  # type: ignore[union-attr]
+            with self._lock:
+                self._said += data
+
+    def piece(self) -> bytes:
+        with self._lock:
+            taken = bytes(self._kept[:PIECE])
+            del self._kept[:PIECE]
+        return taken
+
+    def counts(self) -> dict[str, int]:
+        """How many bytes it wrote; frames are counted by these programs when they end."""
+        return {"written": self.written}
+
+    def stop(self) -> None:
+        """End it; ``problem`` says what is not as it should be. Raises TimeoutExpired."""
+        time.sleep(BLOCK_S)
+        self._stopping = True
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        status = self._process.wait(STOP_TIMEOUT_S)
+        for reader in self._readers:
+            reader.join(STOP_TIMEOUT_S)
+        for stream in (self._process.stdout, self._process.stderr):
+            stream.close()  # type: ignore[union-attr]
+        if self.problem or status:
+            self.problem = f"{self.problem or 'it failed'}, with status {status}"
+
+    def said(self) -> str:
+        with self._lock:
+            return self._said.decode(errors="replace")
+
+
+def program(method: str, interface: str, *, everything: bool = False) -> list[str]:
+    """The command line of a capture program that writes pcap to its standard output. Raises LookupError."""
+    if method == "dumpcap":
+        command = ["dumpcap", "-q", "-i", interface, "-P", "-B", "64", "-w", "-"]
+        return command if everything else [*command, "-f", NO_TCP]
+    if method == "tcpdump":
+        precise = ["--time-stamp-precision=nano", "--immediate-mode"]
+        command = ["tcpdump", "-i", interface, "-n", "-U", "-s", "0", "-B", "65536", *precise, "-w", "-"]
+        return command if everything else [*command, NO_TCP]
+    raise LookupError(f"there is no capture method {method!r}")
+
+
+def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:
+    """The calls of this role."""
+    running: list[PacketSocket | Program] = []
+
+    def start(method: str, interface: str, buffer: int, *, everything: bool) -> dict[str, int]:
+        """Record from now on, and nothing else that was started before. TCP is left out unless ``everything``."""
+        made: PacketSocket | Program
+        if method == "packet-socket":
+            made = PacketSocket(interface, buffer, everything=everything)
+        else:
+            made = Program(program(method, interface, everything=everything))
+        for other in running:
+            other.stop()
+        running[:] = [made]
+        return {"epoch_ns": epoch_ns()}
+
+    def state() -> dict[str, str]:
+        (made,) = running
+        return {"said": made.said(), "problem": made.problem}
+
+    def pull() -> dict[str, Any]:
+        # Counted before the piece is taken: every frame counted is in this piece, or in one before or behind it.
+        (made,) = running
+        counts = made.counts()
+        return counts | {"piece": made.piece(), "epoch_ns": epoch_ns(), "problem": made.problem}
+
+    def stop() -> dict[str, str]:
+        (made,) = running
+        made.stop()
+        return state()
+
+    def counts() -> dict[str, int]:
+        (made,) = running
+        return made.counts()
+
+    return {"start": start, "pull": pull, "stop": stop, "state": state, "counts": counts}
+
+
+def epoch_ns() -> int:
+    """CLOCK_REALTIME less CLOCK_MONOTONIC now: the best of a few readings, as we may be held up between the two."""
+    readings = []
+    for _ in range(CLOCK_READINGS):
+        before_ns, real_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        readings.append((after_ns - before_ns, real_ns - before_ns - (after_ns - before_ns) // 2))
+    return min(readings)[1]

@@ -1,0 +1,109 @@
+"""The two clones of a soft pair, which one pair after another may have."""
+
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hil.errors import NodeError
+from hil.evidence.rules import complaints
+from hil.nodes.clone import Clone
+from hil.nodes.node import Record
+from hil.nodes.protocol import Message
+from hil.nodes.snapshot import Snapshot
+
+END_TIMEOUT_S = 10.0
+Facts = dict[str, Any]
+
+
+class Clones:
+    """Nodes a and b; their consoles are in the ``folder`` of the pair that has them, and so is what workers say.
+
+    ``uses``: how many pairs had them before.
+    """
+
+    def __init__(self, snapshots: tuple[Snapshot, Snapshot], folder: Path, record: Record) -> None:
+        self.nodes: dict[str, Clone] = {}
+        self.uses = 0
+        self._record: Record | None = record
+        self._standing: dict[str, Facts] = {}
+        try:
+            for name, made_from in zip("ab", snapshots, strict=True):
+                self.nodes[name] = Clone(name, made_from, console_of(folder, name), self._take)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _take(self, node: str, worker: int, event: Message) -> None:
+        # Another thread may end the recording between the question and the call.
+        record = self._record
+        if record is not None:
+            record(node, worker, event)
+
+    def note_standing(self) -> None:
+        """They are provisioned: what they look like now they must look like in the end. Raises NodeError."""
+        self._standing = {name: _look(node) for name, node in self.nodes.items()}
+        for node in self.nodes.values():
+            node.changed = False
+
+    def hand_to(self, folder: Path, record: Record) -> None:
+        """Another pair has them now. Raises NodeError."""
+        self.uses += 1
+        self._record = record
+        for name, node in self.nodes.items():
+            node.move_console(console_of(folder, name))
+            # What came when nobody recorded is no evidence.
+            drain(node.frames)
+
+    def left_as_found(self) -> bool:
+        """End every worker; whether both nodes are then as they were when they were provisioned. Raises NodeError."""
+        if any(node.changed for node in self.nodes.values()):
+            return False
+        ended = [status for node in self.nodes.values() for status in node.end_workers(END_TIMEOUT_S)]
+        self._record = None
+        if set(ended) - {-signal.SIGKILL}:
+            return False
+        if any(complaints(node.system("kernel_log")) for node in self.nodes.values()):
+            return False
+        return all(self._as_before(_look(node), self._standing[name]) for name, node in self.nodes.items())
+
+    def _as_before(self, now: Facts, before: Facts) -> bool:
+        strange = set(now.pop("neighbours")) - set(before["neighbours"]) - self._addresses()
+        return not strange and now == {name: fact for name, fact in before.items() if name != "neighbours"}
+
+    def _addresses(self) -> set[str]:
+        """The nodes' own: each knows the other as a neighbour once they have talked."""
+        netdevs = [netdev for looked in self._standing.values() for netdev in looked["netdevs"].values()]
+        return {address.partition("/")[0] for netdev in netdevs for address in netdev["addresses"]}
+
+    def alive(self) -> bool:
+        """Whether both machines run and their agents answer."""
+        try:
+            for node in self.nodes.values():
+                node.check_alive()
+        except NodeError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End both; safe to call twice."""
+        for node in self.nodes.values():
+            node.stop()
+
+
+def _look(node: Clone) -> Facts:
+    """What of a node a test must leave as it was."""
+    return {"objects": node.system("resources", contexts=True), **node.system("standing")}
+
+
+def drain(frames: socket.socket) -> None:
+    """Drop the frames that wait in a socket."""
+    with suppress(BlockingIOError):
+        while True:
+            frames.recv(1, socket.MSG_DONTWAIT)
+
+
+def console_of(folder: Path, name: str) -> Path:
+    """The file in a pair's folder with what a node's console said."""
+    return folder / f"console-{name}"

@@ -1,0 +1,314 @@
+"""Labs of machines that exist without the bench: their nodes last for a whole run, and are given back as they were."""
+
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import attrs
+
+from hil.errors import HilError, NodeError, RemoteError, SetupError, Unsupported
+from hil.nodes.host import Host
+from hil.nodes.labfile import Adapter, HostCapture, HostsFile, MirrorCapture, Name
+from hil.nodes.node import Record
+from hil.nodes.nodecapture import NodeCapture
+from hil.nodes.protocol import Message
+from hil.nodes.softpair import Pair, Place, Resources
+from hil.progress import say
+
+T = TypeVar("T")
+PORT_ACTIVE = 4
+
+
+class HostLab:
+    """The nodes of a lab of hosts, ready for pairs one after the other. Use as a context manager.
+
+    Paths in the lab file are relative to the folder of ``file``; what ssh says goes to ``folder``. Raises SetupError
+    when a host cannot be reached or is not ready.
+    """
+
+    def __init__(self, lab: HostsFile, file: Path, folder: Path) -> None:
+        self.lab = lab
+        self._file, self._folder = file.absolute(), folder
+        self._record: Record | None = None
+        self.nodes: dict[str, Host] = {}
+        self._provisioned: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for name in lab.nodes:
+                self.nodes[name] = self._connect(name)
+            wait_ready(self.nodes.values())
+            self._make_ready(self.nodes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, name: str) -> Host:
+        return Host(name, self.lab.nodes[Name(name)], self._file.parent, self._folder / f"console-{name}", self._take)
+
+    def _take(self, node: str, worker: int, event: Message) -> None:
+        # Another thread may end the recording between the question and the call.
+        record = self._record
+        if record is not None:
+            record(node, worker, event)
+
+    def _place(self, name: str) -> Place:
+        adapter = self.adapter(name)
+        facts = self.nodes[name].system(
+            "inspect", device=adapter.device, netdev=adapter.netdev, addresses=addresses(adapter)
+        )
+        if problems := not_ready(adapter, facts):
+            raise SetupError(f"node {name}: " + "; ".join(map(str, problems)))
+        prefixes = adapter.ipv4_prefix, adapter.ipv6_prefix
+        mac = facts["adapter"]["mac"]
+        return Place(name, mac, adapter.ipv4, adapter.ipv6, adapter.netdev, adapter.device, *prefixes)
+
+    def _make_ready(self, names: Iterable[str]) -> None:
+        """Make adapters what the lab file asks them to be; each node notes how to undo it before it is done."""
+        for name in names:
+            adapter = self.lab.nodes[Name(name)].adapter
+            if adapter is not None and (wanted := provisioning(adapter)):
+                self._provisioned.add(name)
+                self.nodes[name].system("provision", **wanted)
+        self.places = tuple(self._place(name) for name in ("a", "b"))
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of node ``name``. Raises SetupError where the lab file names none."""
+        adapter = self.lab.nodes[Name(name)].adapter
+        if adapter is None:
+            raise SetupError(f"the lab file names no adapter of node {name}")
+        return adapter
+
+    def pair(self, folder: Path, liar: str = "", *, used: bool = False) -> "HostPair":
+        """A pair for one test, on nodes that live: one that was lost is connected anew. Raises HilError."""
+        if liar:
+            raise Unsupported(f"there is no wire here that could be {liar}")
+        for name, node in list(self.nodes.items()):
+            if self._living(name) is not node:
+                # A host that was booted again has lost what it was given.
+                self._make_ready([name])
+        return HostPair(self, folder)
+
+    def _living(self, name: str) -> Host:
+        """Node ``name``, connected anew where it was lost. Raises HilError."""
+        if not self.nodes[name].alive():
+            self.nodes[name].stop()
+            self.nodes[name] = self._connect(name)
+            self.nodes[name].wait_ready()
+        return self.nodes[name]
+
+    def record(self, record: Record | None) -> None:
+        """Who takes what workers say from now on."""
+        self._record = record
+
+    def provenance(self) -> dict[str, Any]:
+        """What each node with an adapter is made of. Raises NodeError."""
+        return {
+            name: self.nodes[name].system("provenance", device=section.adapter.device, netdev=section.adapter.netdev)
+            for name, section in self.lab.nodes.items()
+            if section.adapter is not None
+        }
+
+    def close(self) -> None:
+        """Undo what was provisioned, and let all go. What cannot be undone stays noted."""
+        for name in sorted(self._provisioned):
+            try:
+                self._living(name).system("restore")
+            except HilError as error:
+                mend = f"undo the rest with: hil lab restore {shlex.quote(str(self._file))}"
+                say(f"node {name} is not as it was: {told(name, error)}\nhil: {mend}")
+        self._provisioned.clear()
+        for node in self.nodes.values():
+            node.stop()
+
+    def __enter__(self) -> "HostLab":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def wait_ready(hosts: Collection[Host]) -> None:
+    """Wait until all answer; one that was lost meanwhile is told. Raises HilError."""
+    for host in hosts:
+        host.wait_ready()
+    for host in hosts:
+        host.check_alive()
+
+
+@contextmanager
+def connected(lab: HostsFile, base: Path, folder: Path) -> Iterator[dict[str, Host]]:
+    """Agents on all hosts of a lab, whatever state their adapters are in. Raises HilError."""
+    nodes: dict[str, Host] = {}
+    try:
+        for name, section in lab.nodes.items():
+            nodes[name] = Host(name, section, base, folder / f"console-{name}", lambda node, worker, event: None)
+        wait_ready(nodes.values())
+        yield nodes
+    finally:
+        for host in nodes.values():
+            host.stop()
+
+
+def on_each(lab: HostsFile, base: Path, work: Callable[[Host], T]) -> tuple[dict[str, T], dict[str, str]]:
+    """What ``work`` returns for each host of a lab, and what is wrong with the others: a bad one holds up no other."""
+    found: dict[str, T] = {}
+    failed: dict[str, str] = {}
+    with TemporaryDirectory(prefix="hil-") as folder:
+        for name in lab.nodes:
+            try:
+                with connected(attrs.evolve(lab, nodes={name: lab.nodes[name]}), base, Path(folder)) as nodes:
+                    found[name] = work(nodes[name])
+            except (HilError, OSError) as error:
+                failed[name] = told(name, error)
+    return found, failed
+
+
+def told(name: str, error: Exception) -> str:
+    """What is wrong with node ``name``, without its name; what the bench's own code on it refused has no traceback."""
+    if isinstance(error, RemoteError) and error.kind in ("AdapterError", "AtWork", "NotReady"):
+        return error.message
+    return str(error).removeprefix(f"node {name}: ")
+
+
+def provisioning(adapter: Adapter) -> dict[str, Any]:
+    """What ``hil.adapters.provision`` is asked to make of an adapter; empty when the lab file asks for nothing."""
+    if not adapter.provision:
+        return {}
+    lengths = ((adapter.ipv4, adapter.ipv4_prefix), (adapter.ipv6, adapter.ipv6_prefix))
+    wanted: dict[str, Any] = {"netdev": adapter.netdev, "mtu": adapter.mtu}
+    wanted["addresses"] = [f"{ip}/{length}" for ip, length in lengths if ip]
+    return wanted | ({"device": adapter.device} if adapter.soft_roce else {})
+
+
+def addresses(adapter: Adapter) -> list[str]:
+    """The addresses that an adapter must have."""
+    return [ip for ip in (adapter.ipv4, adapter.ipv6) if ip]
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a node lacks, and the command that mends it, where one does."""
+
+    seen: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.seen}: {self.mend}" if self.mend else self.seen
+
+
+def not_ready(adapter: Adapter, facts: dict[str, Any], *, provisioned: bool = True) -> list[Want]:
+    """Why a node that answered ``inspect`` so cannot run a provider on its adapter.
+
+    ``provisioned``: what the lab file lets the bench make is there by now; else it need only be possible to make it.
+    """
+    found = []
+    if tuple(facts["python"]) < (3, 11):
+        version = ".".join(map(str, facts["python"]))
+        found.append(Want(f"Python {version} is too old", "install python3.11 or newer"))
+    if facts["pyverbs"] != "there":
+        found.append(Want(f"pyverbs is missing ({facts['pyverbs']})", "apt-get install python3-pyverbs"))
+    if facts["librdmacm"] != "there":
+        found.append(Want("librdmacm is missing", "apt-get install rdmacm-utils"))
+    if isinstance(facts["rdma netlink"], str):
+        module = "rdma_rxe" if adapter.soft_roce else "ib_core"
+        return [*found, Want(f"its kernel has no RDMA ({facts['rdma netlink']})", f"modprobe {module}")]
+    if not facts["rdma_cm"]:
+        mend = "modprobe rdma_ucm, and log in as root or set sudo = true"
+        found.append(Want("/dev/infiniband/rdma_cm cannot be opened", mend))
+    missing = {"CAP_NET_ADMIN", "CAP_NET_RAW"} - set(facts["capabilities"])
+    if missing:
+        found.append(Want(f"{' and '.join(sorted(missing))} is missing", "log in as root, or set sudo = true"))
+    if adapter.provision and not provisioned:
+        return found + _cannot_be_made(adapter, facts)
+    return found + _adapter_not_ready(adapter, facts["adapter"], facts["rdma netlink"])
+
+
+def _cannot_be_made(adapter: Adapter, facts: dict[str, Any]) -> list[Want]:
+    """What keeps provisioning from making an adapter what the lab file says."""
+    devices: list[str] = facts["rdma netlink"]
+    found = []
+    if adapter.netdev not in facts["netdevs"]:
+        found.append(Want(f"there is no netdev {adapter.netdev} (there is: {', '.join(facts['netdevs'])})"))
+    if adapter.device not in devices and not adapter.soft_roce:
+        mend = "name one of them, or set soft_roce = true to have it made"
+        found.append(Want(_no_device(adapter, devices), mend))
+    if adapter.device not in devices and adapter.soft_roce and not facts["soft-roce"]:
+        found.append(Want("its kernel has no soft-RoCE", "install the kernel's module rdma_rxe"))
+    return found
+
+
+def _no_device(adapter: Adapter, devices: list[str]) -> str:
+    return f"there is no RDMA device {adapter.device} (there is: {', '.join(devices) or 'none'})"
+
+
+def _adapter_not_ready(adapter: Adapter, known: dict[str, Any], devices: list[str]) -> list[Want]:
+    if adapter.device not in devices:
+        mend = f"rdma link add {adapter.device} type rxe netdev {adapter.netdev}, for soft-RoCE"
+        return [Want(_no_device(adapter, devices), mend)]
+    if error := known.get("error"):
+        return [Want(f"{adapter.device} could not be asked: {error}")]
+    found = [] if known["netdev"] else [Want(f"there is no netdev {adapter.netdev}")]
+    if known["state"] != PORT_ACTIVE:
+        seen = f"{adapter.device} port 1 is not ACTIVE but {known['state']}"
+        found.append(Want(seen, f"ip link set {adapter.netdev} up"))
+    lengths = {adapter.ipv4: adapter.ipv4_prefix, adapter.ipv6: adapter.ipv6_prefix}
+    for address in known["missing gids"]:
+        mend = f"ip address add {address}/{lengths[address]} dev {adapter.netdev}"
+        found.append(Want(f"{adapter.device} has no GID for {address}", mend))
+    return found
+
+
+class HostPair(Pair):
+    """Nodes a and b of a lab of hosts, for one test; every worker ends with it, and the nodes stay."""
+
+    def __init__(self, lab: HostLab, folder: Path) -> None:
+        a, b = lab.places
+        super().__init__(folder, (a, b))
+        self._lab = lab
+        self.nodes = {"a": lab.nodes["a"], "b": lab.nodes["b"]}
+        try:
+            lab.record(self._record)
+            self.wire = self.capture = self._capture()
+            self._open.append(self.wire)
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def _capture(self) -> NodeCapture:
+        section, path = self._lab.lab.capture, self.folder / "wire.pcapng"
+        macs = {place.name: place.mac for place in self.places}
+        if isinstance(section, MirrorCapture):
+            return NodeCapture(self._lab.nodes[section.node], section.method, section.netdev, path, macs)
+        if isinstance(section, HostCapture):
+            place = self.place(section.on)
+            soft = self._lab.lab.link.soft and not section.interface
+            sides = (section.on,) if soft and section.method == "packet-socket" else ()
+            interface = section.interface or place.netdev
+            return NodeCapture(self._lab.nodes[section.on], section.method, interface, path, macs, sides)
+        raise Unsupported("the lab records nothing: [capture] kind is none")
+
+    def _conclude(self) -> None:
+        if self.capture.tells_at_end:
+            self.capture.stop()
+
+    def resources(self, name: str, *, contexts: bool = False) -> Resources:
+        """What the kernel holds on the adapter that is tested: other adapters of the host are other people's."""
+        device = self.place(name).device
+        return [found for found in super().resources(name, contexts=contexts) if found["device"] == device]
+
+    def close(self) -> None:
+        """Stop the capture, and end every worker on the nodes that live."""
+        super().close()
+        self._lab.record(None)
+        for node in self._lab.nodes.values():
+            if node.alive():
+                try:
+                    node.end_workers()
+                except NodeError:
+                    # It died just now; the next pair connects it anew.
+                    pass

@@ -1,0 +1,45 @@
+"""A lab file made into the running thing: pairs of nodes for tests, whatever they are made of."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from hil.errors import Unsupported
+from hil.nodes.hostlab import HostLab
+from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile
+from hil.nodes.needs import Need, lacks
+from hil.nodes.softlab import SoftLab
+from hil.nodes.softpair import Pair
+
+
+class Lab(Protocol):
+    """Makes pairs, one at a time in each process."""
+
+    def pair(self, folder: Path, liar: str = "", *, used: bool = False) -> Pair:
+        """A pair whose evidence goes to ``folder``; on a wire that lies (hil.wire.lying), by name. Raises HilError.
+
+        ``used``: nodes that other tests left as they found them are good enough; where nodes can be made, they are
+        fresh otherwise.
+        """
+
+    def provenance(self) -> dict[str, Any]:
+        """What each node is made of, by node. Raises HilError."""
+
+    def close(self) -> None:
+        """Give everything back; safe to call twice."""
+
+
+def open_lab(lab: LabFile, file: Path, folder: Path) -> Lab:
+    """The lab that ``file`` describes; what lasts longer than a test is kept in ``folder``.
+
+    Raises SetupError when its nodes cannot be made, Unsupported when it has no pairs.
+    """
+    if isinstance(lab, SoftPairFile):
+        return SoftLab(lab)
+    if isinstance(lab, HostsFile):
+        return HostLab(lab, file, folder)
+    raise Unsupported(lacks(lab)[Need.PAIR])
+
+
+def parallel(lab: LabFile) -> bool:
+    """Whether several tests can have a pair each at the same time."""
+    return not isinstance(lab, HostsFile)

@@ -1,0 +1,76 @@
+"""What tests need of a lab, and what a lab has: told from the lab file alone, before anything is touched."""
+
+from enum import StrEnum
+
+from hil.nodes.labfile import HostCapture, HostsFile, LabFile, MirrorCapture, NoCapture, SoftPairFile, SoftSwitchFile
+
+
+class Need(StrEnum):
+    """A property of labs that some have and some lack.
+
+    CAPTURE: every frame between the nodes is recorded, and a missing one is noticed. INLINE_WIRE: frames pass through
+    the bench, which can hold them back or change them. OWN_NODES: the nodes are the bench's; a test may change their
+    addresses, take adapters away, and need not put anything back. POWER: a node can be halted and cut off at will.
+    IPV6: adapters have an IPv6 address. GUESTS: the nodes are guests, whose netdevs and networks a test knows.
+    MANY_NODES: sixteen nodes at least on one switch.
+    """
+
+    PAIR = "pair"
+    CAPTURE = "capture"
+    INLINE_WIRE = "inline wire"
+    OWN_NODES = "own nodes"
+    POWER = "power control"
+    IPV6 = "IPv6"
+    GUESTS = "guests"
+    MANY_NODES = "many nodes"
+
+
+MANY = 16
+
+
+def lacks(lab: LabFile) -> dict[Need, str]:
+    """What a lab has not, each with the reason, in words for the person who wrote its file."""
+    if isinstance(lab, SoftPairFile):
+        # Its guests can be cloned as often as a test likes.
+        return {}
+    if isinstance(lab, SoftSwitchFile):
+        found = {Need.PAIR: "contract tests run between two nodes on a wire; take a lab of kind soft-pair or hosts"}
+        found[Need.INLINE_WIRE] = "the switch carries every frame and changes none"
+        if lab.switch.nodes < MANY:
+            found[Need.MANY_NODES] = f"[switch] nodes is {lab.switch.nodes}, {MANY} are needed"
+        return found
+    return _lacks_hosts(lab)
+
+
+def _lacks_hosts(lab: HostsFile) -> dict[Need, str]:
+    found = {
+        Need.INLINE_WIRE: "frames go from adapter to adapter, not through the bench",
+        Need.POWER: "nobody can halt these hosts",
+        Need.GUESTS: "its nodes are machines with networks of their own",
+        Need.MANY_NODES: "tests of many nodes run on a lab of kind soft-switch",
+    }
+    if reason := capture_lacks(lab):
+        found[Need.CAPTURE] = reason
+    if foreign := [name for name, node in lab.nodes.items() if name in ("a", "b") and not node.own]:
+        found[Need.OWN_NODES] = f"node {' and '.join(foreign)} must be given back as it was (own = false)"
+    if without := [name for name, node in lab.nodes.items() if node.adapter and not node.adapter.ipv6]:
+        found[Need.IPV6] = f"[nodes.{without[0]}.adapter] names no ipv6"
+    return found
+
+
+def capture_lacks(lab: HostsFile) -> str:
+    """Why the capture of a lab of hosts cannot be complete, or an empty string when it can."""
+    if isinstance(lab.capture, NoCapture):
+        return "[capture] kind is none"
+    if isinstance(lab.capture, MirrorCapture):
+        return ""
+    if lab.link.soft or _sees_hardware(lab.capture):
+        return ""
+    return (
+        "RoCE frames of a hardware adapter pass its netdev by, so they are not in a capture there; mirror the port to "
+        "a third node, or name an interface that dumpcap records RDMA on"
+    )
+
+
+def _sees_hardware(capture: HostCapture) -> bool:
+    return bool(capture.interface) and capture.method != "packet-socket"

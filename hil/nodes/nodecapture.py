@@ -1,0 +1,310 @@
+"""A capture point on a node: started before the first call, its frames brought home, its losses counted."""
+
+import re
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hil.errors import CaptureError, NodeError, RemoteError, Unsupported
+from hil.nodes.capture import BLOCK_S, RECORD
+from hil.nodes.node import Node
+from hil.progress import printable
+from hil.wire.counts import PlainCounts
+from hil.wire.pcapng import PcapngWriter
+from hil.wire.point import Onlooker
+
+CALL_TIMEOUT_S, START_TIMEOUT_S, DRAIN_TIMEOUT_S = 30.0, 20.0, 30.0
+POLL_S = 0.02
+# A clock that was set in between would put packets before the calls that sent them.
+CLOCK_STEP_NS = 5_000_000
+# As many round trips are at least twice as many frames, where the way to the node leads over the recorded netdev.
+ROUND_TRIPS = 8
+# What a node says that lacks the program or the right to record; whatever else goes wrong is a broken set-up.
+LACKING = ("FileNotFoundError", "PermissionError")
+REFUSED = re.compile(r"permission|not permitted", re.IGNORECASE)
+# dumpcap names its file when the interface is open; "Capturing on" comes before.
+PROGRAM_RUNS = re.compile(r"listening on|File: -")
+DROPPED = (
+    re.compile(r"(\d+) packets? dropped by (?:kernel|interface)"),
+    re.compile(r"received/dropped on interface .*: \d+/(\d+)(?:.*ps_ifdrop:(\d+))?"),
+)
+MAX_RECORD = 1 << 18
+BUFFER = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One frame as the node recorded it; ``sent``: whether the node sent it, None when it does not tell."""
+
+    time_ns: int
+    data: bytes
+    original_length: int
+    sent: bool | None
+
+
+class _Stream:
+    """Pieces of what a node recorded, put together."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    @property
+    def rest(self) -> int:
+        """How many bytes came that are no whole frame yet."""
+        return len(self._bytes)
+
+    def _frame(self, header: int, length: int) -> bytes | None:
+        """Take the frame of ``length`` bytes behind a header of so many; None while it is not all there."""
+        if length > MAX_RECORD:
+            raise CaptureError(f"the node's capture claims a frame of {length} bytes")
+        end = header + length
+        if len(self._bytes) < end:
+            return None
+        data = bytes(self._bytes[header:end])
+        del self._bytes[:end]
+        return data
+
+
+class Records(_Stream):
+    """Pieces of a packet socket's records in, frames out."""
+
+    def feed(self, piece: bytes) -> Iterator[Recorded]:
+        """Raises CaptureError when the bytes are not records."""
+        self._bytes += piece
+        while len(self._bytes) >= RECORD.size:
+            time_ns, length, sent = RECORD.unpack_from(self._bytes)
+            if (data := self._frame(RECORD.size, length)) is None:
+                return
+            yield Recorded(time_ns, data, length, bool(sent))
+
+
+class PcapStream(_Stream):
+    """Pieces of a pcap file in, frames out (the format of libpcap, microseconds and nanoseconds, either byte order)."""
+
+    _MAGIC = {0xA1B2C3D4: 1000, 0xA1B23C4D: 1}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._record: struct.Struct | None = None
+        self._unit_ns = 1
+
+    def feed(self, piece: bytes) -> Iterator[Recorded]:
+        """Raises CaptureError when the bytes are not pcap, or not of Ethernet."""
+        self._bytes += piece
+        if self._record is None and not self._begin():
+            return
+        assert self._record is not None
+        while len(self._bytes) >= self._record.size:
+            seconds, fraction, length, original = self._record.unpack_from(self._bytes)
+            if (data := self._frame(self._record.size, length)) is None:
+                return
+            yield Recorded(seconds * 10**9 + fraction * self._unit_ns, data, original, None)
+
+    def _begin(self) -> bool:
+        if len(self._bytes) < 24:
+            return False
+        for order in "<>":
+            magic, link_type = struct.unpack_from(f"{order}I16xI", self._bytes)
+            if magic in self._MAGIC:
+                if link_type & 0xFFFF != 1:
+                    raise CaptureError(f"the node's capture is of link type {link_type}, Ethernet is 1")
+                self._unit_ns, self._record = self._MAGIC[magic], struct.Struct(f"{order}IIII")
+                del self._bytes[:24]
+                return True
+        raise CaptureError("what the node's capture program writes is not pcap")
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a node says of its recording: the kernel's frames, those it dropped, those read, as how many bytes."""
+
+    seen: int
+    drops: int
+    frames: int
+    written: int
+    ended: bool
+
+
+class NodeCapture(Onlooker):
+    """Records ``interface`` of ``node`` to ``path``. ``sides`` are the nodes whose adapters' counters it must meet.
+
+    Where these are none, and where the way to the node leads over the recorded netdev, TCP is left out: the adapter's
+    counters move with every question then, and nothing is compared with them. ``macs`` are the adapters' Ethernet
+    addresses by node, a and b: they tell whose a frame is. Raises Unsupported when the node lacks the program or the
+    right to record, CaptureError when it cannot record for another reason, NodeError when the node is gone.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        method: str,
+        interface: str,
+        path: Path,
+        macs: dict[str, str],
+        sides: tuple[str, ...] = (),
+        buffer: int = BUFFER,
+    ) -> None:
+        self.path, self.sides = path, sides
+        self._node, self._method, self._interface, self._buffer = node, method, interface, buffer
+        self._macs = {bytes.fromhex(mac.replace(":", "")): name for name, mac in macs.items()}
+        self._offset_ns = node.clock().offset_ns
+        self._lock = threading.Lock()
+        self._frames, self._brought = {"a": 0, "b": 0}, 0
+        self._problem = ""
+        self._where = f"the capture on node {node.name}"
+        # A packet socket counts all the time, a program only when it ends.
+        self.tells_at_end = method != "packet-socket"
+        self._stopped = False
+        self._stream: Records | PcapStream = Records() if method == "packet-socket" else PcapStream()
+        self._worker, _ = node.channel.spawn("capture")
+        self._start(everything=bool(sides))
+        if sides and self._records_us():
+            self.sides = ()
+            self._start(everything=False)
+        self._wait_running()
+        self._out = path.open("wb")
+        self._writer = PcapngWriter(self._out, ["side-a", "side-b"])
+
+    def _call(self, call: str, /, **arguments: Any) -> Any:
+        return self._node.channel.call(self._worker, call, CALL_TIMEOUT_S, "capture", **arguments)
+
+    def _start(self, *, everything: bool) -> None:
+        facts = {"method": self._method, "interface": self._interface, "buffer": self._buffer}
+        try:
+            self._epoch_ns: int = self._call("start", everything=everything, **facts)["epoch_ns"]
+        except RemoteError as error:
+            self._refuse(str(error), lacking=error.kind in LACKING)
+
+    def _refuse(self, why: str, *, lacking: bool) -> NoReturn:
+        what = f"node {self._node.name} cannot record {self._interface} by {self._method}: {printable(why)}"
+        raise Unsupported(what) if lacking else CaptureError(what)
+
+    def _records_us(self) -> bool:
+        """Whether what we ask the node is in what it records."""
+        before = self._call("counts")["seen"]
+        for _ in range(ROUND_TRIPS):
+            self._node.channel.call(0, "clock", CALL_TIMEOUT_S, "capture")
+        return bool(self._call("counts")["seen"] - before >= 2 * ROUND_TRIPS)
+
+    def _wait_running(self) -> None:
+        """A program says when it records; a packet socket does so as soon as it is there."""
+        end_ns = time.monotonic_ns() + int(START_TIMEOUT_S * 1e9)
+        while self.tells_at_end and not PROGRAM_RUNS.search((told := self._call("state"))["said"]):
+            if told["problem"] or time.monotonic_ns() > end_ns:
+                # When it has ended, all that it said is there.
+                told = self._call("stop")
+                self._refuse(told["said"].strip() or told["problem"], lacking=bool(REFUSED.search(told["said"])))
+            time.sleep(POLL_S)
+
+    def counts(self) -> PlainCounts:
+        """What was recorded up to now is in the file, and counted. Raises CaptureError when the node is gone."""
+        if self._method == "dumpcap":
+            # It hands frames over some time after they came.
+            time.sleep(BLOCK_S)
+        with self._lock:
+            if not self._stopped:
+                self._drain()
+            return self._counted()
+
+    def _drain(self) -> None:
+        """Bring home what was recorded up to now; what comes meanwhile is not waited for: our own questions may be."""
+        end_ns = time.monotonic_ns() + int(DRAIN_TIMEOUT_S * 1e9)
+        told = self._pull()
+        seen, wanted = told.seen, None
+        while True:
+            if wanted is None and (told.ended or told.frames + told.drops >= seen):
+                wanted = told.written
+            if wanted is not None and self._brought >= wanted:
+                break
+            if time.monotonic_ns() > end_ns:
+                self._blame(f"{self._where} does not come to an end")
+                break
+            told = self._pull()
+        self._out.flush()
+
+    def _pull(self) -> _Told:
+        """Bring one piece home; what the node said of all of it. Raises CaptureError."""
+        try:
+            told = self._call("pull")
+            piece, epoch_ns, problem = bytes(told["piece"]), int(told["epoch_ns"]), str(told["problem"])
+            seen, drops, frames, written = (int(told.get(n, 0)) for n in ("seen", "drops", "frames", "written"))
+        except NodeError as error:
+            raise CaptureError(f"{self._where} has ended: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CaptureError(f"{self._where} told something else than frames: {error!r}") from error
+        self._keep(piece)
+        if abs(epoch_ns - self._epoch_ns) > CLOCK_STEP_NS:
+            self._blame(f"the clock of node {self._node.name} was set while it recorded")
+        if problem:
+            self._blame(f"{self._where} is not whole: {problem}")
+        if drops:
+            self._blame(f"{self._where} dropped {drops} frames")
+        return _Told(seen, drops, frames, written, self._stopped or bool(problem))
+
+    def _blame(self, problem: str) -> None:
+        """Keep the first thing that went wrong: the others follow from it."""
+        self._problem = self._problem or problem
+
+    def _keep(self, piece: bytes) -> None:
+        self._brought += len(piece)
+        for frame in self._stream.feed(piece):
+            side = self._side(frame)
+            self._frames[side] += 1
+            if frame.original_length != len(frame.data):
+                self._blame(f"{self._where} cut a frame of {frame.original_length} bytes")
+            self._writer.write(0 if side == "a" else 1, frame.time_ns, frame.data)
+
+    def _side(self, frame: Recorded) -> str:
+        """Which node sent it: the one with its source address; what a stranger sent came in."""
+        if (known := self._macs.get(frame.data[6:12])) is not None:
+            return known
+        here = self._node.name if self._node.name in self._frames else "a"
+        return here if frame.sent else "b" if here == "a" else "a"
+
+    def _counted(self) -> PlainCounts:
+        none = {"a": 0, "b": 0}
+        sent = {"a": self._frames["b"], "b": self._frames["a"]}
+        # The file's times are the node's CLOCK_REALTIME.
+        epoch_ns = self._epoch_ns - self._offset_ns
+        return PlainCounts(dict(self._frames), sent, dict(none), dict(none), self._problem, epoch_ns)
+
+    def stop(self) -> PlainCounts | None:
+        """End it on the node, and bring home what is left; its last counts, or None when the node was gone."""
+        with self._lock:
+            if self._stopped:
+                return self._counted()
+            self._stopped = True
+            try:
+                told = self._call("stop")
+                self._judge(told["said"], told["problem"])
+                self._drain()
+                if self._stream.rest:
+                    self._blame(f"{self._where} ended within a frame, {self._stream.rest} bytes of it are there")
+                return self._counted()
+            except (NodeError, CaptureError) as error:
+                self._blame(f"{self._where} did not end well: {error}")
+                return None
+            finally:
+                self._out.close()
+
+    def _judge(self, said: str, problem: str) -> None:
+        """A program tells its losses only when it ends."""
+        said_last = printable(said.strip()[-300:]) or "nothing"
+        if problem:
+            self._blame(f"{self._where} is not whole: {problem}; it said: {said_last}")
+        if not self.tells_at_end:
+            return
+        if losses := told_losses(said):
+            if any(losses):
+                self._blame(f"{self._method} on node {self._node.name} dropped {max(losses)} frames")
+        else:
+            self._blame(f"{self._method} on node {self._node.name} did not tell its losses: {said_last}")
+
+
+def told_losses(said: str) -> list[int]:
+    """Every count of lost frames in what a capture program said; empty when it told none."""
+    return [int(count) for pattern in DROPPED for match in pattern.finditer(said) for count in match.groups() if count]

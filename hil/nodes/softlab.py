@@ -1,0 +1,66 @@
+"""Labs of clones: a pristine pair for every test, or one that tests before it left as they found it."""
+
+from pathlib import Path
+from typing import Any
+
+from hil.nodes.clones import Clones
+from hil.nodes.labfile import SoftPairFile
+from hil.nodes.snapshot import Snapshot, guest_snapshot
+from hil.nodes.softpair import SoftPair
+
+PACKAGES = ("linux-image", "rdma-core", "librdmacm", "libibverbs", "python3-pyverbs", "ibverbs-providers")
+
+
+# What a look at the nodes does not show must not add up for ever.
+MOST_USES = 40
+
+
+class SoftLab:
+    """What pairs of clones are made from; built on first use."""
+
+    def __init__(self, lab: SoftPairFile) -> None:
+        self.lab = lab
+        self._idle: Clones | None = None
+
+    def snapshots(self) -> tuple[Snapshot, Snapshot]:
+        """Node a's and node b's. Raises SetupError or OSError."""
+        return guest_snapshot(self.lab.guest), guest_snapshot(self.lab.guest_b or self.lab.guest)
+
+    def pair(self, folder: Path, liar: str = "", *, used: bool = False) -> SoftPair:
+        snapshots = self.snapshots()
+        if not used:
+            return SoftPair(snapshots, folder, self.lab.link.mtu, liar)
+        if self._idle is not None and not self._idle.alive():
+            self.close()
+        idle, self._idle = self._idle, None
+        try:
+            return SoftPair(snapshots, folder, self.lab.link.mtu, liar, idle, self._take_back)
+        except BaseException:
+            if idle is not None:
+                idle.stop()
+            raise
+
+    def _take_back(self, clones: Clones) -> None:
+        if self._idle is None and clones.uses + 1 < MOST_USES:
+            self._idle = clones
+        else:
+            clones.stop()
+
+    def provenance(self) -> dict[str, Any]:
+        """What the guests are made of: the same for every pair."""
+        return {name: made_of(snapshot) for name, snapshot in zip("ab", self.snapshots(), strict=True)}
+
+    def close(self) -> None:
+        """End the pair that waits for a test."""
+        if self._idle is not None:
+            self._idle.stop()
+            self._idle = None
+
+
+def made_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Suite, accelerator and packages of a guest."""
+    known = {n: v for n, v in snapshot.image.packages.items() if n.startswith(PACKAGES)}
+    hardware = snapshot.hardware
+    adapter = {"device": "rxe0", "driver": "rdma_rxe"}
+    machine = {"suite": snapshot.image.suite, "accelerator": hardware.accelerator, "memory_mib": hardware.memory_mib}
+    return {"adapter": adapter, "machine": machine, "packages": known}

@@ -1,0 +1,36 @@
+"""Many clones on one switch, provisioned, with everything recorded."""
+
+from pathlib import Path
+
+from hil.nodes.clone import Clone
+from hil.nodes.snapshot import Snapshot
+from hil.nodes.softpair import Pair, Place, provision_all
+from hil.wire.switch import SoftSwitch
+
+
+def places(count: int) -> tuple[Place, ...]:
+    """Places n1, n2 and so on, on one network."""
+    return tuple(
+        Place(f"n{n}", f"52:54:00:00:03:{n:02x}", f"10.77.1.{n}", f"fd77:1::{n:x}") for n in range(1, count + 1)
+    )
+
+
+class SwitchedNodes(Pair):
+    """Nodes ``n1`` to ``n<count>`` on a switch; evidence goes to ``folder``. Use as a context manager."""
+
+    def __init__(self, snapshot: Snapshot, folder: Path, count: int, mtu: int = 1500) -> None:
+        super().__init__(folder, places(count))
+        self.clones: dict[str, Clone] = {}
+        try:
+            for place in self.places:
+                clone = Clone(place.name, snapshot, folder / f"console-{place.name}", self._record)
+                self._open.append(clone)
+                self.clones[place.name] = clone
+            self.nodes = self.clones
+            self.wire = SoftSwitch({name: clone.frames for name, clone in self.clones.items()}, folder / "wire.pcapng")
+            self._open.append(self.wire)
+            provision_all(self.nodes, self.places, mtu)
+            self._begin()
+        except BaseException:
+            self.close()
+            raise

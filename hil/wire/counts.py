@@ -1,0 +1,74 @@
+"""What became of every frame: counted so that it must add up."""
+
+from dataclasses import dataclass, field
+
+SIDES = ("a", "b")
+OTHER = {"a": "b", "b": "a"}
+
+
+def _zero() -> dict[str, int]:
+    return dict.fromkeys(SIDES, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class WireCounts:
+    """Frames by side ("a", "b").
+
+    By the side they came in: ``received``; of these ``unchanged``, ``changed`` and ``late`` (held back for a while)
+    went on, ``dropped`` did not, by a rule or a cut cable, and ``held`` are still held back.
+    By the side they go to: ``duplicated`` and ``injected`` were added by rules and tests; of all that went on or was
+    added, ``sent`` reached the node, ``lost`` did not because it was gone, ``queued`` wait for it.
+    ``unlogged``: what rules did that the log had no room for. ``epoch_ns``: the capture's clock minus the monotonic.
+    """
+
+    received: dict[str, int] = field(default_factory=_zero)
+    unchanged: dict[str, int] = field(default_factory=_zero)
+    changed: dict[str, int] = field(default_factory=_zero)
+    late: dict[str, int] = field(default_factory=_zero)
+    dropped: dict[str, int] = field(default_factory=_zero)
+    held: dict[str, int] = field(default_factory=_zero)
+    duplicated: dict[str, int] = field(default_factory=_zero)
+    injected: dict[str, int] = field(default_factory=_zero)
+    sent: dict[str, int] = field(default_factory=_zero)
+    lost: dict[str, int] = field(default_factory=_zero)
+    queued: dict[str, int] = field(default_factory=_zero)
+    unlogged: int = 0
+    capture_error: str = ""
+    epoch_ns: int = 0
+
+    def mismatch(self) -> str:
+        """Which sum does not add up, or an empty text."""
+        wrong = []
+        for side in SIDES:
+            came, other = self.received[side], OTHER[side]
+            on = self.unchanged[side] + self.changed[side] + self.late[side]
+            told = on + self.dropped[side] + self.held[side]
+            if came != told:
+                wrong.append(f"{came} frames came in on side {side}, and {told} are accounted for")
+            out = on + self.duplicated[other] + self.injected[other]
+            gone = self.sent[other] + self.lost[other] + self.queued[other]
+            if out != gone:
+                wrong.append(f"{out} frames went on to side {other}, and {gone} were sent, lost or queued")
+        return "; ".join(wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainCounts:
+    """Frames by node where nothing is changed: received from it, sent to it, lost as it was gone, queued for it."""
+
+    received: dict[str, int]
+    sent: dict[str, int]
+    lost: dict[str, int]
+    queued: dict[str, int]
+    capture_error: str
+    epoch_ns: int
+    unlogged: int = 0
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Nothing is held back."""
+        return dict.fromkeys(self.received, 0)
+
+    def mismatch(self) -> str:
+        """What comes in and what goes out are one count, or are counted by other machines."""
+        return ""

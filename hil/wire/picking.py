@@ -1,0 +1,168 @@
+"""Which rule acts on a frame: pure but for the counters and the draws, which belong to a rule."""
+
+import ipaddress
+import random
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from hil.wire.outline import Outline, outline
+from hil.wire.rules import Action, Corrupt, MarkEcn, Rule
+
+# What a packet is told from its retransmissions by is remembered for so many packets: more than any window is long.
+REMEMBERED = 1 << 16
+PSN_MASK = (1 << 24) - 1
+# Responses carry the PSNs of the other direction's requests (RC: RDMA READ response to ATOMIC acknowledge, 9.2).
+_RESPONSES = range(0x0D, 0x13)
+_Stream = tuple[bytes, bytes, int, int, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A rule picked a frame: which rule, for the how many-th time, and what is to be done."""
+
+    rule: int
+    name: str
+    number: int
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A frame as rules see it. ``psn`` is relative to its stream's first; -1 is absent."""
+
+    side: str
+    outline: Outline | None
+    psn: int = -1
+    retransmissions: int = -1
+
+
+class History:
+    """What came before: the first PSN of each stream, and how often each packet was seen."""
+
+    def __init__(self) -> None:
+        self._first: OrderedDict[_Stream, int] = OrderedDict()
+        self._times: OrderedDict[tuple[object, ...], int] = OrderedDict()
+        self._lives: OrderedDict[tuple[object, ...], int] = OrderedDict()
+
+    def see(self, side: str, frame: bytes) -> Seen:
+        """The frame with its place in what was seen before; it is remembered."""
+        found = outline(frame)
+        if found is None:
+            return Seen(side, None)
+        if found.cm != -1:
+            packet: tuple[object, ...] = (found.source, found.destination, found.cm, found.transaction_id)
+            times = _count(self._times, packet)
+            if found.qpn != -1 and not times:
+                # A REQ or REP: what its queue pair is sent from now on is another connection's.
+                _count(self._lives, (found.destination, found.source, found.qpn))
+            return Seen(side, found, -1, times)
+        way = found.source, found.destination, found.dest_qp
+        stream = *way, self._lives.get(way, -1), found.opcode in _RESPONSES
+        first = _remember(self._first, stream, found.psn)
+        times = _count(self._times, (*stream, found.opcode, found.psn))
+        return Seen(side, found, (found.psn - first) & PSN_MASK, times)
+
+
+def _remember(known: OrderedDict[_Stream, int], stream: _Stream, psn: int) -> int:
+    first = known.setdefault(stream, psn)
+    if len(known) > REMEMBERED:
+        known.popitem(last=False)
+    return first
+
+
+def _count(known: OrderedDict[tuple[object, ...], int], packet: tuple[object, ...]) -> int:
+    times = known.pop(packet, -1) + 1
+    known[packet] = times
+    if len(known) > REMEMBERED:
+        known.popitem(last=False)
+    return times
+
+
+class Picker:
+    """A rule at work: how many frames it matched, and how many of them were its hits."""
+
+    def __init__(self, number: int, rule: Rule) -> None:
+        self.number, self.rule = number, rule
+        self.matched = self.hits = 0
+        self._random = random.Random(rule.match.seed)
+        self._source, self._destination = (_packed(a) for a in (rule.match.source, rule.match.destination))
+        match = rule.match
+        selects = (match.opcodes, match.cm, match.source, match.destination, match.qpns, match.comm_ids)
+        self._byte = rule.action.offset if isinstance(rule.action, Corrupt) else None
+        of_roce = isinstance(rule.action, Corrupt | MarkEcn)
+        self._roce = of_roce or any(selects) or match.psn is not None or match.retransmissions is not None
+
+    def pick(self, seen: Seen) -> Hit | None:
+        """The hit, when the rule picks this frame."""
+        match = self.rule.match
+        if (match.side and match.side != seen.side) or (self._roce and not self._matches(seen)):
+            return None
+        self.matched += 1
+        if self.matched not in match.occurrences or (self.matched - match.occurrences.first) % match.every:
+            return None
+        if match.probability < 1 and self._random.random() >= match.probability:
+            return None
+        self.hits += 1
+        return Hit(self.number, self.rule.name, self.hits, self.rule.action)
+
+    def _matches(self, seen: Seen) -> bool:
+        match, frame = self.rule.match, seen.outline
+        return frame is not None and (
+            (self._byte is None or frame.covered(self._byte) >= 0)
+            and (not match.opcodes or frame.opcode in match.opcodes)
+            and (not match.cm or frame.cm in match.cm)
+            and (not match.source or frame.source == self._source)
+            and (not match.destination or frame.destination == self._destination)
+            and (not match.qpns or frame.dest_qp in match.qpns)
+            and (not match.comm_ids or bool({frame.local_comm_id, frame.remote_comm_id} & {*match.comm_ids}))
+            and (match.psn is None or (seen.psn != -1 and seen.psn in match.psn))
+            and (match.retransmissions is None or seen.retransmissions in match.retransmissions)
+        )
+
+
+def _packed(address: str) -> bytes:
+    return ipaddress.ip_address(address).packed if address else b""
+
+
+class Rules:
+    """The rules of a wire, in the order they were set."""
+
+    def __init__(self) -> None:
+        self._history = History()
+        self._all: dict[int, Picker] = {}
+        self.active: list[Picker] = []
+
+    def add(self, rule: Rule) -> int:
+        """Set a rule; its number, from 1."""
+        picker = Picker(len(self._all) + 1, rule)
+        self._all[picker.number] = picker
+        self.active.append(picker)
+        return picker.number
+
+    def remove(self, number: int) -> bool:
+        """Whether the rule was set; what it counted is kept."""
+        kept = [picker for picker in self.active if picker.number != number]
+        removed = len(kept) < len(self.active)
+        self.active = kept
+        return removed
+
+    def tell(self) -> list[dict[str, int | bool | str]]:
+        """Every rule that was ever set: its number, name, counts, and whether it still is."""
+        return [
+            {
+                "number": picker.number,
+                "name": picker.rule.name,
+                "matched": picker.matched,
+                "hits": picker.hits,
+                "active": picker in self.active,
+            }
+            for picker in self._all.values()
+        ]
+
+    def decide(self, side: str, frame: bytes) -> tuple[Hit | None, Outline | None]:
+        """Which rule acts on a frame that came in on ``side``, and the frame's outline when it is RoCE."""
+        seen = self._history.see(side, frame)
+        for picker in self.active:
+            if (hit := picker.pick(seen)) is not None:
+                return hit, seen.outline
+        return None, seen.outline

@@ -1,0 +1,59 @@
+"""Broken providers and a lying wire that only a bad wire brings to light: a cell of the matrix names each.
+
+The matrix runs as a user runs it: its own process, on the real cell.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CELL = "tests/faults/test_matrix.py::test_a_hard_close_ends_as_the_contract_says[{}]"
+BROKE = "tests/faults/test_scenarios.py::test_the_connection_had_broken_at_the_closer_alone"
+LOST = "tests/faults/test_scenarios.py::test_all_dreqs_are_lost"
+RUN_TIMEOUT_S = 110.0
+
+pytestmark = pytest.mark.usefixtures("soft_snapshot")
+
+
+def verdict(tmp_path: Path, test: str, *options: str) -> tuple[str, str]:
+    """Verdict and reason of one test of the matrix, run with ``options``."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--results={tmp_path / 'evidence'}"]
+    command += [*options, test]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=RUN_TIMEOUT_S)
+    records = json.loads((tmp_path / "evidence" / "verdicts.json").read_text())
+    assert len(records) == 1 and done.returncode != 0, done.stdout + done.stderr
+    return records[0]["verdict"], records[0]["reason"]
+
+
+def test_a_provider_that_resets_only_once_is_found_by_a_lost_dreq(tmp_path: Path) -> None:
+    """Without a fault its DREQ arrives; where the first is lost the peer's receive never ends."""
+    found = verdict(tmp_path, CELL.format("DREQ-drop"), "--provider=ResetsOnce")
+    assert found[0] == "fail", found
+
+
+def test_a_provider_that_completes_sends_early_is_found_by_a_lost_send(tmp_path: Path) -> None:
+    """It calls a message sent that no acknowledgement was ever seen of."""
+    kind, reason = verdict(tmp_path, CELL.format("SEND-last-drop"), "--provider=EarlySuccess")
+    assert kind == "fail" and "every success at node a was an acknowledged message on the wire" in reason, reason
+
+
+def test_a_provider_that_takes_a_lost_connection_for_a_reset_is_found_when_all_dreqs_are_lost(tmp_path: Path) -> None:
+    """No reset reached the peer, so none may be told of."""
+    found = verdict(tmp_path, LOST, "--provider=AlwaysReset")
+    assert found[0] == "fail" and "WSAECONNRESET" in found[1], found
+
+
+def test_a_provider_that_leaves_a_broken_connection_is_found_by_a_lost_dreq(tmp_path: Path) -> None:
+    """The peer, at whose end nothing was wrong, waits for ever."""
+    kind, reason = verdict(tmp_path, BROKE, "--provider=LeavesBroken")
+    assert kind == "fail" and "WSAECONNRESET" in reason, reason
+
+
+def test_a_wire_that_hands_on_what_it_says_it_dropped_is_found(tmp_path: Path) -> None:
+    """Every count agrees, and still the peer hears of a reset that no DREQ brought."""
+    kind, reason = verdict(tmp_path, CELL.format("DREQ-drop"), "--wire=Denies")
+    assert kind == "fail" and "what the peer's CM hears the wire has carried" in reason, reason

@@ -1,0 +1,223 @@
+"""Faults of a close that no single frame makes: a reset that never arrives, one from an earlier life, a cable that is
+cut around it, a machine that is gone."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from fixtures.bench import CONNECTOR_PORT, Bench, End
+from fixtures.data import ABORTED, BROKEN, RESET, completions
+from hil.nodes.softpair import SoftPair
+from hil.winsock.codes import Code
+from hil.wire.frames import CmAttribute
+from hil.wire.pcapng import read_pcapng
+from hil.wire.rules import CutCable, Delay, Drop, Match, Rule, Span, only
+
+pytestmark = pytest.mark.needs("inline wire")
+
+CLOSED = (0, Code.OK)
+S = 10**9
+# CM sends a DREQ again after some four seconds, and gives up after the sixteenth.
+HEARD_S, TRIES = 25.0, 16
+SEND_ONLY = 0x04
+DREQS, DREPS = Match(cm=(CmAttribute.DREQ,)), Match(cm=(CmAttribute.DREP,))
+
+
+def frame_of(bench: Bench, number: int) -> bytes:
+    """A recorded frame, by its number in the capture."""
+    return next(f.data for f in read_pcapng(bench.pair.wire.path) if f.number == number)
+
+
+@pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-47", "RECV-15")
+def test_all_dreqs_are_lost(bench: Bench) -> None:
+    """The close is as prompt as ever. A peer that only receives cannot hear of it; when it sends, its retries run out,
+    and what it has pending ends with WSAECONNABORTED: no reset came, the connection was lost."""
+    closer, peer = bench.connect()
+    own, theirs = closer.recv(), peer.recv()
+    deaf = bench.pair.wire.add_rule(Rule("all DREQs lost", Drop(), DREQS))
+
+    assert closer.close() == CLOSED
+
+    assert closer.completion(own, 1) == ABORTED
+    deaf.wait_hits(2, HEARD_S)
+    assert peer.completion(theirs, 0) is None
+    send = peer.send(b"is anybody there")
+    assert completions(peer, [send, theirs], HEARD_S) == [BROKEN] * 2
+    evidence = bench.judge()
+    assert not [p for p in evidence.delivered if p.cm == "DREQ"]
+    assert not evidence.of("b", "cm", event="DISCONNECTED", handle=peer.socket.handle)
+
+
+@pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-31", "RECV-13")
+@pytest.mark.timeout(300)
+def test_every_drep_is_lost_until_cm_gives_up(bench: Bench) -> None:
+    """The peer hears of the reset at once and answers each DREQ; the closer's CM repeats it fifteen times and gives up,
+    long after the close has returned, and nothing is left."""
+    closer, peer = bench.connect()
+    own, theirs = closer.recv(), peer.recv()
+    bench.pair.wire.add_rule(Rule("every DREP lost", Drop(), DREPS))
+
+    assert closer.close() == CLOSED
+
+    assert closer.completion(own, 1) == ABORTED
+    assert peer.completion(theirs, HEARD_S) == RESET
+    bench.wait_packets(lambda p: p.cm == "DREQ", count=TRIES, timeout_s=200)
+    bench.wait_journal("a", "cm", event="DISCONNECTED", timeout_s=HEARD_S)
+    evidence = bench.judge(bench.hard_close(closer, peer))
+    assert len([p for p in evidence.packets if p.cm == "DREQ"]) == TRIES
+    assert not [p for p in evidence.delivered if p.cm == "DREP"]
+
+
+@pytest.mark.requirement("CLOSE-31", "CLOSE-35", "RECV-13")
+def test_a_stale_dreq_of_an_earlier_incarnation(bench: Bench) -> None:
+    """A DREQ of a connection that is over, late on the wire, does nothing to the next one between the same ends."""
+    first, first_peer = bench.connect()
+    assert first.close() == CLOSED
+    bench.wait_packets(lambda p: p.cm == "DREP")
+    assert first_peer.close() == CLOSED
+    stale = next(p.frame for p in bench.pair.packets() if p.cm == "DREQ")
+    closer, peer = bench.connect(CONNECTOR_PORT + 1)
+
+    bench.pair.wire.inject("b", frame_of(bench, stale))
+
+    bench.wait_packets(lambda p: p.cm == "DREP", count=2)
+    receive, theirs = peer.recv(), peer.recv(offset=256)
+    assert closer.completion(closer.send(b"still here")) == (Code.OK, 10)
+    assert peer.completion(receive) == (Code.OK, 10)
+    assert peer.completion(theirs, 0) is None
+    assert closer.close() == CLOSED
+    assert peer.completion(theirs, HEARD_S) == RESET
+    bench.judge(bench.hard_close(first, first_peer), bench.hard_close(closer, peer))
+
+
+@pytest.mark.requirement("CLOSE-30")
+def test_crossed_dreqs(bench: Bench) -> None:
+    """Both close, and the wire holds each DREQ until the other has left: each side aborts its own operations."""
+    one, two = bench.connect()
+    own = [(end, end.recv()) for end in (one, two)]
+    rule = Rule("crossed", Delay(S), Match(cm=(CmAttribute.DREQ,), occurrences=Span(1, 2)))
+    crossed = bench.pair.wire.add_rule(rule)
+
+    at_once(one.close, two.close)
+
+    assert crossed.wait_hits(2) == 2
+    assert [end.completion(receive, 1) for end, receive in own] == [ABORTED] * 2
+    evidence = bench.judge(bench.hard_close(one, two, both=True))
+    first_arrival = min(p.frame for p in evidence.delivered if p.cm == "DREQ")
+    assert {p.source for p in evidence.packets if p.cm == "DREQ" and p.frame < first_arrival} == {one.at.ip, two.at.ip}
+
+
+def at_once(*closes: Callable[[], tuple[object, Code]]) -> None:
+    """Close in threads of their own; all must succeed."""
+    results: list[tuple[object, Code]] = []
+    threads = [threading.Thread(target=lambda close=close: results.append(close())) for close in closes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [CLOSED] * len(closes)
+
+
+def pending(closer: End, peer: End) -> tuple[int, int]:
+    """A receive at either end."""
+    return closer.recv(), peer.recv()
+
+
+@pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-31", "CLOSE-47")
+def test_the_cable_is_cut_before_the_close(bench: Bench) -> None:
+    """Nothing is carried when the closer closes; once the cable is whole again the peer hears of it."""
+    closer, peer = bench.connect()
+    own, theirs = pending(closer, peer)
+    bench.pair.wire.cut()
+
+    assert closer.close() == CLOSED
+
+    assert closer.completion(own, 1) == ABORTED
+    assert peer.completion(theirs, 0) is None
+    bench.pair.wire.mend()
+    assert peer.completion(theirs, HEARD_S) == RESET
+    bench.judge(bench.hard_close(closer, peer))
+
+
+@pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-31")
+def test_the_cable_is_cut_by_the_close(bench: Bench) -> None:
+    """The DREQ passes, and its DREP finds the cable cut, for longer than CM waits: a later DREQ is answered, once the
+    peer has closed too."""
+    closer, peer = bench.connect()
+    own, theirs = pending(closer, peer)
+    match = Match(cm=(CmAttribute.DREP,), occurrences=only(1))
+    bench.pair.wire.add_rule(Rule("cut by the DREP", CutCable(5 * S), match))
+
+    assert closer.close() == CLOSED
+
+    assert closer.completion(own, 1) == ABORTED
+    assert peer.completion(theirs, HEARD_S) == RESET
+    assert peer.close() == CLOSED
+    bench.wait_journal("a", "cm", event="DISCONNECTED", timeout_s=HEARD_S)
+    bench.judge(bench.hard_close(closer, peer))
+
+
+@pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-31")
+def test_the_cable_is_cut_after_the_close(bench: Bench) -> None:
+    """Once the DREP is back nothing more is needed of the wire: both ends finish, and nothing is left."""
+    closer, peer = bench.connect()
+    own, theirs = pending(closer, peer)
+
+    assert closer.close() == CLOSED
+
+    bench.wait_packets(lambda p: p.cm == "DREP")
+    bench.wait_journal("a", "cm", event="DISCONNECTED")
+    bench.pair.wire.cut()
+    assert closer.completion(own, 1) == ABORTED
+    assert peer.completion(theirs, HEARD_S) == RESET
+    assert peer.close() == CLOSED
+    bench.judge(bench.hard_close(closer, peer))
+
+
+@pytest.mark.requirement("CLOSE-01", "CLOSE-31", "CLOSE-32", "RECV-15")
+def test_the_connection_had_broken_at_the_closer_alone(bench: Bench) -> None:
+    """What the closer sends is lost until its retries run out; the peer notices nothing. The close still resets it,
+    although the first DREQ is lost too."""
+    closer, peer = bench.connect()
+    own, theirs = pending(closer, peer)
+    lost = bench.pair.wire.add_rule(Rule("every SEND lost", Drop(), Match(side="a", opcodes=(SEND_ONLY,))))
+    send = closer.send(b"is anybody there")
+    assert completions(closer, [send, own], HEARD_S) == [BROKEN] * 2
+    assert peer.completion(theirs, 0) is None
+    lost.remove()
+    first = bench.pair.wire.add_rule(Rule("the first DREQ lost", Drop(), Match(cm=DREQS.cm, occurrences=only(1))))
+
+    assert closer.close() == CLOSED
+
+    assert first.wait_hits() == 1
+    assert peer.completion(theirs, HEARD_S) == RESET
+    buffers = [[64, peer.socket.address]]
+    later = peer.at.wsp("WSPRecv", s=peer.socket.s, buffers=buffers, overlapped=peer.at.ask("overlapped"))
+    assert later.code is Code.WSAECONNRESET
+    bench.judge(bench.hard_close(closer, peer))
+
+
+@pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-47", "RECV-15")
+@pytest.mark.needs("power control")
+def test_the_peers_machine_is_gone_without_a_word(pair: SoftPair) -> None:
+    """What was sent ends with WSAECONNABORTED when the retries run out, the close is prompt, and this machine's kernel
+    holds nothing of it but the CM id that repeats the DREQ until CM gives up; of the other nothing can be said."""
+    bench = Bench(pair)
+    gone, _ = bench.connect()
+    idle, _ = bench.connect(6001)
+    kept = idle.recv()
+    receive = gone.recv()
+    pair.nodes["b"].machine.stop()
+
+    send = gone.send(b"into the void")
+
+    assert completions(gone, [send, receive], HEARD_S) == [BROKEN] * 2
+    assert idle.completion(kept, 0) is None
+    assert gone.close() == idle.close() == CLOSED
+    assert idle.completion(kept, 1) == ABORTED
+    pair.audit_closed("a")
+    evidence = pair.evidence(audit=False)
+    pair.write(evidence)
+    assert {left["kind"] for left in evidence.after_close["a"]} <= {"CM_ID"}
+    assert [problem for problem in evidence.problems if "node b" in problem]

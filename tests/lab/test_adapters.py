@@ -1,0 +1,246 @@
+"""Adapters on a real kernel: found with all their facts, provisioned as asked, and given back as they were."""
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+
+from hil.adapters.find import choose, gid_of
+from hil.errors import RemoteError
+from hil.nodes.softpair import PLACES, SoftPair
+from hil.report.adapters import of_node
+
+Facts = dict[str, Any]
+# The pair's own provisioning is in the first.
+JOURNAL, OTHER_JOURNAL = "/run/hil/changes.jsonl", "/run/hil/other.jsonl"
+WANTED: Facts = {
+    "netdev": "eth0",
+    "mac": PLACES[0].mac,
+    "addresses": ["10.77.0.1/24", "fd77::1/64"],
+    "mtu": 1400,
+    "device": "rxe0",
+}
+# What counts, and addr_assign_type, which says for ever that an address was once set.
+PASSING = re.compile(r"statistics|carrier_(changes|up_count|down_count)|addr_assign_type|/queues/.*(timeout|hang|bql)")
+SHOWN = (
+    ["ip", "-j", "-d", "address"],
+    ["ip", "-j", "maddress"],
+    ["ip", "-j", "route", "show", "table", "all"],
+    ["ip", "-j", "-6", "route", "show", "table", "all"],
+    ["rdma", "-j", "dev"],
+    ["rdma", "-j", "link"],
+    ["rdma", "system"],
+    ["find", "/sys/class/infiniband", "/sys/class/net"],
+    ["find", "/run", "-path", "/run/netns/*"],
+    ["sh", "-c", "grep -rs . /sys/class/net/eth0/ /sys/class/net/eth1/; true"],
+)
+
+
+def run(pair: SoftPair, *command: str) -> str:
+    """What a program printed on node a."""
+    done = pair.nodes["a"].system("run", command=list(command))
+    assert done["status"] == 0, f"{command}: {done['stderr']}"
+    return str(done["stdout"])
+
+
+def groups_of(link: dict[str, Any]) -> list[dict[str, Any]]:
+    """A netdev's groups, without the link layer's filters for IPv6 groups: their reports keep those for a while."""
+    return [group for group in link["maddr"] if not str(group.get("link", "")).startswith("33:33:")]
+
+
+def state(pair: SoftPair) -> dict[str, str]:
+    """What ip, rdma and sysfs show of node a, as text."""
+    shown = {" ".join(command): run(pair, *command) for command in SHOWN}
+    assert '"ifname":"eth0"' in shown["ip -j -d address"], "ip shows nothing to compare"
+    files = shown.popitem()[1].splitlines()
+    # A netdev that was moved has its routes behind others', and joins its groups in another order.
+    for what in (name for name in shown if "route" in name):
+        shown[what] = "\n".join(map(str, sorted(json.loads(shown[what]), key=lambda route: str(route["dev"]))))
+    groups = {link["ifname"]: sorted(map(str, groups_of(link))) for link in json.loads(shown["ip -j maddress"])}
+    shown["ip -j maddress"] = str(groups)
+    return shown | {"sysfs": "\n".join(line for line in files if not PASSING.search(line.split(":")[0]))}
+
+
+def settled(pair: SoftPair, wanted: dict[str, str] | None = None) -> dict[str, str]:
+    """``state`` once it is as ``wanted``, or stays the same: the kernel ends some of it a moment later."""
+    end_ns = time.monotonic_ns() + 8 * 10**9
+    last: dict[str, str] = {}
+    while (now := state(pair)) != (last if wanted is None else wanted) and time.monotonic_ns() < end_ns:
+        last = now
+        time.sleep(0.1)
+    return now
+
+
+def pending(pair: SoftPair, journal: str = JOURNAL) -> list[Facts]:
+    return list(pair.nodes["a"].system("pending_changes", journal=journal))
+
+
+def restore(pair: SoftPair, journal: str = JOURNAL) -> list[Facts]:
+    return list(pair.nodes["a"].system("restore", journal=journal))
+
+
+def killed_at_every_step(pair: SoftPair, call: str, **arguments: Any) -> int:
+    """Kill the call at its first step, restore, kill it at the second, and so on; how many steps there were.
+
+    After each, the node is as it was before.
+    """
+    before, step = settled(pair), 0
+    while pair.nodes["a"].system("killed", call=call, at=step, journal=OTHER_JOURNAL, **arguments):
+        restore(pair, OTHER_JOURNAL)
+        assert settled(pair, before) == before, f"killed at step {step}"
+        assert pending(pair, OTHER_JOURNAL) == []
+        step += 1
+    restore(pair, OTHER_JOURNAL)
+    assert settled(pair, before) == before, "not killed at all"
+    return step
+
+
+def test_an_adapter_is_found_with_all_its_facts(pair: SoftPair) -> None:
+    """Two devices on one node: names, driver, GUID, PCI address, netdev, MTU, addresses, GIDs with type and index."""
+    node = pair.nodes["a"]
+    run(pair, "ip", "link", "add", "link", "eth0", "name", "eth1", "type", "macvlan", "mode", "bridge")
+    node.system("provision", netdev="eth1", addresses=["10.78.0.1/24"], mtu=1400, device="rxe1")
+    first, second = of_node(node.system("adapters"))
+    (port,) = first.ports
+    assert (first.name, first.driver, first.protocol) == ("rxe0", "rxe", "roce")
+    assert first.node_guid == run(pair, "cat", "/sys/class/infiniband/rxe0/node_guid").strip()
+    assert first.pci_address in run(pair, "readlink", "-f", "/sys/class/net/eth0/device")
+    assert (port.number, port.state, port.physical_state, port.link_layer) == (1, "ACTIVE", "LINK_UP", "Ethernet")
+    assert (port.netdev, port.mac, port.mtu, port.up) == ("eth0", PLACES[0].mac, 1500, True)
+    assert {"10.77.0.1/24", "fd77::1/64"} < set(port.addresses)
+    gids = {gid.gid: gid for gid in port.gids}
+    folder = "/sys/class/infiniband/rxe0/ports/1"
+    for gid in gids.values():
+        places = [f"{folder}/{place}/{gid.index}" for place in ("gids", "gid_attrs/types", "gid_attrs/ndevs")]
+        assert (
+            run(pair, "cat", *places).splitlines()
+            == [gid.gid, "RoCE v2", gid.netdev]
+            == [gid.gid, gid.type, gid.netdev]
+        )
+    # eth1 is on eth0, whose port knows its addresses too.
+    assert {gid.netdev for gid in gids.values()} == {"eth0", "eth1"}
+    assert "0000:0000:0000:0000:0000:ffff:0a4d:0001" in gids
+    for wanted in ("rxe1", "rxe1/1", "eth1", "10.78.0.1", second.node_guid, second.node_guid.replace(":", "")):
+        assert choose([first, second], wanted) == (second, second.ports[0])
+    assert choose([first, second], first.pci_address) == (first, port)
+
+
+def test_what_was_changed_is_undone(pair: SoftPair) -> None:
+    """A pair's node goes back to a bare netdev; provisioned and restored again, it is as it was, byte for byte."""
+    undone = [change["kind"] for change in restore(pair)]
+    assert undone == ["SoftDevice", "Address", "Address", "LinkSetting", "LinkSetting"]
+    assert restore(pair) == []
+    before = settled(pair)
+    assert json.loads(before["rdma -j dev"]) == []
+    assert "10.77" not in before["ip -j -d address"]
+    ready = pair.nodes["a"].system("provision", **WANTED)
+    assert ready["device"] == "rxe0" and len(ready["gids"]) == 2
+    assert [change["kind"] for change in pending(pair)] == ["SoftDevice", *["Address"] * 2, *["LinkSetting"] * 3]
+    restore(pair)
+    assert settled(pair, before) == before
+
+
+@pytest.mark.timeout(240)
+def test_killed_at_any_step_of_provisioning_all_is_undone(pair: SoftPair) -> None:
+    """kill -9 before and after each write to the journal and each change: the node is as before, byte for byte."""
+    restore(pair)
+    assert killed_at_every_step(pair, "provision", **WANTED) == 13
+
+
+def test_killed_at_any_step_of_restoring_it_goes_on(pair: SoftPair) -> None:
+    """Restoring that is killed again and again ends at the same state as one that is not."""
+    restore(pair)
+    before = settled(pair)
+    pair.nodes["a"].system("provision", **WANTED)
+    step = 0
+    # Each try begins with what is left, so a later step of it is a step nobody has reached yet.
+    while pair.nodes["a"].system("killed", call="restore", at=1 + step % 2):
+        step += 1
+    assert step >= 6
+    assert pending(pair) == []
+    assert settled(pair, before) == before
+
+
+def test_what_a_host_had_before_is_left_alone(pair: SoftPair) -> None:
+    """Addresses, MTU and soft-RoCE that are there already are not changed, not noted, and still there afterwards."""
+    restore(pair)
+    run(pair, "ip", "link", "set", "eth0", "mtu", "1450", "up")
+    run(pair, "ip", "address", "add", "10.77.0.1/24", "dev", "eth0")
+    run(pair, "rdma", "link", "add", "theirs", "type", "rxe", "netdev", "eth0")
+    before = settled(pair)
+    node = pair.nodes["a"]
+    node.system("provision", netdev="eth0", addresses=["10.77.0.1/24"])
+    assert pending(pair) == []
+    node.system("provision", netdev="eth0", addresses=["10.77.0.1/24", "10.77.9.1/24"], mtu=1400, device="theirs")
+    assert [change["kind"] for change in pending(pair)] == ["Address", "LinkSetting"]
+    restore(pair)
+    assert settled(pair, before) == before
+
+
+def test_what_cannot_be_is_said_before_it_is_changed(pair: SoftPair) -> None:
+    """No such netdev, a device name that is taken, a second device on a netdev: errors that list what is there."""
+    node, before = pair.nodes["a"], pending(pair)
+    for wanted, message in (
+        ({"netdev": "eth9"}, "there is no netdev 'eth9'; there are: eth0, lo"),
+        ({"netdev": "lo", "device": "rxe0"}, "rxe0 exists already, on eth0: name another device"),
+        ({"netdev": "eth0", "device": "rxe9"}, "eth0 carries the RDMA device rxe0 already"),
+        ({"netdev": "lo"}, "lo belongs to no RDMA device"),
+        ({"netdev": "eth0", "flow_control": [3]}, "eth0 has no PFC to set: its driver has no DCB"),
+        ({"netdev": "eth0", "flow_control": [8]}, "priorities are 0 to 7"),
+        ({"netdev": "eth0", "settings": {"/etc/passwd": "x"}}, "/etc/passwd is no setting of the network"),
+        ({"netdev": "eth0", "settings": {"/proc/sys/net/../x": "x"}}, "is no setting of the network"),
+        (
+            {"netdev": "eth0", "mtu": 1300, "addresses": ["10.0.0.900/24"]},
+            "'10.0.0.900/24' is no address with its prefix",
+        ),
+        ({"netdev": "eth0", "settings": {"/proc/sys/net/nix": "x"}}, "/proc/sys/net/nix is not there"),
+    ):
+        with pytest.raises(RemoteError, match=message):
+            node.system("provision", **wanted)
+    assert pending(pair) == before
+
+
+def test_a_port_that_does_not_become_ready_is_named(pair: SoftPair) -> None:
+    """No GID in time: the error tells the port's state, and what GIDs it has and lacks."""
+    with pytest.raises(
+        RemoteError, match=r"rxe0 port 1: ACTIVE \(4\), GIDs .* wanted ACTIVE with .*0a4d:0909"
+    ) as caught:
+        pair.nodes["a"].system("wait_ready", device="rxe0", addresses=["10.77.9.9"], timeout_s=0.3)
+    assert caught.value.kind == "NotReady"
+
+
+@pytest.mark.timeout(240)
+def test_settings_for_congestion_are_made_where_asked_and_undone(pair: SoftPair) -> None:
+    """ECN for TCP and the traffic class of RDMA connections, killed at every step: as before."""
+    run(pair, "mkdir", "-p", "/sys/kernel/config")
+    run(pair, "mount", "-t", "configfs", "none", "/sys/kernel/config")
+    wanted = {"netdev": "eth0", "traffic_class": 106, "settings": {"/proc/sys/net/ipv4/tcp_ecn": "1"}}
+    folder = "/sys/kernel/config/rdma_cm/rxe0/ports/1/default_roce_tos"
+    pair.nodes["a"].system("provision", journal=OTHER_JOURNAL, **wanted)
+    assert run(pair, "cat", folder, "/proc/sys/net/ipv4/tcp_ecn").split() == ["106", "1"]
+    pair.nodes["a"].system("restore", journal=OTHER_JOURNAL)
+    assert run(pair, "cat", "/proc/sys/net/ipv4/tcp_ecn").strip() == "2"
+    assert "rxe0" not in run(pair, "ls", "/sys/kernel/config/rdma_cm")
+
+
+@pytest.mark.timeout(240)
+def test_a_netdev_in_a_namespace_comes_back_as_it_was(pair: SoftPair) -> None:
+    """Moved with its own addresses lost on the way, given others, killed at every step: it is as before."""
+    # Guests have no /var, where namespaces are named.
+    run(pair, "mkdir", "-p", "/var")
+    run(pair, "ln", "-s", "/run", "/var/run")
+    run(pair, "ip", "link", "add", "link", "eth0", "name", "eth1", "type", "macvlan", "mode", "bridge")
+    run(pair, "ip", "link", "set", "eth1", "up")
+    run(pair, "ip", "address", "add", "10.78.0.9/24", "dev", "eth1")
+    run(pair, "ip", "address", "add", "fd78::9/64", "dev", "eth1", "nodad")
+    wanted = {"netdev": "eth1", "netns": "hil-a", "addresses": ["10.78.0.1/24"], "device": "rxe1"}
+    assert killed_at_every_step(pair, "provision", **wanted) == 11
+    before = settled(pair)
+    ready = pair.nodes["a"].system("provision", journal=OTHER_JOURNAL, **wanted)
+    assert ready["device"] == "rxe1" and list(ready["gids"]) == [gid_of("10.78.0.1")]
+    assert "10.78.0.1/24" in run(pair, "ip", "-n", "hil-a", "address")
+    assert '"ifname":"eth1"' not in run(pair, "ip", "-j", "address")
+    restore(pair, OTHER_JOURNAL)
+    assert settled(pair, before) == before

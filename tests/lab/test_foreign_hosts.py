@@ -1,0 +1,224 @@
+"""The bench on hosts that it does not own, over real ssh: two guests with an sshd, which had soft-RoCE before a run."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from difflib import unified_diff
+from pathlib import Path
+
+import pytest
+
+from fixtures.foreign import ForeignHosts, make_key
+from hil.evidence.packets import roce_packets
+from hil.wire.pcapng import read_pcapng
+
+ROOT = Path(__file__).parents[2]
+RUN_TIMEOUT_S = 900.0
+NOTICED_WITHIN_S = 40.0
+# The oldest sshd listens; it reads its configuration again.
+AGAIN = "kill -HUP $(pidof sshd | tr ' ' '\\n' | sort -n | head -1)"
+
+pytestmark = pytest.mark.timeout(RUN_TIMEOUT_S)
+# All hard closes, and of other areas what runs on hosts and what cannot.
+AREAS = (
+    "tests/contract/test_hard_close.py",
+    "tests/contract/test_receiving.py::test_a_lost_connection_is_told_from_a_reset",
+    "tests/contract/test_startup.py::test_without_a_network_layer_nothing_starts",
+    "tests/contract/test_connecting.py::test_a_connect_to_oneself_is_left_to_tcp",
+    "tests/contract/test_many_nodes.py",
+)
+
+CLOSES = """
+import pytest
+
+@pytest.mark.parametrize("n", range(4))
+def test_close(bench, n):
+    closer, peer = bench.connect()
+    receive = peer.recv()
+    closer.close()
+    assert peer.completion(receive) is not None
+    bench.judge(bench.hard_close(closer, peer))
+"""
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForeignHosts]:
+    """Both hosts, as their admin left them."""
+    with ForeignHosts(tmp_path_factory.mktemp("foreign")) as made:
+        yield made
+
+
+class Run:
+    """``hil ...`` as a user runs it."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "hil", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+
+    def wait(self) -> tuple[int, str]:
+        """Exit status and output."""
+        try:
+            output, _ = self.process.communicate(timeout=RUN_TIMEOUT_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
+        return self.process.returncode, output
+
+
+def contract(lab: Path, results: Path, *tests: str) -> Run:
+    return Run("run", f"--lab={lab}", f"--results={results}", "-p", "no:cacheprovider", *tests)
+
+
+def verdicts(results: Path) -> dict[str, tuple[str, str]]:
+    """Test to (verdict, reason)."""
+    path = results / "verdicts.json"
+    records = json.loads(path.read_text()) if path.exists() else []
+    return {record["test"]: (record["verdict"], record["reason"]) for record in records}
+
+
+def counted(results: Path) -> Counter[str]:
+    return Counter(verdict for verdict, _ in verdicts(results).values())
+
+
+def settled_look(foreign: ForeignHosts) -> dict[str, str]:
+    """What both hosts look like when the connection manager has forgotten what was closed."""
+    end_ns = time.monotonic_ns() + 30 * 10**9
+    last: dict[str, str] = {}
+    while (looks := {name: host.look() for name, host in foreign.hosts.items()}) != last:
+        assert time.monotonic_ns() < end_ns
+        last = looks
+    return looks
+
+
+def differences(before: dict[str, str], after: dict[str, str]) -> str:
+    """Line by line, what is other than before on which host."""
+    pairs = ((before[name].splitlines(), after[name].splitlines(), name) for name in before)
+    lines = (unified_diff(was, now, f"{name} before", f"{name} after", n=1, lineterm="") for was, now, name in pairs)
+    return "\n".join(itertools.chain.from_iterable(lines))
+
+
+def test_the_contract_runs_unchanged_and_the_hosts_are_as_they_were(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """Hard closes and what needs more than a foreign host: passes and reasons; then ip, rdma and ls say what they said.
+
+    A witness that the bench knows nothing of saw no RoCE packet that the capture on host a lacks.
+    """
+    before = settled_look(foreign)
+    results = tmp_path / "results"
+
+    status, output = contract(foreign.lab_file(), results, *AREAS).wait()
+
+    found = verdicts(results)
+    assert status == 0, output
+    assert set(counted(results)) <= {"pass", "unsupported"} and counted(results)["pass"] >= 15, output
+    assert all("needs" in reason for verdict, reason in found.values() if verdict == "unsupported")
+    assert not (changed := differences(before, settled_look(foreign))), changed
+    foreign.wire.counts()
+    seen = {(p.psn, p.dest_qp, p.opcode, p.cm, p.local_comm_id) for p in roce_packets(read_pcapng(foreign.witness))}
+    frames = [f for path in results.glob("*/wire.pcapng") for f in read_pcapng(path)]
+    kept = {(p.psn, p.dest_qp, p.opcode, p.cm, p.local_comm_id) for p in roce_packets(frames)}
+    assert seen and seen <= kept
+    made_with = json.loads((results / "versions.json").read_text())
+    assert made_with["nodes"]["a"]["packages"]["rdma-core"] and made_with["cabling"].startswith("internal")
+
+
+@pytest.mark.parametrize("method", ["tcpdump", "dumpcap"])
+def test_a_capture_program_takes_the_packet_sockets_place(foreign: ForeignHosts, tmp_path: Path, method: str) -> None:
+    """It records the same closes on host b, and tells that it lost nothing."""
+    lab = foreign.lab_file(f'kind = "host"\non = "b"\nmethod = "{method}"', f"{method}.toml")
+    (tmp_path / "test_it.py").write_text(CLOSES)
+    status, output = contract(lab, tmp_path / "results", str(tmp_path / "test_it.py")).wait()
+    assert (status, counted(tmp_path / "results")) == (0, Counter({"pass": 4})), output
+
+
+def test_a_wrong_key_is_no_node(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """A host whose key is not the known one is not spoken to: the doctor says so, and the tests are invalid."""
+    lab, known = foreign.lab_file(), foreign.folder / "known_hosts"
+    make_key(tmp_path / "other")
+    foreign_key, stranger = known.read_text(), " ".join((tmp_path / "other.pub").read_text().split()[:2])
+    known.write_text("".join(f"{line.split()[0]} {stranger}\n" for line in foreign_key.splitlines()))
+    (tmp_path / "test_it.py").write_text(CLOSES)
+    try:
+        status, said = Run("doctor", f"--lab={lab}").wait()
+        run_status, output = contract(lab, tmp_path / "results", str(tmp_path / "test_it.py")).wait()
+    finally:
+        known.write_text(foreign_key)
+    assert status == 2 and "its key is not the known one" in said
+    assert (run_status, counted(tmp_path / "results")) == (2, Counter({"invalid": 4})), output
+    assert "Host key verification failed" in output
+
+
+def test_a_key_nobody_let_in_is_told(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """The host refuses the key: the doctor names the command that lets it in."""
+    lab = foreign.lab_file()
+    make_key(tmp_path / "mine")
+    lab.write_text(lab.read_text().replace('identity = "key"', f'identity = "{tmp_path / "mine"}"'))
+    status, said = Run("doctor", f"--lab={lab}").wait()
+    assert status == 2 and "Permission denied" in said and "ssh-copy-id" in said, said
+
+
+def test_a_host_without_pyverbs_is_told(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """The doctor names the package that is missing, and a run ends before anything runs on the host."""
+    packages = "/usr/lib/python3/dist-packages"
+    foreign.hosts["b"].run(f"mv {packages}/pyverbs {packages}/away")
+    (tmp_path / "test_it.py").write_text(CLOSES)
+    try:
+        status, said = Run("doctor", f"--lab={foreign.lab_file()}").wait()
+        _, output = contract(foreign.lab_file(), tmp_path / "results", str(tmp_path / "test_it.py")).wait()
+    finally:
+        foreign.hosts["b"].run(f"mv {packages}/away {packages}/pyverbs")
+    assert status == 2 and "pyverbs is missing" in said and "apt-get install python3-pyverbs" in said, said
+    assert counted(tmp_path / "results") == Counter({"invalid": 4}) and "pyverbs is missing" in output
+
+
+def test_an_ordinary_user_is_told_what_it_lacks(foreign: ForeignHosts) -> None:
+    """Logged in without CAP_NET_ADMIN: the doctor names what is missing and how to get it."""
+    lab = foreign.lab_file()
+    lab.write_text(lab.read_text().replace('user = "root"', 'user = "user"'))
+    for host in foreign.hosts.values():
+        host.run("mkdir -p /tmp/.ssh; cp /root/.ssh/authorized_keys /tmp/.ssh; chown -R 1000 /tmp/.ssh")
+        host.run(f"sed -i s,/root/.ssh,/tmp/.ssh, /etc/ssh/sshd_config; {AGAIN}")
+    try:
+        status, said = Run("doctor", f"--lab={lab}").wait()
+    finally:
+        for host in foreign.hosts.values():
+            host.run(f"sed -i s,/tmp/.ssh,/root/.ssh, /etc/ssh/sshd_config; rm -r /tmp/.ssh; {AGAIN}")
+    assert status == 2 and "CAP_NET_ADMIN and CAP_NET_RAW is missing" in said, said
+
+
+def test_a_node_pulled_out_in_the_middle_costs_its_own_tests_only(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """Host b stands still in the middle of a suite: within seconds tests are invalid; when it is back, tests pass."""
+    (tmp_path / "test_it.py").write_text(CLOSES.replace("range(4)", "range(12)"))
+    results = tmp_path / "results"
+    run = contract(foreign.lab_file(), results, str(tmp_path / "test_it.py"))
+    _wait(lambda: counted(results)["pass"] >= 2, run)
+    foreign.hosts["b"].clone.machine.monitor("stop")
+    stopped_ns = time.monotonic_ns()
+    _wait(lambda: counted(results)["invalid"] >= 1, run)
+    noticed_s = (time.monotonic_ns() - stopped_ns) / 1e9
+    foreign.hosts["b"].clone.machine.monitor("cont")
+    status, output = run.wait()
+    assert status == 2 and noticed_s < NOTICED_WITHIN_S, output
+    assert "fail" not in counted(results)
+    assert list(verdicts(results).values())[-1][0] == "pass", output
+
+
+def _wait(reached: Callable[[], bool], run: Run) -> None:
+    end_ns = time.monotonic_ns() + 300 * 10**9
+    while not reached():
+        assert run.process.poll() is None, run.wait()
+        assert time.monotonic_ns() < end_ns
+        time.sleep(0.1)

@@ -1,0 +1,202 @@
+"""Provisioning killed at every step and undone, on this machine's kernel, in a network namespace of the test's own.
+
+Run as a program, this file is what goes on inside that namespace.
+"""
+
+import difflib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hil.adapters.changes import Change, in_namespace, noted
+from hil.adapters.journal import Journal
+from hil.adapters.provision import Wanted, _address_changes, _link_changes, _move_changes
+from hil.adapters.restore import pending, restore
+from hil.errors import AdapterError
+
+ROOT = Path(__file__).parents[2]
+APART = ["unshare", "--net", "--mount", "--propagation", "private"]
+VETH = ["ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1"]
+
+
+def can_be_apart() -> bool:
+    """Whether this machine lets us make a network namespace with a pair of netdevs in it."""
+    if os.geteuid() or not (shutil.which("unshare") and shutil.which("ip")):
+        return False
+    return subprocess.run([*APART, *VETH], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif("not can_be_apart()", reason="making a network namespace with a veth pair needs root")
+@pytest.mark.parametrize("case", ["bare", "in use", "namespace", "routes", "nodes", "small", "asleep"])
+def test_killed_at_any_step_all_is_undone(case: str, tmp_path: Path) -> None:
+    """A bare netdev, one in use and one moved to a namespace are as before; one that would lose a route stays.
+
+    IPv6 addresses are given back that the kernel drops below an MTU of 1280, or where a netdev goes down again.
+
+    Of nodes that are namespaces of one machine, each gives back its own netdevs, and not their namesakes.
+    """
+    program = [sys.executable, __file__, case, str(tmp_path / "changes.jsonl")]
+    done = subprocess.run(
+        [*APART, *program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def state() -> list[str]:
+    """What ip shows. A netdev that was moved has its routes behind others', and joins its groups in another order."""
+    routes = [json.loads(ip("-j", *what, "route", "show", "table", "all")) for what in ([], ["-6"])]
+    groups = {link["ifname"]: sorted(map(str, link["maddr"])) for link in json.loads(ip("-j", "maddress"))}
+    by_netdev = [str(route) for known in routes for route in sorted(known, key=lambda route: str(route["dev"]))]
+    return [ip("-j", "-d", "address"), *by_netdev, ip("netns"), str(groups)]
+
+
+def settled(wanted: list[str]) -> list[str]:
+    """``state`` once it is as ``wanted``: the kernel ends some of it a moment later."""
+    end_ns = time.monotonic_ns() + 8 * 10**9
+    while (now := state()) != wanted and time.monotonic_ns() < end_ns:
+        time.sleep(0.05)
+    return now
+
+
+def changes(asked: Wanted) -> Iterator[Change]:
+    """What provisioning changes of a netdev; an RDMA device would need a kernel with RDMA."""
+    if asked.netns:
+        yield from _move_changes(asked)
+    yield from in_namespace(asked.netns, lambda: list(_link_changes(asked)))
+    yield from in_namespace(asked.netns, lambda: list(_address_changes(asked)))
+
+
+def killed(asked: Wanted, journal: Path, at: int) -> bool:
+    """Provision in a process that is killed at its step ``at``; whether it was."""
+    pid = os.fork()
+    if pid == 0:
+        steps = itertools.count()
+
+        def pause() -> None:
+            if next(steps) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        for change in changes(asked):
+            pause()
+            Journal(journal).note(*noted(change))
+            pause()
+            change.make()
+        pause()
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL), code
+    return code != 0
+
+
+def check(asked: Wanted, journal: Path, steps: int) -> None:
+    """Kill provisioning at each of its ``steps``, and not at all; restored, everything is as before."""
+    before = state()
+    for step in itertools.count():
+        was_killed = killed(asked, journal, step)
+        assert was_killed or len(pending(journal)) == (steps - 1) // 2
+        restore(journal)
+        after = settled(before)
+        assert after == before, f"killed at step {step}:\n" + "\n".join(difflib.ndiff(before, after))
+        if not was_killed:
+            assert step == steps, f"{step} steps"
+            return
+
+
+def make_netdevs(*, used: bool) -> None:
+    """v0 and its peer v1, which have been up before: only then does the kernel give them a queueing discipline."""
+    # Namespaces have their names in this folder; what is made here is nobody else's.
+    Path("/run/netns").mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", "/run/netns"], check=True)
+    ip(*VETH[1:])
+    for command in ("link set lo up", "link set v1 up", "link set v0 up"):
+        ip(*command.split())
+    if used:
+        for command in ("link set v0 mtu 1450", "addr add 10.9.0.7/24 dev v0", "addr add fd09::7/64 dev v0 nodad"):
+            ip(*command.split())
+    wait_unchanging()
+    if not used:
+        ip("link", "set", "v0", "down")
+        wait_unchanging()
+
+
+def wait_unchanging() -> None:
+    """Wait until no address is tentative any more and the state stays."""
+    last: list[str] = []
+    end_ns = time.monotonic_ns() + 15 * 10**9
+    while ("tentative" in (now := state())[0] or now != last) and time.monotonic_ns() < end_ns:
+        last = now
+        time.sleep(0.5)
+
+
+def restored_in(netns: str, journal: Path) -> list[str]:
+    """Restore as a node in that namespace does; the netdevs whose changes were undone."""
+    code = (
+        "import sys; from hil.adapters.restore import restore\n"
+        "print(*(change['facts']['netdev'] for change in restore(sys.argv[1])))"
+    )
+    return ip("netns", "exec", netns, sys.executable, "-c", code, str(journal)).split()
+
+
+def check_nodes_of_one_machine(journal: Path) -> None:
+    """Two nodes in namespaces of this machine share the journal: the first to restore leaves the second's alone."""
+    for name in ("left", "right"):
+        ip("netns", "add", name)
+        ip("-n", name, "link", "set", "lo", "up")
+        code = (
+            "import sys; from pathlib import Path; from hil.adapters.changes import LinkSetting, noted\n"
+            "from hil.adapters.journal import Journal\n"
+            "Journal(Path(sys.argv[1])).note(*noted(LinkSetting('lo', 'state', 'down', 'up')))"
+        )
+        ip("netns", "exec", name, sys.executable, "-c", code, str(journal))
+    assert restored_in("left", journal) == ["lo"]
+    ups = {n: "UP" in json.loads(ip("-n", n, "-j", "link", "show", "lo"))[0]["flags"] for n in ("left", "right")}
+    assert ups == {"left": False, "right": True}
+    assert journal.exists() and restored_in("left", journal) == []
+    assert restored_in("right", journal) == ["lo"] and not journal.exists()
+
+
+def main(case: str, journal: Path) -> None:
+    make_netdevs(used=case != "bare")
+    if case == "asleep":
+        # Its addresses were given to it while it was down.
+        ip("link", "set", "v0", "down")
+        ip("addr", "add", "fd09::7/64", "dev", "v0", "nodad")
+        wait_unchanging()
+    if case == "bare":
+        wanted = Wanted("v0", ["10.9.0.1/24", "fd09::1/64"], mac="52:54:00:00:09:01", mtu=1400)
+        check(wanted, journal, 11)
+    elif case == "in use":
+        check(Wanted("v0", ["10.9.0.7/24", "fd09::1/64"], mtu=1400), journal, 5)
+    elif case == "namespace":
+        check(Wanted("v0", ["10.9.0.1/24", "fd09::1/64"], mtu=1300, netns="hil-a"), journal, 13)
+    elif case == "small":
+        check(Wanted("v0", ["10.9.0.7/24"], mtu=1000), journal, 3)
+    elif case == "asleep":
+        check(Wanted("v0", ["10.9.0.7/24"], mtu=1000), journal, 5)
+    elif case == "nodes":
+        check_nodes_of_one_machine(journal)
+    else:
+        ip("route", "add", "default", "via", "10.9.0.254")
+        try:
+            list(itertools.islice(changes(Wanted("v0", netns="hil-a")), 2))
+        except AdapterError as error:
+            assert "v0 cannot move to another namespace: it would lose 1 routes for good" in str(error)
+        else:
+            raise AssertionError("the move was not refused")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

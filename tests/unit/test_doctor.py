@@ -1,0 +1,142 @@
+"""The doctor names what is missing with the command that mends it, and calls a lab that will not work by its name."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from hil import doctor
+from hil.doctor import Finding, Level, report
+from hil.nodes.hostlab import not_ready
+from hil.nodes.labfile import (
+    Adapter,
+    HostCapture,
+    HostsFile,
+    Ipv4,
+    Ipv4Prefix,
+    Ipv6,
+    LabSection,
+    LocalNode,
+    Name,
+    NodeSection,
+)
+
+ADAPTER = Adapter(device=Name("rxe0"), netdev=Name("eth0"), ipv4=Ipv4("10.0.0.1"))
+READY: dict[str, Any] = {
+    "python": [3, 13],
+    "pyverbs": "there",
+    "librdmacm": "there",
+    "rdma netlink": ["rxe0"],
+    "rdma_cm": True,
+    "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
+    "netdevs": ["lo", "eth0"],
+    "soft-roce": True,
+    "programs": [],
+    "adapter": {"state": 4, "netdev": True, "mac": "02:00:00:00:00:01", "missing gids": []},
+}
+
+
+def test_a_ready_host_has_no_findings() -> None:
+    """Everything a provider needs is there."""
+    assert not_ready(ADAPTER, READY) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"python": [3, 9]}, "install python3.11"),
+        ({"pyverbs": "error: No module named 'pyverbs'"}, "apt-get install python3-pyverbs"),
+        ({"librdmacm": "error: no file"}, "apt-get install"),
+        ({"rdma netlink": "error: [Errno 93]"}, "modprobe ib_core"),
+        ({"rdma_cm": False}, "modprobe rdma_ucm"),
+        ({"capabilities": ["CAP_NET_RAW"]}, "CAP_NET_ADMIN is missing"),
+        ({"rdma netlink": []}, "rdma link add rxe0 type rxe netdev eth0"),
+        ({"adapter": READY["adapter"] | {"state": 1}}, "ip link set eth0 up"),
+        ({"adapter": READY["adapter"] | {"missing gids": ["10.0.0.1"]}}, "ip address add 10.0.0.1/24 dev eth0"),
+        ({"adapter": {"error": "refused"}}, "could not be asked"),
+    ],
+)
+def test_each_want_has_its_mend(changed: dict[str, Any], said: str) -> None:
+    """One thing is missing, one finding names it and what mends it."""
+    (problem,) = not_ready(ADAPTER, READY | changed)
+    assert said in str(problem)
+
+
+def test_an_address_is_mended_with_its_own_prefix() -> None:
+    """IPv6's is not IPv4's, and neither is always 24; a netdev that is not there has no command that makes it."""
+    adapter = attrs.evolve(ADAPTER, ipv6=Ipv6("fd20::1"), ipv4_prefix=Ipv4Prefix(16))
+    lacking = READY["adapter"] | {"missing gids": ["10.0.0.1", "fd20::1"], "netdev": False}
+    assert [want.mend for want in not_ready(adapter, READY | {"adapter": lacking})] == [
+        "",
+        "ip address add 10.0.0.1/16 dev eth0",
+        "ip address add fd20::1/64 dev eth0",
+    ]
+
+
+FRESH = READY | {"rdma netlink": [], "adapter": READY["adapter"] | {"state": None, "missing gids": ["10.0.0.1"]}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "level", "seen"),
+    [
+        ({}, Level.OK, "rxe0 on eth0 will be made for the run, with 10.0.0.1"),
+        ({"rdma netlink": ["rxe0"], "adapter": READY["adapter"]}, Level.OK, "rxe0 is ACTIVE with 10.0.0.1"),
+        ({"netdevs": ["lo"]}, Level.BAD, "there is no netdev eth0 (there is: lo)"),
+        ({"soft-roce": False}, Level.BAD, "its kernel has no soft-RoCE"),
+        ({"capabilities": ["CAP_NET_RAW"]}, Level.BAD, "CAP_NET_ADMIN is missing"),
+    ],
+)
+def test_what_the_run_will_make_is_not_missing(changed: dict[str, Any], level: Level, seen: str) -> None:
+    """A fresh host is good where provisioning can make what the lab file says, and bad where it cannot."""
+    adapter = attrs.evolve(ADAPTER, provision=True, soft_roce=True)
+    (finding,) = doctor._adapter(adapter, FRESH | changed, "node a")
+    assert (finding.level, finding.seen) == (level, seen)
+
+
+@pytest.mark.parametrize(
+    ("method", "interface", "seen"),
+    [
+        ("packet-socket", "", []),
+        ("packet-socket", "rxe0", ["there is no rxe0 to record on"]),
+        ("dumpcap", "rxe0", ["dumpcap is missing"]),
+        ("dumpcap", "eth7", ["there is no eth7 to record on", "dumpcap is missing"]),
+    ],
+)
+def test_what_is_recorded_on_must_be_there(method: Any, interface: str, seen: list[str]) -> None:
+    """A netdev for a packet socket; for a program it may be an RDMA device."""
+    nodes: dict[Name, NodeSection] = {Name("a"): LocalNode(kind="local", adapter=ADAPTER)}
+    capture = HostCapture(kind="host", method=method, interface=interface)
+    lab = HostsFile(LabSection(), nodes, capture)
+    findings = list(doctor._recorder(lab, "a", READY))
+    assert [finding.level for finding in findings] == [Level.BAD] * len(seen)
+    assert all(text in finding.seen for text, finding in zip(seen, findings, strict=True))
+
+
+def test_a_full_disk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less room than an image and its snapshots need: bad, with what frees some; the folder itself may be missing."""
+    assert doctor._room(tmp_path / "not" / "yet").level is Level.OK
+    monkeypatch.setattr(doctor, "ROOM_GIB", 1 << 20)
+    finding = doctor._room(tmp_path / "not" / "yet")
+    assert finding.level is Level.BAD and "HIL_CACHE" in finding.mend
+
+
+def test_the_report_says_whether_anything_is_bad() -> None:
+    """Warnings do not keep a lab from working; one bad finding does."""
+    said: list[str] = []
+    warning = Finding(Level.WARNING, "KVM", "slow")
+    assert report(iter([warning]), said.append)
+    assert not report(iter([warning, Finding(Level.BAD, "QEMU", "missing", "apt-get install qemu")]), said.append)
+    assert said[-1] == "1 bad, 1 warnings, 0 ok" and "mend: apt-get install qemu" in said[-2]
+
+
+def test_a_lab_file_with_mistakes_is_named_by_every_command(tmp_path: Path) -> None:
+    """doctor, lab check and lab up end with 2 and the mistakes, before anything else."""
+    (tmp_path / "lab.toml").write_text('[lab]\nkind = "hots"\nname = "../x"\n')
+    lab = str(tmp_path / "lab.toml")
+    for command in (["doctor", f"--lab={lab}"], ["lab", "check", lab], ["lab", "up", lab]):
+        done = subprocess.run([sys.executable, "-m", "hil", *command], capture_output=True, text=True)
+        assert done.returncode == 2, done
+        assert "[lab.kind] 'hots' is not one of" in done.stderr and "[lab.name]" in done.stderr

@@ -1,0 +1,153 @@
+"""Labs of hosts: a bad host holds up no other, and what it says names it once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from hil import lab_cli
+from hil.errors import NodeDied, RemoteError, SetupError
+from hil.nodes.host import Host
+from hil.nodes.hostlab import HostLab, told
+from hil.nodes.labfile import HostsFile, read_lab_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def hil(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "hil", *arguments], capture_output=True, text=True, env=environment)
+
+
+def lab(tmp_path: Path) -> str:
+    """Node a has no Python; node b is this machine."""
+    sections = ['[lab]\nname = "two"\nkind = "hosts"\n[capture]\nkind = "none"\n']
+    for number, (name, python) in enumerate((("a", "/no/such/python"), ("b", sys.executable)), 1):
+        sections.append(
+            f'[nodes.{name}]\nkind = "local"\npython = "{python}"\n[nodes.{name}.adapter]\ndevice = "none{name}"\n'
+            f'netdev = "lo"\nipv4 = "10.99.0.{number}"\n'
+        )
+    (tmp_path / "lab.toml").write_text("".join(sections))
+    return str(tmp_path / "lab.toml")
+
+
+def test_a_bad_host_holds_up_no_other(tmp_path: Path) -> None:
+    """adapters and doctor go on with the next node, and name the bad one once; the exit code is 2."""
+    file = lab(tmp_path)
+    for arguments in (("adapters", f"--lab={file}"), ("doctor", f"--lab={file}")):
+        done = hil(*arguments)
+        said = done.stdout + done.stderr
+        assert done.returncode == 2 and "Traceback" not in said, said
+        assert "node a: this machine could not be made a node" in said
+        assert "node b: " in said or "b:" in done.stdout.splitlines()[0], said
+
+
+def test_restore_must_be_told_what() -> None:
+    """Without a file it would do nothing, and say that all is well."""
+    done = hil("lab", "restore")
+    assert done.returncode == 2 and "Missing argument 'FILE'" in done.stderr
+
+
+def test_an_error_names_its_node_once() -> None:
+    """Whoever shows it says whose it is; the bench's own refusals come without a traceback, others with theirs."""
+    assert told("a", SetupError("node a: gone")) == "gone"
+    assert told("a", NodeDied("node b: gone")) == "node b: gone"
+    assert told("a", RemoteError("AdapterError", "no RDMA", "Traceback")) == "no RDMA"
+    assert "Traceback" in told("a", RemoteError("KeyError", "x", "Traceback"))
+
+
+class Fake:
+    """A host that has everything; ``dead``: it answers no more."""
+
+    made: list["Fake"]
+
+    def __init__(self, name: str) -> None:
+        self.name, self.dead = name, False
+        self.calls: list[str] = []
+        Fake.made.append(self)
+
+    def alive(self) -> bool:
+        return not self.dead
+
+    def wait_ready(self) -> None:
+        pass
+
+    def check_alive(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def system(self, call: str, /, **arguments: Any) -> Any:
+        if self.dead:
+            raise NodeDied(f"node {self.name}: gone")
+        self.calls.append(call)
+        return {
+            "python": [3, 13],
+            "pyverbs": "there",
+            "librdmacm": "there",
+            "rdma netlink": ["nonea", "noneb"],
+            "rdma_cm": True,
+            "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
+            "adapter": {"state": 4, "netdev": True, "mac": "02:00:00:00:00:01", "missing gids": []},
+        }
+
+
+@pytest.fixture
+def provisioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostLab:
+    """A lab whose hosts were given their adapters."""
+    Fake.made = []
+    monkeypatch.setattr(HostLab, "_connect", lambda self, name: Fake(name))
+    file = Path(lab(tmp_path))
+    file.write_text(file.read_text().replace('netdev = "lo"', 'netdev = "lo"\nprovision = true'))
+    known = read_lab_file(file)
+    assert isinstance(known, HostsFile)
+    return HostLab(known, file, tmp_path / "nodes")
+
+
+def test_a_lost_host_is_given_back_over_a_new_connection(provisioned: HostLab) -> None:
+    """Its connection broke, and the host lives: it is connected once more at the end, and restored."""
+    Fake.made[0].dead = True
+    provisioned.close()
+    assert [(host.name, host.calls[-1]) for host in Fake.made[1:]] == [("b", "restore"), ("a", "restore")]
+
+
+def test_what_was_not_given_back_is_told_with_the_command_that_does(
+    provisioned: HostLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command names the lab file: without one it would restore nothing."""
+
+    def gone(self: HostLab, name: str) -> Fake:
+        raise SetupError(f"node {name}: far could not be made a node")
+
+    monkeypatch.setattr(HostLab, "_connect", gone)
+    Fake.made[0].dead = True
+    provisioned.close()
+    said = capsys.readouterr().err
+    assert "node a is not as it was: far could not be made a node" in said
+    assert f"hil lab restore {tmp_path / 'lab.toml'}" in said and Fake.made[1].calls[-1] == "restore"
+
+
+class Busy:
+    """A host where another bench is at work for a number of questions."""
+
+    def __init__(self, questions: int) -> None:
+        self.questions = questions
+
+    def system(self, call: str, *, force: bool) -> list[Any]:
+        self.questions -= 1
+        if self.questions >= 0 and not force:
+            raise RemoteError("AtWork", "a bench is at work here (process 311)", "")
+        return [{"kind": "address"}]
+
+
+def test_what_a_bench_works_with_is_not_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restoring is refused while another bench is at work, unless forced; one that was killed is given time to end."""
+    monkeypatch.setattr(lab_cli, "AGENTS_END_S", 0.3)
+    assert lab_cli._restored(cast(Host, Busy(2)), False) == [{"kind": "address"}]
+    assert lab_cli._restored(cast(Host, Busy(10**6)), True) == [{"kind": "address"}]
+    with pytest.raises(RemoteError, match="process 311"):
+        lab_cli._restored(cast(Host, Busy(10**6)), False)

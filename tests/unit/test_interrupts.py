@@ -1,0 +1,46 @@
+"""A signal that must end a program ends it, wherever it arrives."""
+
+import signal
+import subprocess
+import sys
+
+# The interrupt comes while an object is finalised, where the interpreter cannot pass an exception on.
+PROGRAM = """
+import os, signal, time
+{mended}
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+held = Held()
+del held
+time.sleep(5)
+print("still here")
+"""
+LOSES = """
+class Bad:
+    def __del__(self):
+        1 / 0
+bad = Bad()
+del bad
+print("on")
+"""
+MENDED = "import hil.interrupts; hil.interrupts.lose_none(KeyboardInterrupt, signal.SIGINT)"
+
+
+def test_an_interrupt_that_the_interpreter_loses_comes_once_more() -> None:
+    """Ctrl-C in a finaliser, whose exceptions are only printed, still ends the program."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(mended=MENDED)], capture_output=True, timeout=60)
+
+    assert done.returncode == -signal.SIGINT
+    assert b"still here" not in done.stdout
+
+
+def test_other_lost_exceptions_are_told_as_before() -> None:
+    """What is no interrupt goes to whoever was told of lost exceptions before, and ends nothing."""
+    program = f"import signal\n{MENDED}\n{LOSES}"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+
+    assert done.returncode == 0 and done.stdout == b"on\n"
+    assert b"ZeroDivisionError" in done.stderr

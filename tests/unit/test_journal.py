@@ -1,0 +1,211 @@
+"""The journal of changes, and the changes it holds, without a kernel."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hil.adapters.changes import KINDS, Address, LinkSetting, Moved, Setting, checked, in_namespace, noted, read
+from hil.adapters.journal import Entry, Journal
+from hil.adapters.restore import pending, restore
+from hil.errors import AdapterError
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "hil" / "changes.jsonl")
+
+
+def test_what_is_noted_is_pending_last_first(journal: Journal) -> None:
+    """Changes are undone in the order opposite to their making, and once undone they are not pending."""
+    assert journal.pending() == []
+    first, second = journal.note("Address", {"a": 1}), journal.note("Setting", {"b": 2})
+    assert journal.pending() == [second, first]
+    journal.undone(second)
+    assert Journal(journal.path).pending() == [Entry(1, "Address", {"a": 1})]
+    journal.discard()
+    assert Journal(journal.path).pending() == [Entry(1, "Address", {"a": 1})], "it was removed with a change in it"
+    journal.undone(first)
+    journal.discard()
+    assert journal.pending() == [] and not journal.path.exists()
+    journal.discard()
+
+
+def test_numbers_go_on_after_others_were_undone(journal: Journal) -> None:
+    """A number is never used twice in a file, or one line would undo two changes."""
+    journal.undone(journal.note("Address", {}))
+    assert journal.note("Address", {}).number == 2
+    assert [entry.number for entry in journal.pending()] == [2]
+
+
+def test_what_an_earlier_boot_changed_is_gone(journal: Journal) -> None:
+    """A machine that was booted again has its own settings: nothing from before is undone, numbers still go on."""
+    Journal(journal.path, boot="before").note("LinkSetting", {})
+    assert journal.pending() == []
+    assert journal.note("Address", {}).number == 2
+    assert [entry.number for entry in journal.pending()] == [2]
+
+
+def test_each_namespace_undoes_its_own(journal: Journal) -> None:
+    """Nodes of one machine share the file: what another namespace noted is neither undone here nor forgotten."""
+    other = Journal(journal.path, netns="another")
+    theirs = other.note("LinkSetting", {"netdev": "lo", "setting": "state", "was": "down", "wanted": "up"})
+    ours = journal.note(*noted(Setting("/proc/sys/net/no/such/setting", "2", "1")))
+    assert journal.pending() == [ours] and other.pending() == [theirs]
+    assert restore(journal.path) == [{"kind": "Setting", "facts": ours.facts}]
+    assert other.pending() == [theirs]
+    other.undone(theirs)
+    assert restore(journal.path) == [] and not journal.path.exists()
+
+
+def in_children(count: int, work: Callable[[], None]) -> None:
+    """Do the same in so many processes at once; each must succeed."""
+    pids = []
+    for _ in range(count):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                work()
+                status = 0
+            finally:
+                os._exit(status)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * count
+
+
+def test_processes_take_turns(journal: Journal) -> None:
+    """Several that note at once give each change a number of its own, and cut no line of another's."""
+
+    def note() -> None:
+        for _ in range(25):
+            Journal(journal.path).note("Address", {"a": "x" * 2000})
+
+    in_children(4, note)
+    assert [entry.number for entry in journal.pending()] == list(range(100, 0, -1))
+
+
+def test_what_is_noted_while_another_restores_stays_noted(journal: Journal) -> None:
+    """A change that is noted during a restore waits for its end, and is not removed with what was undone."""
+    journal.note(*noted(Setting("/proc/sys/net/no/such/setting", "2", "1")))
+    code = "import sys; from pathlib import Path; from hil.adapters.journal import Journal\n"
+    code += "Journal(Path(sys.argv[1])).note('Address', {'late': 1})"
+    noting: list[subprocess.Popen[bytes]] = []
+
+    def pause() -> None:
+        if not noting:
+            noting.append(subprocess.Popen([sys.executable, "-c", code, str(journal.path)]))
+            with pytest.raises(subprocess.TimeoutExpired):
+                noting[0].wait(2)
+
+    assert len(restore(journal.path, pause)) == 1
+    assert noting[0].wait(20) == 0
+    assert [entry.facts for entry in journal.pending()] == [{"late": 1}]
+
+
+def test_one_bad_entry_holds_up_no_other(journal: Journal) -> None:
+    """What this version does not know stays noted and is named; everything before and behind it is undone."""
+    settings = [Setting(f"/proc/sys/net/no/such/{number}", "2", "1") for number in range(2)]
+    journal.note(*noted(settings[0]))
+    bad = journal.note("Teleport", {"netdev": "eth0"})
+    journal.note(*noted(settings[1]))
+    with pytest.raises(AdapterError, match="does not know: Teleport"):
+        restore(journal.path)
+    assert journal.pending() == [bad]
+
+
+def test_a_torn_line_announces_nothing(journal: Journal) -> None:
+    """Its writer died before the change; the next line does not stick to it."""
+    journal.note("Address", {"a": 1})
+    with journal.path.open("a") as file:
+        file.write('{"number": 2, "kind": "Sett')
+    assert [entry.number for entry in journal.pending()] == [1]
+    assert journal.note("Setting", {"c": 3}).number == 2
+    assert [entry.kind for entry in journal.pending()] == ["Setting", "Address"]
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"number": "x"}', "{}", '{"undone": null}', "[" * 100000])
+def test_a_line_that_is_no_change_is_named(journal: Journal, line: str) -> None:
+    """Anything else in the file stops everything, with its place: half an undo would be worse."""
+    journal.note("Address", {"a": 1})
+    with journal.path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(AdapterError, match=r"changes\.jsonl, line 2 is no change of this bench"):
+        journal.pending()
+
+
+def test_a_change_of_another_version_is_named(journal: Journal) -> None:
+    """Neither an unknown kind nor unknown facts are guessed at: they stay noted."""
+    for facts in (
+        {"colour": "red"},
+        {"netdev": "eth0"},
+        {"netdev": 5, "address": "10.0.0.1/24"},
+        {"netdev": "eth0", "address": ["10.0.0.1/24"]},
+    ):
+        journal.note("Address", facts)
+        with pytest.raises(AdapterError, match="does not know: Address"):
+            restore(journal.path)
+        assert pending(journal.path) == [{"kind": "Address", "facts": facts}]
+        journal.path.unlink()
+    journal.note("LinkSetting", {"netdev": "eth0", "setting": "colour", "was": "red", "wanted": "blue"})
+    with pytest.raises(AdapterError, match="does not know: LinkSetting"):
+        restore(journal.path)
+
+
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_read_or_named(content: bytes) -> None:
+    """A damaged file is an AdapterError or, up to a torn end, a list of changes; nothing else ever comes of it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "changes.jsonl"
+        path.write_bytes(content)
+        try:
+            assert isinstance(pending(path), list)
+        except AdapterError:
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_journal_that_cannot_be_written_stops_the_change(tmp_path: Path) -> None:
+    """What cannot be noted is not made."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(AdapterError, match="cannot be written: Permission denied"):
+        Journal(tmp_path / "changes.jsonl").note("Address", {})
+
+
+def test_changes_survive_the_journal(journal: Journal) -> None:
+    """Each kind reads back equal to what was noted."""
+    changes = [
+        LinkSetting("eth0", "mtu", 1500, 9000),
+        Address("eth0", "fd77::1/64", netns="hil-a"),
+        Moved("eth1", "hil-a", True, ("10.0.0.1/24", "fd00::1/64"), ("fd00::1/64",)),
+        Setting("/proc/sys/net/ipv4/tcp_ecn", "2", "1"),
+    ]
+    for change in changes:
+        journal.note(*noted(change))
+    assert [read(entry.kind, entry.facts) for entry in reversed(journal.pending())] == changes
+    assert {type(change).__name__ for change in changes} <= KINDS.keys()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/sys/net/../kernel/core_pattern", "proc/sys/net/x", ""])
+def test_only_settings_of_the_network_are_written(path: str) -> None:
+    """A journal or lab file that names another path writes nothing."""
+    with pytest.raises(AdapterError, match="is no setting of the network"):
+        checked(path)
+
+
+def test_nothing_to_undo_is_no_error(journal: Journal) -> None:
+    """Restoring a node that nobody changed does nothing."""
+    assert restore(journal.path) == []
+
+
+def test_work_without_a_namespace_runs_here() -> None:
+    """ "" is this process's own namespace; another's absence is an error of the caller's."""
+    assert in_namespace("", lambda: 5) == 5
+    with pytest.raises(AdapterError, match="hil-nowhere is no network namespace"):
+        in_namespace("hil-nowhere", lambda: 5)

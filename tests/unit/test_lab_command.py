@@ -1,0 +1,117 @@
+"""``hil lab up`` and ``down`` while a lab is being made, and the line of JSON that is a supervisor's answer."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hil.errors import SetupError
+from hil.nodes.running import _line, converse
+
+ROOT = Path(__file__).parents[2]
+
+
+class Making:
+    """A lab whose node a never answers, and the command that waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runtime = folder / "runtime"
+        self.runtime.mkdir(mode=0o700)
+        (folder / "python").write_text("#!/bin/sh\nexec sleep 99\n")
+        (folder / "python").chmod(0o755)
+        sections = ['[lab]\nname = "slow"\nkind = "hosts"\n[capture]\nkind = "none"\n']
+        for number, name in enumerate("ab", 1):
+            sections.append(
+                f'[nodes.{name}]\nkind = "local"\npython = "{folder}/python"\n[nodes.{name}.adapter]\n'
+                f'device = "rxe{name}"\nnetdev = "lo"\nipv4 = "10.99.0.{number}"\n'
+            )
+        (folder / "lab.toml").write_text("".join(sections))
+        self.up = self.start("up", str(folder / "lab.toml"))
+        wait(lambda: bool(self.processes("sleep")))
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        environment = os.environ | {"XDG_RUNTIME_DIR": str(self.runtime), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "hil", "lab", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
+
+    def processes(self, name: str = "") -> list[int]:
+        """The processes of this lab: its supervisor, and the nodes below it."""
+        try:
+            supervisor = int((self.runtime / "hil" / "slow" / "pid").read_text())
+            below = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        except (OSError, ValueError):
+            return []
+        return [int(pid) for pid in below if name in _command(int(pid))]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def wait(reached: Callable[[], bool]) -> None:
+    end_ns = time.monotonic_ns() + 40 * 10**9
+    while not reached():
+        assert time.monotonic_ns() < end_ns
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def making(tmp_path: Path) -> Iterator[Making]:
+    made = Making(tmp_path)
+    nodes = made.processes()
+    yield made
+    made.up.communicate(timeout=60)
+    wait(lambda: not any("sleep" in _command(pid) for pid in nodes))
+    assert list((made.runtime / "hil").iterdir()) == []
+
+
+def test_down_ends_a_lab_that_is_being_made(making: Making) -> None:
+    """Its supervisor is told, undoes what it did, and nothing stays."""
+    down = making.start("down")
+    output, _ = down.communicate(timeout=60)
+    assert (down.returncode, output) == (0, "hil: lab slow is down\n")
+
+
+def test_an_interrupt_ends_a_lab_that_is_being_made(making: Making) -> None:
+    """Ctrl-C in "up" ends the supervisor too, which has a session of its own."""
+    making.up.send_signal(signal.SIGINT)
+    assert making.up.wait(60) != 0
+
+
+def test_an_answer_may_be_long_and_ends_with_its_line() -> None:
+    """Megabytes of output are one line; what follows the line is left to the terminal."""
+    answer = {"stdout": "x" * (5 << 20)}
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sending = threading.Thread(target=theirs.sendall, args=(json.dumps(answer).encode() + b"\n$ ",))
+        sending.start()
+        assert converse(ours, {"do": "run"}) == answer
+        sending.join()
+        assert ours.recv(100) == b"$ "
+
+
+def test_a_line_without_an_end_is_not_kept() -> None:
+    """What is longer than it may be is refused, and the end of the stream ends a line."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"x" * 100)
+        with pytest.raises(OSError, match="longer than 10 bytes"):
+            _line(ours, 10)
+        theirs.close()
+        assert _line(ours, 10) == b""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(SetupError, match="does not answer"):
+        theirs.sendall(b"[1\n")
+        converse(ours, {})

@@ -1,0 +1,302 @@
+"""Captures that mislead: what is in them twice, late, cut, mixed or untimed makes neither a fail nor a pass of it."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from capture_files import enhanced, interface, section, simple, statistics
+from captured import (
+    FAULTS,
+    as_v1,
+    judged,
+    kind,
+    later,
+    made,
+    moved,
+    one,
+    opcode,
+    pcapng,
+    place,
+    rebuilt,
+    recorded,
+    tagged,
+    without,
+)
+
+from fixtures.roce import Side, disconnect, message
+from hil.evidence.rebuild.doubts import file_doubts, file_notes
+from hil.evidence.rebuild.endings import Ending
+from hil.evidence.rebuild.facts import Where
+from hil.evidence.rebuild.judgement import Judged, Reservations, Verdict, judge
+from hil.report.words import ends_words
+from hil.wire.layers.cm import CmAttribute
+from hil.wire.pcapng import CapturedFrame
+
+PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID
+
+
+def faster(frames: Sequence[CapturedFrame], times: int) -> list[CapturedFrame]:
+    """The frames that many times closer together."""
+    begun = frames[0].time_ns
+    return [replace(frame, time_ns=begun + (frame.time_ns - begun) // times) for frame in frames]
+
+
+@pytest.mark.parametrize(("behind_ns", "verdicts"), [(500_000, {PASS}), (9_000_000, {PASS, INVALID})])
+def test_a_mirrors_second_copies_behind_the_dreq_are_no_fail(behind_ns: int, verdicts: set[Verdict]) -> None:
+    """What was sent in front of the DREQ comes again behind it, by a slower mirror session: at most a doubt."""
+    frames = faster(recorded("rping"), 50)
+    copies = [replace(frame, interface="mirror", time_ns=frame.time_ns + behind_ns) for frame in frames]
+    assert one(sorted([*frames, *copies], key=lambda frame: frame.time_ns)).verdict in verdicts
+
+
+@pytest.mark.parametrize("behind_ns", [9_900_000, 15_000_000, 200_000_000])
+@pytest.mark.parametrize("name", ["rping", "qp_error", "cut_wire", "acceptor_closes"])
+def test_no_delay_of_a_mirror_makes_a_fail(name: str, behind_ns: int) -> None:
+    """Nor where packets that are sent again are between the two copies, nor where no IPv4 header numbers them."""
+    for frames in (faster(recorded(name), 50), [as_v1(frame) for frame in faster(recorded(name), 50)]):
+        copies = [replace(frame, interface="mirror", time_ns=frame.time_ns + behind_ns) for frame in frames]
+        verdicts = {c.verdict for c in judged(sorted([*frames, *copies], key=lambda frame: frame.time_ns))}
+        assert FAIL not in verdicts
+
+
+@pytest.mark.parametrize("name", ["ack_delayed", "dreq_repaired"])
+def test_what_the_wire_emitted_no_node_sent(name: str) -> None:
+    """The bench's own capture of a frame held back behind the DREP, or changed on its way: the nodes did nothing."""
+    (connection,), facts = rebuilt(io.BytesIO((FAULTS / f"{name}.pcapng").read_bytes()))
+    assert connection.verdict is PASS, connection
+    assert facts.tally.emitted
+    assert any("the wire emitted" in note for note in file_notes(facts))
+
+
+def behind_the_drep() -> list[CapturedFrame]:
+    """A capture in which an acknowledgement comes a second behind the DREP."""
+    frames = recorded("reset")
+    ack = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-b")
+    return moved(frames, ack, len(frames) - 1, later_ns=10**9)
+
+
+UNTIMED = {
+    "no times": lambda frame: simple(frame.data),
+    "all times alike": lambda frame: enhanced(frame.data, ticks=5),
+    "seconds": lambda frame: enhanced(frame.data, ticks=frame.time_ns // 10**9),
+    "some without": lambda frame: simple(frame.data) if frame.number % 2 else enhanced(frame.data, ticks=frame.number),
+}
+
+
+@pytest.mark.parametrize("kind_of_times", UNTIMED)
+def test_without_usable_times_nothing_is_excused(kind_of_times: str) -> None:
+    """What follows the DREP may have been under way or not, where no time tells: neither a pass nor a fail."""
+    resolution = 0 if kind_of_times == "seconds" else 9
+    block = UNTIMED[kind_of_times]
+    file = section() + interface(resolution=resolution) + b"".join(map(block, behind_the_drep()))
+    (connection,), _ = rebuilt(io.BytesIO(file))
+    assert connection.verdict is INVALID, connection
+
+
+def test_a_capture_without_times_passes_by_its_order() -> None:
+    """Where nothing follows the DREP no time is needed."""
+    file = section() + interface() + b"".join(simple(frame.data) for frame in recorded("reset"))
+    (connection,), facts = rebuilt(io.BytesIO(file))
+    assert (connection.verdict, facts.clock.untimed) == (PASS, facts.frames), connection
+
+
+def arp(frames: Sequence[CapturedFrame], seconds: int) -> list[CapturedFrame]:
+    """The frames, and then for so long nothing but ARP."""
+    one_of_it = replace(frames[-1], data=b"\xff" * 12 + b"\x08\x06" + bytes(46))
+    return [*frames, *(frame for n in range(seconds) for frame in later([one_of_it], (n + 1) * 10**9))]
+
+
+def test_a_capture_goes_on_with_frames_of_any_protocol() -> None:
+    """Ten minutes of ARP tell that no DREP, no answer to a REQ and no DREQ came."""
+    unanswered = one(arp(recorded("peer_gone"), 600))
+    assert not [doubt for doubt in unanswered.doubts if "the capture ends" in doubt]
+    frames = recorded("reset")
+    refused = one(arp(frames[:1], 600))
+    assert (refused.ending, refused.verdict) == (Ending.NOT_ESTABLISHED, PASS), refused
+    assert one(arp(frames[: place(frames, "DREQ")], 600)).ending is Ending.SILENCE
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 12, 1 << 20])
+def test_wrong_icrcs_are_no_evidence_where_others_are_right(chunk_bytes: int) -> None:
+    """A connection no adapter took, far in front of one with right ICRCs: no pass, however the file is divided."""
+    wrong = [replace(frame, data=frame.data[:-4] + bytes(4)) for frame in recorded("hard_close_ipv4")]
+    right = later(recorded("reset"), 10**12)
+    connections, facts = rebuilt(pcapng([*arp(wrong, 200), *right]), chunk_bytes=chunk_bytes)
+    assert PASS not in {c.verdict for c in connections if c.facts.first_number <= len(wrong)}
+    assert connections[-1].verdict is PASS
+    assert "(the first is frame 1)" in " ".join(file_notes(facts))
+
+
+def stacked(frame: CapturedFrame, *vlans: int) -> CapturedFrame:
+    """The frame with VLAN tags, the outer one's id first."""
+    for vlan in reversed(vlans):
+        frame = tagged(frame, vlan)
+    return frame
+
+
+def test_the_same_addresses_in_two_inner_vlans_are_two_connections() -> None:
+    """Two customers' VLANs inside one of the provider's, frame by frame interleaved."""
+    frames = recorded("rping")
+    both = [f for frame in frames for f in (stacked(frame, 100, 10), stacked(frame, 100, 20))]
+    connections = judged(both)
+    assert sorted(c.facts.vlans[0] for c in connections) == [(100, 10), (100, 20)]
+    assert {c.verdict for c in connections} == {PASS}
+    assert {ends_words(c.facts)[-13:] for c in connections} == {"(VLAN 100.10)", "(VLAN 100.20)"}
+
+
+def test_a_priority_tag_is_no_vlan() -> None:
+    """Tags with id 0 on some of the frames divide nothing."""
+    frames = recorded("rping")
+    connection = one(tagged(frame, 0) if n % 3 else frame for n, frame in enumerate(frames))
+    assert (connection.verdict, connection.facts.vlans) == (PASS, ((), ()))
+
+
+@pytest.mark.parametrize("side", ["side-a", "side-b"])
+@pytest.mark.parametrize("name", ["rping", "reset", "refused", "crossed"])
+def test_one_direction_with_tags_and_one_without_are_one_connection(name: str, side: str) -> None:
+    """As a mirror shows it that takes what comes in with its tag and what goes out without: the CM ids join them."""
+    connection = one(tagged(frame, 9) if frame.interface == side else frame for frame in recorded(name))
+    assert connection.verdict is PASS, connection
+    assert {*connection.facts.vlans} == {(9,), ()}
+    assert any("different VLANs" in note for note in connection.notes)
+
+
+def missed(connection: Judged) -> int:
+    """Packets that the capture lacks."""
+    return sum(end.requests.gaps_by.get(Where.MISSED, 0) for end in connection.facts.ends)
+
+
+def test_responses_that_the_capture_lacks_are_no_pass() -> None:
+    """rping without the responses to its five READs: each READ's acknowledged successor tells."""
+    frames = recorded("rping")
+    responses = [n for n, frame in enumerate(frames) if opcode(frame) == 0x10]
+    connection = one(without(frames, *responses))
+    assert (connection.verdict, missed(connection), len(responses)) == (INVALID, 5, 5)
+
+
+@pytest.mark.parametrize("operation", [0x0D, 0x0F])
+def test_a_part_of_a_response_that_the_capture_lacks_is_no_pass(operation: int) -> None:
+    """The first or the last packet of a READ's response."""
+    frames = made((Side(1, 0x11, 11), Side(2, 0x12, 22)), 9)
+    assert one(frames).verdict is PASS
+    part = next(n for n, frame in enumerate(frames) if opcode(frame) == operation)
+    connection = one(without(frames, part))
+    assert (connection.verdict, missed(connection)) == (INVALID, 1)
+
+
+def test_a_nak_to_a_request_that_the_capture_lacks_is_no_pass() -> None:
+    """The remote access error without the write that it refuses."""
+    frames = recorded("qp_error")
+    write = max(n for n, frame in enumerate(frames) if kind(frame) == "RC" and 0x06 <= opcode(frame) <= 0x0B)
+    connection = one(without(frames, write))
+    assert connection.facts.ends[0].requests.fatal_nak is not None
+    assert (connection.verdict, missed(connection)) == (INVALID, 1)
+
+
+def test_the_closers_own_drep_is_no_answer_to_it() -> None:
+    """Two closes crossed, and the capture lacks the peer's DREQ: what the closer's DREP answers is missing."""
+    frames = recorded("crossed")
+    theirs = max(n for n, frame in enumerate(frames) if kind(frame) == "DREQ")
+    connection = one(without(frames, theirs))
+    assert connection.verdict is INVALID
+    assert "the DREQ that the DREP answers is missing in the capture" in connection.doubts
+    assert "no DREP" in connection.how
+
+
+@pytest.mark.parametrize("in_file", ["one end after the other", "backwards"])
+@pytest.mark.parametrize("name", ["qp_error", "cut_wire", "crossed", "reset", "rping"])
+def test_who_ended_it_is_told_by_times(name: str, in_file: str) -> None:
+    """Frames keep their times and lose their places: how it ended and who ended it stay the same."""
+    frames = recorded(name)
+    placed = frames[::-1] if in_file == "backwards" else sorted(frames, key=lambda frame: frame.interface)
+    plain, connection = one(frames), one(placed)
+    assert (connection.ending, connection.closer, connection.verdict) == (plain.ending, plain.closer, plain.verdict)
+
+
+def test_the_second_of_two_crossing_closers_must_be_silent_too() -> None:
+    """A message behind its own DREQ breaks the link, though the other end's DREQ came first."""
+    one_, two = Side(1, 0x11, 11), Side(2, 0x12, 22)
+    frames = made((one_, two), 1)
+    dreq = place(frames, "DREQ")
+    (_, theirs), *_ = disconnect(two, one_)
+    (_, data), *_ = message(two, one_, 0)
+    at = frames[dreq].time_ns
+    crossing = CapturedFrame(0, at + 5_000, "side-b", theirs, len(theirs))
+    late = CapturedFrame(0, at + 5_000_000, "side-b", data, len(data))
+    connection = one([*frames[: dreq + 1], crossing, late, *later(frames[dreq + 1 :], 10_000_000)])
+    assert [f.link for f in connection.findings if not f.held] == ["no data leaves the closer after its DREQ"]
+
+
+def test_thousands_of_interfaces_with_drops_are_told_in_few_words() -> None:
+    """Drops of interfaces with one name are added up, and of many interfaces the first are named."""
+    (connection,), facts = rebuilt(pcapng(recorded("reset")))
+    facts.dropped = {f"eth{n}": 1 for n in range(2000)}
+    assert file_doubts(facts)[-1] == "and 1,990 more interfaces dropped frames"
+    assert len(file_doubts(facts)) == 11
+    about = Reservations.about(facts)
+    assert judge(connection.facts, about).doubts == about.doubts
+
+
+def test_a_pass_says_how_far_the_capture_goes_on() -> None:
+    """Nothing behind the DREP proves little where the capture ends with it."""
+    frames = recorded("reset")
+    words = "the capture ends 0.000 ms behind the last DREP: it cannot show what came later"
+    assert words in one(frames).notes
+    assert not [note for note in one(arp(frames, 2)).notes if "behind the last DREP" in note]
+
+
+def test_drops_of_interfaces_with_one_name_are_added_up() -> None:
+    """500 and 3 are 503."""
+    file = section() + interface(name="eth0") * 2 + statistics(index=0, dropped=500) + statistics(index=1, dropped=3)
+    _, facts = rebuilt(io.BytesIO(file))
+    assert facts.dropped == {"eth0": 503}
+
+
+def test_a_refusal_that_is_sent_again_is_one_refusal() -> None:
+    """The first REJ was lost: the REQ comes again, and another REJ with another comm id of its sender's."""
+    connections, _ = rebuilt(io.BytesIO((FAULTS / "rej_dropped.pcapng").read_bytes()))
+    assert [(c.ending, c.verdict) for c in connections] == [(Ending.REFUSED, PASS), (Ending.CM_DISCONNECT, PASS)]
+    assert len([m for m in connections[0].facts.messages if m.message.attribute is CmAttribute.REJ]) == 2
+
+
+def relinked(frames: Sequence[CapturedFrame], link: int) -> io.BytesIO:
+    """A capture of Ethernet frames as one of another link type."""
+    heads = {
+        1: lambda data: data[:14],
+        101: lambda _: b"",
+        113: lambda data: bytes(14) + data[12:14],
+        276: lambda data: data[12:14] + bytes(18),
+        105: lambda data: data[:14],
+    }
+    parts = [enhanced(heads[link](f.data) + f.data[14:], ticks=f.time_ns, index=1) for f in frames]
+    return io.BytesIO(section() + interface() + interface(resolution=9, link=link) + b"".join(parts))
+
+
+@pytest.mark.parametrize("name", ["hard_close_ipv4", "hard_close_ipv6", "rping"])
+@pytest.mark.parametrize("link", [1, 101, 113, 276])
+def test_captures_of_cooked_and_raw_interfaces_are_read(name: str, link: int) -> None:
+    """What tcpdump writes on "any", and on a device without an Ethernet header."""
+    (connection,), facts = rebuilt(relinked(recorded(name), link))
+    assert connection.verdict is PASS, connection
+    assert facts.right_icrc == facts.tally.packets
+
+
+def test_frames_of_a_link_type_that_is_not_read_are_a_doubt() -> None:
+    """Nobody knows what they were."""
+    connections, facts = rebuilt(relinked(recorded("reset"), 105))
+    assert not connections
+    assert file_doubts(facts) == [f"{facts.frames} frames of link type 105 (IEEE802_11), which is not read"]
+
+
+def test_messages_behind_extension_headers_are_read() -> None:
+    """A hop-by-hop header in front of UDP: the CM's messages are where the bulk scan finds them."""
+
+    def extended(data: bytes) -> bytes:
+        length = int.from_bytes(data[18:20]) + 8
+        head = data[:18] + length.to_bytes(2) + b"\0" + data[21:54]
+        return head + b"\x11\0\x01\x04\0\0\0\0" + data[54:]
+
+    plain = one(recorded("hard_close_ipv6"))
+    connection = one(replace(frame, data=extended(frame.data)) for frame in recorded("hard_close_ipv6"))
+    assert (connection.verdict, connection.facts.ends[0].qpn) == (PASS, plain.facts.ends[0].qpn)

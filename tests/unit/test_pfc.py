@@ -1,0 +1,48 @@
+"""DCB messages about priority flow control, without an adapter that has it."""
+
+import struct
+
+import pytest
+
+from hil.adapters.pfc import IEEE_SET, MarshalDcb, Pfc, dcbmsg, get_pfc, message, unpacked
+from hil.errors import AdapterError
+
+# An answer as the kernel lays it out: 8 classes, priority 3 enabled, bypass 1, delay 0x1234, then 16 counts.
+STRUCTURE = bytes([8, 0b1000, 1, 0]) + struct.pack("=Hxx", 0x1234) + struct.pack("=16Q", *range(16))
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def test_an_answer_is_read() -> None:
+    """Header of four bytes, IFNAME, and the structure two nests deep."""
+    body = bytes([0, 21, 0, 0]) + attribute(1, b"eth4\0") + attribute(13, attribute(2, STRUCTURE))
+    data = struct.pack("=IHHII", 16 + len(body), 78, 0, 5, 0) + body
+    (answer,) = MarshalDcb().parse(data)
+    assert answer.get_attr("IFNAME") == "eth4"
+    assert unpacked(bytes(answer.get_attr("IEEE").get_attr("IEEE_PFC"))) == Pfc(8, 0b1000, 1, 0x1234)
+
+
+def test_an_order_keeps_what_is_not_asked_for() -> None:
+    """What is sent reads back as what was to be set, in the kernel's layout."""
+    wanted = Pfc(8, 0b11000, 1, 0x1234)
+    order = message("eth4", IEEE_SET, wanted)
+    order.encode()
+    seen = dcbmsg(bytes(order.data))
+    seen.decode()
+    data = bytes(seen.get_attr("IEEE").get_attr("IEEE_PFC"))
+    assert (seen["cmd"], seen.get_attr("IFNAME"), len(data)) == (IEEE_SET, "eth4", 136)
+    assert unpacked(data) == wanted
+
+
+def test_too_short_an_answer_is_named() -> None:
+    """Another kernel's structure is not guessed at."""
+    with pytest.raises(AdapterError, match="told 7 bytes about PFC, 136 were expected"):
+        unpacked(bytes(7))
+
+
+def test_a_netdev_without_flow_control_says_so() -> None:
+    """The loopback netdev of the kernel the tests run on has none."""
+    with pytest.raises(AdapterError, match="lo has no PFC to set: its driver has no DCB"):
+        get_pfc("lo")
