@@ -69,8 +69,8 @@ def measure(nodes: Nodes, program: str, *options: str) -> list[str]:
 
 def figures(nodes: Nodes) -> tuple[float, float]:
     """MiB/s of 64 KiB messages (average), and microseconds one way of small ones (typical)."""
-    bandwidth = measure(nodes, "ib_send_bw", "-s", "65536", "-n", "100")
-    latency = measure(nodes, "ib_send_lat", "-s", "64", "-n", "500")
+    bandwidth = measure(nodes, "ib_send_bw", "-s", "65536", "-n", "200")
+    latency = measure(nodes, "ib_send_lat", "-s", "64", "-n", "2000")
     return float(bandwidth[3]), float(latency[4])
 
 
