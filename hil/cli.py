@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import click
 
 from hil import __version__
 from hil.errors import HilError
+from hil.files import passing_folder
 from hil.lab_cli import lab as lab_group
 from hil.nodes.lab import parallel as many_at_once
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile, SoftSwitchFile
@@ -396,8 +396,8 @@ def verify(as_json: bool, html: Path | None, wanted: tuple[str, ...], files: tup
 
 def _named_requirements() -> dict[str, list[str]]:
     """Each test of the project with the requirements it names, as pytest collects them. Raises HilError."""
-    with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / "named.json"
+    with passing_folder("hil-") as folder:
+        named = folder / "named.json"
         command = [sys.executable, "-m", "pytest", "--collect-only", "-q", f"--rootdir={ROOT}"]
         command += [f"--named-requirements={named}", str(ROOT / "tests")]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

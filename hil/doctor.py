@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -14,6 +13,7 @@ from typing import Any
 
 from hil.adapters.inspect import inspect
 from hil.errors import HilError
+from hil.files import passing_folder
 from hil.nodes.host import Host
 from hil.nodes.hostlab import addresses, not_ready, told
 from hil.nodes.image import cache_folder
@@ -147,9 +147,9 @@ def _host(lab: HostsFile, name: str, base: Path) -> Iterator[Finding]:
     section = next(node for known, node in lab.nodes.items() if known == name)
     what, adapter = f"node {name}", section.adapter
     wanted = {"device": adapter.device, "netdev": adapter.netdev, "addresses": addresses(adapter)} if adapter else {}
-    with tempfile.TemporaryDirectory(prefix="hil-") as folder:
+    with passing_folder("hil-") as folder:
         try:
-            host = Host(name, section, base, Path(folder) / "console", lambda node, worker, event: None)
+            host = Host(name, section, base, folder / "console", lambda node, worker, event: None)
             try:
                 host.wait_ready()
                 facts = host.system("inspect", **wanted)

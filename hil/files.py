@@ -1,6 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that do not outlive who made them."""
 
 import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,3 +22,21 @@ def write_whole(target: Path, text: str) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def passing_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A private folder below ``parent`` (default: the system's own place for such), removed at the end, also when this
+    process is killed. Raises OSError."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as name, _janitor(Path(name)):
+        yield Path(name)
+
+
+@contextmanager
+def _janitor(folder: Path) -> Iterator[None]:
+    # Its standard input ends when we do, however we end. What we started may write there for a moment longer.
+    script = 'cat > /dev/null; for again in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$1" && exit; sleep 1; done'
+    command = ["/bin/sh", "-c", script, "sh", str(folder)]
+    null, env = subprocess.DEVNULL, {"PATH": "/usr/bin:/bin"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, env=env, start_new_session=True):
+        yield

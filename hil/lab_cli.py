@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 import tty
@@ -19,6 +18,7 @@ from typing import Any
 import click
 
 from hil.errors import HilError, RemoteError
+from hil.files import passing_folder
 from hil.nodes import hostlab, running
 from hil.nodes.host import Host
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile
@@ -76,8 +76,8 @@ def _nodes(known: LabFile) -> list[str]:
 
 def unsupported(file: Path) -> dict[str, str]:
     """Each test of the contract and of the faults with why the lab cannot run it, or an empty text. Raises HilError."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "unsupported.json"
+    with passing_folder("hil-") as folder:
+        out = folder / "unsupported.json"
         command = [
             sys.executable,
             "-m",

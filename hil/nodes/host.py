@@ -10,12 +10,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from hil.errors import NodeDied, NodeError, SetupError
+from hil.files import passing_folder
 from hil.nodes.channel import Channel
 from hil.nodes.labfile import LocalNode, NodeSection, SshNode
 from hil.nodes.machine import console_tail, die_with_parent
@@ -87,13 +88,14 @@ class Host(AgentNode):
     def __init__(self, name: str, section: NodeSection, folder: Path, console: Path, record: Record) -> None:
         super().__init__()
         self.name, self.console, self._section = name, console, section
-        self._control = _control_folder(name)
+        self._until_stop = ExitStack()
+        control = _control_folder(name, self._until_stop)
         ours, theirs = socket.socketpair()
         self._stream = ours
         try:
             with console.open("ab") as said:
                 self._process = subprocess.Popen(
-                    agent_command(section, folder, self._control),
+                    agent_command(section, folder, control),
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=said,
@@ -102,7 +104,7 @@ class Host(AgentNode):
                 )
         except BaseException as error:
             ours.close()
-            shutil.rmtree(self._control, ignore_errors=True)
+            self._until_stop.close()
             if isinstance(error, SetupError):
                 raise SetupError(f"node {name}: {error}") from error
             # A NUL in an argument is a ValueError, a home of nobody a RuntimeError.
@@ -184,13 +186,14 @@ class Host(AgentNode):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._control, ignore_errors=True)
+        self._until_stop.close()
 
 
-def _control_folder(name: str) -> Path:
-    """A folder for ssh's sockets. Raises SetupError."""
+def _control_folder(name: str, until_stop: ExitStack) -> Path:
+    """A folder for ssh's sockets, until then. Raises SetupError."""
+    named = os.environ.get("XDG_RUNTIME_DIR")
     try:
-        return Path(tempfile.mkdtemp(prefix="hil-", dir=os.environ.get("XDG_RUNTIME_DIR")))
+        return until_stop.enter_context(passing_folder("hil-", Path(named) if named else None))
     except OSError as error:
         raise SetupError(f"node {name}: ssh's sockets have no place, is XDG_RUNTIME_DIR right? {error}") from error
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import attrs
 
 from hil.errors import HilError, NodeError, RemoteError, SetupError, Unsupported
+from hil.files import passing_folder
 from hil.nodes.host import Host
 from hil.nodes.labfile import Adapter, HostCapture, HostsFile, MirrorCapture, Name
 from hil.nodes.node import Record
@@ -157,10 +157,10 @@ def on_each(lab: HostsFile, base: Path, work: Callable[[Host], T]) -> tuple[dict
     """What ``work`` returns for each host of a lab, and what is wrong with the others: a bad one holds up no other."""
     found: dict[str, T] = {}
     failed: dict[str, str] = {}
-    with TemporaryDirectory(prefix="hil-") as folder:
+    with passing_folder("hil-") as folder:
         for name in lab.nodes:
             try:
-                with connected(attrs.evolve(lab, nodes={name: lab.nodes[name]}), base, Path(folder)) as nodes:
+                with connected(attrs.evolve(lab, nodes={name: lab.nodes[name]}), base, folder) as nodes:
                     found[name] = work(nodes[name])
             except (HilError, OSError) as error:
                 failed[name] = told(name, error)

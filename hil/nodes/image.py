@@ -16,13 +16,13 @@ import stat
 import struct
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hil.errors import ImageError
+from hil.files import passing_folder
 from hil.nodes.cpio import CpioWriter
 from hil.nodes.machine import die_with_parent
 from hil.progress import say, step
@@ -131,18 +131,8 @@ def building(parent: Path) -> Iterator[Path]:
     Its name carries our process id for ``sweep``, which removes what even a power failure left.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"building-{os.getpid()}-", dir=parent) as name, _janitor(Path(name)):
-        yield Path(name)
-
-
-@contextmanager
-def _janitor(folder: Path) -> Iterator[None]:
-    # Its standard input ends when we do, however we end. What we started may write there for a moment longer.
-    script = 'cat > /dev/null; for again in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$1" && exit; sleep 1; done'
-    command = ["/bin/sh", "-c", script, "sh", str(folder)]
-    null, env = subprocess.DEVNULL, {"PATH": "/usr/bin:/bin"}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, env=env, start_new_session=True):
-        yield
+    with passing_folder(f"building-{os.getpid()}-", parent) as folder:
+        yield folder
 
 
 def sweep(parent: Path) -> None:

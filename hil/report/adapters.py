@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import cattrs
 
 from hil.adapters.find import Adapter, choose
 from hil.errors import AdapterError, NodeError
+from hil.files import passing_folder
 from hil.nodes.hostlab import on_each
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile
 from hil.nodes.node import Node
@@ -35,8 +35,7 @@ def of_lab(lab: LabFile, base: Path) -> tuple[dict[str, list[Adapter]], dict[str
     """
     if isinstance(lab, HostsFile):
         return on_each(lab, base, lambda host: of_node(host.system("adapters")))
-    with TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
+    with passing_folder("hil-") as folder, ExitStack() as stack:
         if isinstance(lab, SoftPairFile):
             nodes: Mapping[str, Node] = stack.enter_context(SoftLab(lab).pair(folder)).nodes
         else:

@@ -1,0 +1,42 @@
+"""Folders that do not outlive who made them."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hil.files import passing_folder
+
+MAKER = """
+import sys, time
+from pathlib import Path
+from hil.files import passing_folder
+with passing_folder("hil-", Path(sys.argv[1])) as folder:
+    (folder / "inside").mkdir()
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_passing_folder_goes_with_who_made_it_however_that_ends(tmp_path: Path, name: str) -> None:
+    """It is there, with what lies in it, while its maker lives, and soon afterwards is not."""
+    with subprocess.Popen([sys.executable, "-c", MAKER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout is not None
+        folder = Path(maker.stdout.readline().strip())
+        assert (folder / "inside").is_dir() and folder.parent == tmp_path
+        maker.send_signal(getattr(signal, name))
+    end_ns = time.monotonic_ns() + 10 * 10**9
+    while folder.exists():
+        assert time.monotonic_ns() < end_ns
+        time.sleep(0.02)
+
+
+def test_a_passing_folder_goes_when_its_block_ends(tmp_path: Path) -> None:
+    """At once, and with what lies in it."""
+    with passing_folder("hil-", tmp_path) as folder:
+        (folder / "inside").write_text("something")
+    assert list(tmp_path.iterdir()) == []
