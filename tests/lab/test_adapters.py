@@ -64,10 +64,17 @@ def state(pair: SoftPair) -> dict[str, str]:
 
 
 def settled(pair: SoftPair, wanted: dict[str, str] | None = None) -> dict[str, str]:
-    """``state`` once it is as ``wanted``, or stays the same: the kernel ends some of it a moment later."""
+    """``state`` once it is as ``wanted``, or stays the same: the kernel ends some of it a moment later.
+
+    An IPv6 address stays tentative, without its route, for longer than two readings take.
+    """
     end_ns = time.monotonic_ns() + 8 * 10**9
     last: dict[str, str] = {}
-    while (now := state(pair)) != (last if wanted is None else wanted) and time.monotonic_ns() < end_ns:
+    while time.monotonic_ns() < end_ns:
+        now = state(pair)
+        done = now == last and '"tentative":true' not in now["ip -j -d address"] if wanted is None else now == wanted
+        if done:
+            break
         last = now
         time.sleep(0.1)
     return now
