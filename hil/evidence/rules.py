@@ -18,7 +18,7 @@ from hil.evidence.evidence import Evidence
 from hil.evidence.origins import named
 from hil.evidence.packets import Connection, RocePacket
 from hil.evidence.psn import not_before
-from hil.winsock.codes import Code
+from hil.winsock.codes import Code, failed
 
 PENDING = int(Code.WSA_IO_PENDING)
 OVERLAPPED = ("WSPSend", "WSPRecv", "WSPRdmaWrite", "WSPRdmaRead", "WSPIoctl")
@@ -302,6 +302,13 @@ def sound_links(evidence: Evidence) -> Iterable[Finding]:
     seen = [f"{e['function']}: {Code(e['code'])}" for e in (*never, *waits)]
     requirements = ("ERR-01", "ERR-02", "ERR-03", "CLOSE-04", "CLOSE-05")
     yield Finding("no call ends with a code of blocking calls", requirements, not seen, "; ".join(seen) or "none did")
+    # WSPStartupEx returns the code itself.
+    odd = [
+        e for e in calls if e["function"] != "WSPStartupEx" and failed(e["function"], e["result"]) != bool(e["code"])
+    ]
+    seen = [f"{e['function']} returned {e['result']} with {Code(e['code'])}" for e in odd]
+    link = "a call that fails returns its sentinel and stores a code"
+    yield Finding(link, ("CLOSE-02", "SOCK-10", "OVL-01"), not seen, "; ".join(seen) or f"{len(calls)} calls")
 
 
 def switch_links(evidence: Evidence) -> Iterable[Finding]:

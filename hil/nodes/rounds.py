@@ -73,7 +73,8 @@ def connected_racers(
 
 @dataclass(slots=True)
 class Outcome:
-    """What a race came to, on both nodes together: completions by code, connects and accepts by how they ended.
+    """What a race came to, on both nodes together: completions by kind and code, connects and accepts by how they
+    ended.
 
     ``growth``: for each node by how many resident bytes, and by how many blocks of Python's allocator, the process grew
     with each round, after the first of its ``PARTS``: that fills what is kept for use again.

@@ -53,6 +53,14 @@ class LeakMr(Provider):
         connection.qp.close()
 
 
+class ClosesAnyway(Provider):
+    """Returns 0 when a close fails, beside its code: breaks CLOSE-02."""
+
+    def WSPCloseSocket(self, s: int, lpErrno: LpErrno) -> int:
+        super().WSPCloseSocket(s, lpErrno)
+        return 0
+
+
 class WrongCode(Provider):
     """Reports the closer's own operations as reset by the peer: breaks CLOSE-13."""
 
@@ -651,6 +659,7 @@ _ALL = (
     NoDreq,
     NoFlush,
     LeakMr,
+    ClosesAnyway,
     WrongCode,
     FalseSuccess,
     HandleFirst,

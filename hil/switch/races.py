@@ -65,8 +65,9 @@ class Races(Rounds):
 
     def _race_peer(self, n: int) -> None:
         rng = self._rng(n, "closer")
-        hand = self._connected(n, receives=rng.randint(1, 5))
-        hand.mix(rng, rng.randint(0, 2))
+        hand, answered = self._greeted(n, receives=rng.randint(1, 5))
+        if answered:
+            hand.mix(rng, rng.randint(0, 2))
         self._close_soon(hand, rng)
 
     def _serve_peer(self, n: int, rng: random.Random, s: int, event: int) -> None:
@@ -141,9 +142,8 @@ class Races(Rounds):
         hand.settle(CLOSED)
         hand.retire()
 
-    def _close_after(self, hand: Hand, go: threading.Event | None, delay_s: float) -> None:
-        if go is not None:
-            go.wait()
+    def _close_after(self, hand: Hand, go: threading.Event, delay_s: float) -> None:
+        go.wait()
         pause(delay_s)
         hand.try_close()
 
@@ -313,7 +313,7 @@ class Races(Rounds):
         hands = [self._connected(n), self._connected(n + 1_000_000)]
         for hand, other in zip(hands, hands[::-1], strict=True):
             hand.must_post("recv")
-            self._when_completed(hand, partial(self._close_after, other, None, rng.uniform(0, 0.03)))
+            self._when_completed(hand, partial(self._close_in_upcall, other, rng.uniform(0, 0.03)))
         done = self._crew.all(*[partial(self._poll, hand, rng.uniform(0, 0.002)) for hand in hands])
         # The first message of each asks the peer for its own.
         for hand in hands:
@@ -321,7 +321,8 @@ class Races(Rounds):
         # Half of the time long enough for both up-calls to come first.
         pause(rng.choice((rng.uniform(0, 0.03), 0.25)))
         for hand in hands:
-            hand.try_close()
+            if hand.try_close() is Code.OK:
+                self._tell("closed outside")
         self._join(done, "a thread that polls, and closes in an up-call,")
         for hand in hands:
             hand.wait_closed()
@@ -341,6 +342,11 @@ class Races(Rounds):
     def _when_completed(self, hand: Hand, work: Callable[[], object]) -> None:
         """Do ``work`` inside the up-call of the last receive's completion."""
         self.switch.on_completion[hand.last("recv").number] = lambda code, transferred: work()
+
+    def _close_in_upcall(self, hand: Hand, delay_s: float) -> None:
+        pause(delay_s)
+        if hand.try_close() is Code.OK:
+            self._tell("closed in an up-call")
 
     def _poll(self, hand: Hand, delay_s: float) -> None:
         while hand.result(hand.posted[-1]) is not Code.WSAENOTSOCK:

@@ -401,9 +401,11 @@ class Hand:
         self._rounds.close_socket(self.s)
         self._completed_at_return()
 
-    def try_close(self) -> None:
+    def try_close(self) -> Code:
         """One of several closes: exactly one of them must succeed (``closed_once``)."""
-        self._closes.append(self._call("WSPCloseSocket", self.s)[1])
+        code = self._call("WSPCloseSocket", self.s)[1]
+        self._closes.append(code)
+        return code
 
     def closed_once(self) -> None:
         if sorted(self._closes) != [Code.OK] + [Code.WSAENOTSOCK] * (len(self._closes) - 1):
@@ -436,7 +438,8 @@ class Hand:
             self._judge_count(posted, code, done[0][1])
         self._judge_receives(codes)
         self._judge_pieces(codes)
-        self._rounds.count(codes[self._counted :])
+        ended = [(posted.kind, code) for posted, code in zip(self.posted, codes, strict=True)]
+        self._rounds.count(ended[self._counted :])
         self._counted = len(codes)
 
     def _judge_count(self, posted: Posted, code: Code, transferred: int) -> None:
@@ -640,11 +643,11 @@ class Rounds(Service):
             if len(self._tally.problems) >= MAX_PROBLEMS or what.startswith("HANG"):
                 self._stop.set()
 
-    def count(self, codes: list[Code]) -> None:
-        """Count operations that ended with ``codes``."""
+    def count(self, ended: list[tuple[str, Code]]) -> None:
+        """Count operations, each told by its kind and the code that it ended with."""
         with self._lock:
-            self._tally.operations += len(codes)
-            self._tally.codes.update(str(code) for code in codes)
+            self._tally.operations += len(ended)
+            self._tally.codes.update(f"{kind} {code}" for kind, code in ended)
 
     def _tell(self, what: str) -> None:
         """Count a call that ended as ``what`` says."""
@@ -736,7 +739,14 @@ class Rounds(Service):
         return code
 
     def _connected(self, n: int, piece: int = PIECE, receives: int = 1) -> Hand:
-        """A connected end that has said hello and been answered: its peer's receives are posted.
+        """A connected end that has said hello and been answered: its peer's receives are posted."""
+        hand, answered = self._greeted(n, piece, receives)
+        if not answered:
+            raise Failed("the peer's answer did not come")
+        return hand
+
+    def _greeted(self, n: int, piece: int = PIECE, receives: int = 1) -> tuple[Hand, bool]:
+        """A connected end that has said hello, and whether its peer answered: a peer that closes may not.
 
         ``receives`` are posted here before the hello, the answer's among them: a message that finds none comes again
         only after most of a second, when the race is over.
@@ -751,9 +761,7 @@ class Rounds(Service):
         for _ in range(receives):
             hand.must_post("recv")
         hand.must_post("send", 64)
-        if not hand.received(hand.posted[0]):
-            raise Failed("the peer's answer did not come")
-        return hand
+        return hand, hand.received(hand.posted[0])
 
     def _listen_all_the_time(self, port: int, backlog: int, ready: threading.Event) -> None:
         listener = self._bound(port, 0x08)

@@ -12,7 +12,7 @@ from typing import Any
 
 from hil.switch.obligations import Obligations
 from hil.winsock import codes as w
-from hil.winsock.codes import INVALID_SOCKET, SOCKET_ERROR, Code
+from hil.winsock.codes import INVALID_SOCKET, SOCKET_ERROR, Code, shown
 from hil.winsock.structures import WSAEVENT, WSAOVERLAPPED, WSPUPCALLTABLEEX, LpErrno, SockAddr
 
 Emit = Callable[[dict[str, Any]], None]
@@ -335,11 +335,6 @@ class Switch:
             self._lock.notify_all()
         if call is not None:
             call(error, transferred)
-
-
-def shown(value: Any) -> Any:
-    """A result as plain data: INVALID_SOCKET and NULL keep their names."""
-    return "INVALID_SOCKET" if value == INVALID_SOCKET else value
 
 
 def name_of(address: str, port: int) -> SockAddr:

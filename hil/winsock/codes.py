@@ -1,6 +1,7 @@
 """Codes and constants of the contract (part 4 of the requirement catalogue: winsock2.h, ws2spi.h, ws2san.h)."""
 
 from enum import IntEnum, IntFlag
+from typing import Any
 
 
 class Code(IntEnum):
@@ -71,6 +72,15 @@ FD_MAX_EVENTS = 10
 
 SOCKET_ERROR = -1
 INVALID_SOCKET = (1 << 64) - 1
+# What a function that failed returns, where it is not SOCKET_ERROR (part 1, error reporting convention). WSPStartupEx
+# returns the code itself.
+SENTINELS: dict[str, int | None] = {
+    "WSPSocket": INVALID_SOCKET,
+    "WSPAccept": INVALID_SOCKET,
+    "WSPGetOverlappedResult": False,
+    "WSPGetQOSByName": False,
+    "WSPRegisterMemory": None,
+}
 AF_INET, AF_INET6 = 2, 23
 SOCK_STREAM = 1
 IPPROTO_TCP = 6
@@ -103,3 +113,14 @@ EXTENSIONS = {
     "E5DA4AF8-D824-48CD-A799-6337A98ED2AF": "WSPMemoryRegistrationCacheCallback",
 }
 OPTIONAL_EXTENSIONS = {"WSPRdmaRead", "WSPMemoryRegistrationCacheCallback"}
+
+
+def shown(value: Any) -> Any:
+    """A result as plain data: INVALID_SOCKET keeps its name."""
+    return "INVALID_SOCKET" if value == INVALID_SOCKET else value
+
+
+def failed(function: str, result: Any) -> bool:
+    """Whether ``result``, as ``shown``, is what ``function`` returns when it fails: FALSE is not 0, 0 is no failure."""
+    sentinel = shown(SENTINELS.get(function, SOCKET_ERROR))
+    return type(result) is type(sentinel) and bool(result == sentinel)

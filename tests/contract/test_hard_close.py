@@ -169,38 +169,6 @@ def test_both_sides_close_at_once(bench: Bench) -> None:
     bench.judge(bench.hard_close(one, two, both=True))
 
 
-@pytest.mark.requirement("CLEAN-10", "CLEAN-12")
-def test_the_closers_process_is_killed(bench: Bench) -> None:
-    """SIGKILL instead of a close: the kernel resets, the peer's receives end with WSAECONNRESET, nothing is left."""
-    closer, peer = bench.connect()
-    receives = [peer.recv(offset=256 * i) for i in range(2)]
-
-    closer.at.node.channel.kill(closer.at.worker)
-
-    assert closer.at.node.channel.wait_exit(closer.at.worker, 10) == -9
-    assert [peer.completion(r) for r in receives] == [RESET] * 2
-    del bench.endpoints["a"]
-    bench.judge(bench.hard_close(closer, peer, killed=True))
-
-
-@pytest.mark.requirement("CLEAN-05", "CLEAN-07", "CLOSE-24")
-def test_cleanup_closes_what_is_open(bench: Bench) -> None:
-    """WSPCleanup with an open connection: its receives are aborted, its handle closed, the peer's receives reset."""
-    closer, peer = bench.connect()
-    own, theirs = closer.recv(), peer.recv()
-
-    closer.at.must("WSPCleanup", Code.OK, deliberately=["SWITCH-14"])
-
-    assert closer.completion(own, 5) == ABORTED
-    assert peer.completion(theirs) == RESET
-    upcalls = [e["function"] for e in bench.pair.evidence(audit=False).of("a", "upcall")]
-    assert upcalls[-1] == "WPUCloseSocketHandle"
-    assert upcalls.count("WPUCloseSocketHandle") == upcalls.count("WPUCreateSocketHandle") == 1
-    del bench.endpoints["a"]
-    assert peer.close() == (0, Code.OK)
-    bench.judge(bench.hard_close(closer, peer, killed=True))
-
-
 @pytest.mark.requirement("CLOSE-11", "CLOSE-23", "CLOSE-26", "OVL-25")
 def test_close_from_inside_a_completion_upcall(bench: Bench) -> None:
     """The switch may close in the up-call of a completion: what else was pending is aborted before the last up-call."""

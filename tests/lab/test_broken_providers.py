@@ -7,6 +7,7 @@ import pytest
 
 from fixtures.bench import Bench
 from hil.evidence.rules import broken
+from hil.winsock.codes import Code
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,20 @@ def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: st
     findings = broken(bench.findings(bench.hard_close(closer, peer)))
 
     assert requirement in {r for finding in findings for r in finding.requirements}, "\n".join(map(str, findings))
+
+
+def test_a_failure_that_returns_success_is_named(bench: Bench) -> None:
+    """A close of what is no socket stores WSAENOTSOCK and returns 0: the code alone is not enough."""
+    bench.start(provider_a="ClosesAnyway")
+    closer, peer = bench.connect()
+    answer = closer.at.wsp("WSPCloseSocket", s=closer.socket.s + 1000, deliberately=["SWITCH-12"])
+    assert (answer.result, answer.code) == (0, Code.WSAENOTSOCK)
+    closer.close()
+
+    (finding,) = broken(bench.findings(bench.hard_close(closer, peer)))
+
+    assert "CLOSE-02" in finding.requirements
+    assert "WSPCloseSocket returned 0 with WSAENOTSOCK (10038)" in finding.seen
 
 
 @pytest.mark.parametrize(
