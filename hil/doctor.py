@@ -132,7 +132,12 @@ def _rdma_here(*, needed: bool) -> Finding:
     if isinstance(devices, str):
         level = Level.BAD if needed else Level.OK
         seen = f"none: {devices.removeprefix('error: ')}" + " (not needed: the nodes are elsewhere)" * (not needed)
-        return Finding(level, "RDMA in this kernel", seen, "modprobe ib_core rdma_ucm" if needed else "")
+        return Finding(
+            level,
+            "RDMA in this kernel",
+            seen,
+            "modprobe -a rdma_rxe rdma_ucm, or your NIC's module instead of the first" if needed else "",
+        )
     return Finding(Level.OK, "RDMA in this kernel", ", ".join(devices) or "no device")
 
 
@@ -162,12 +167,12 @@ def _host(lab: HostsFile, name: str, base: Path) -> Iterator[Finding]:
     described = [machine.get(key, "") for key in ("distribution", "kernel")] + [f"Python {machine.get('python', '')}"]
     yield Finding(Level.OK, what, ", ".join(text for text in described if text))
     if adapter:
-        yield from _adapter(adapter, facts, what)
+        yield from _adapter(adapter, facts, what, section.namespace)
     yield from _recorder(lab, name, facts)
 
 
-def _adapter(adapter: Adapter, facts: dict[str, Any], what: str) -> Iterator[Finding]:
-    if problems := not_ready(adapter, facts, provisioned=False):
+def _adapter(adapter: Adapter, facts: dict[str, Any], what: str, namespace: str = "") -> Iterator[Finding]:
+    if problems := not_ready(adapter, facts, provisioned=False, namespace=namespace):
         yield from (Finding(Level.BAD, what, problem.seen, problem.mend) for problem in problems)
         return
     having = ", ".join(addresses(adapter))

@@ -22,7 +22,7 @@ from hil.files import passing_folder
 from hil.nodes import hostlab, running
 from hil.nodes.host import Host
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile
-from hil.nodes.needs import Need, lacks
+from hil.nodes.needs import Need, guarantee, lacks
 from hil.options import DEFAULT_LAB, ROOT, give_up, lab_of, or_give_up
 
 # The first time, the guest image is built and booted in it.
@@ -56,7 +56,8 @@ def described(known: LabFile) -> list[str]:
     """What a lab is made of, what it has and what it lacks, in lines."""
     lines = [f"lab {known.lab.name} ({known.lab.kind})", *_nodes(known)]
     missing = lacks(known)
-    lines += [f"  has    {need}" for need in Need if need not in missing]
+    how = {Need.CAPTURE: f": {guarantee(known)}"}
+    lines += [f"  has    {need}{how.get(need, '')}" for need in Need if need not in missing]
     return lines + [f"  lacks  {need}: {reason}" for need, reason in missing.items()]
 
 
@@ -256,14 +257,24 @@ def _terminal(control: socket.socket) -> None:
 @lab.command()
 @click.argument("name", default="")
 def down(name: str) -> None:
-    """End a lab that runs or is being made: its nodes stop, hosts are left as they were, its recording is removed."""
+    """End a lab that runs or is being made: its nodes stop, hosts are left as they were, its recording is removed.
+
+    Exit code 2 where something could not be left as it was; it is named.
+    """
     folder = _chosen(name, running.labs)
+    # Of a lab that is being made, "up" tells what goes wrong.
+    runs = running.answers(folder)
     running.end(folder)
     end_ns = time.monotonic_ns() + int(DOWN_TIMEOUT_S * 1e9)
-    while folder.name in or_give_up(running.labs):
+    while running.lives(folder):
         if time.monotonic_ns() > end_ns:
             give_up(f"lab {folder.name} did not end within {DOWN_TIMEOUT_S:.0f} s: see {folder}/log")
         time.sleep(POLL_S)
+    # A supervisor that could leave all as it was has removed its folder.
+    last_words = (folder / "log").read_text(errors="replace").strip() if (folder / "log").exists() else ""
+    or_give_up(running.labs)
+    if runs and last_words:
+        give_up(f"lab {folder.name} is down, and not all is as it was:\n{last_words}")
     click.echo(f"hil: lab {folder.name} is down")
 
 

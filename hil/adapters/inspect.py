@@ -17,6 +17,7 @@ from hil.netlink.link import RdmaLink
 
 PROGRAMS = ("ip", "rdma", "dumpcap", "tcpdump", "sudo")
 DEVICES = Path("/dev/infiniband")
+NETDEVS = Path("/sys/class/net")
 # linux/capability.h
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_IPC_LOCK": 14}
 
@@ -90,7 +91,8 @@ def _adapter(device: str, netdev: str, addresses: list[str]) -> dict[str, Any]:
     try:
         return {
             "state": port_state(device),
-            "netdev": netdev in [name for _, name in socket.if_nameindex()],
+            "carries": _netdevs_of(device),
+            "lower": [path.name.removeprefix("lower_") for path in NETDEVS.glob(f"{netdev}/lower_*")],
             "mac": _mac(netdev),
             "missing gids": [address for address in addresses if gid_of(address) not in gids(device)],
         }
@@ -98,8 +100,15 @@ def _adapter(device: str, netdev: str, addresses: list[str]) -> dict[str, Any]:
         return {"error": str(error)}
 
 
+def _netdevs_of(device: str) -> list[str]:
+    """The netdevs that the ports of an RDMA device belong to; an InfiniBand port has none."""
+    with RdmaLink() as link:
+        indexes = [known["DEV_INDEX"] for known in link.devices() if known["DEV_NAME"] == device]
+        return [port["NDEV_NAME"] for index in indexes for port in link.ports(index) if "NDEV_NAME" in port]
+
+
 def _mac(netdev: str) -> str:
     try:
-        return Path(f"/sys/class/net/{netdev}/address").read_text().strip()
+        return (NETDEVS / netdev / "address").read_text().strip()
     except OSError:
         return ""

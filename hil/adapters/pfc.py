@@ -80,9 +80,27 @@ def get_pfc(netdev: str) -> Pfc:
 
 
 def set_priorities(netdev: str, enabled: int) -> None:
-    """Enable PFC for the priorities whose bits are set, and no others. Raises AdapterError like ``get_pfc``."""
+    """Enable PFC for the priorities whose bits are set, and no others.
+
+    Raises AdapterError like ``get_pfc``, and when the adapter does not do what it was told: a driver's refusal comes in
+    the answer, and the kernel acknowledges the order all the same.
+    """
     wanted = replace(get_pfc(netdev), enabled=enabled)
     _asked(netdev, message(netdev, IEEE_SET, wanted), RTM_SETDCB, NLM_F_REQUEST | NLM_F_ACK)
+    check_priorities(netdev, get_pfc(netdev), enabled)
+
+
+def check_priorities(netdev: str, told: Pfc, enabled: int) -> None:
+    """Raises AdapterError unless PFC is ``told`` to be enabled for these priorities and no others."""
+    if told.enabled != enabled:
+        raise AdapterError(
+            f"{netdev} did not take PFC for priorities {_listed(enabled)}: it has it for {_listed(told.enabled)}; "
+            "its driver or firmware refuses (lldpad or a firmware's DCBX may own the setting)"
+        )
+
+
+def _listed(enabled: int) -> str:
+    return ", ".join(str(p) for p in range(PRIORITIES) if enabled >> p & 1) or "none"
 
 
 def _asked(netdev: str, question: Any, kind: int, flags: int) -> list[Any]:

@@ -43,7 +43,11 @@ class HostLab:
             wait_ready(self.nodes.values())
             self._make_ready(self.nodes)
         except BaseException:
-            self.close()
+            # Why it could not be made is the news; what it left is said beside it.
+            try:
+                self.close()
+            except SetupError as error:
+                say(str(error))
             raise
 
     def _connect(self, name: str) -> Host:
@@ -60,7 +64,7 @@ class HostLab:
         facts = self.nodes[name].system(
             "inspect", device=adapter.device, netdev=adapter.netdev, addresses=addresses(adapter)
         )
-        if problems := not_ready(adapter, facts):
+        if problems := not_ready(adapter, facts, namespace=self.lab.nodes[Name(name)].namespace):
             raise SetupError(f"node {name}: " + "; ".join(map(str, problems)))
         prefixes = adapter.ipv4_prefix, adapter.ipv6_prefix
         mac = facts["adapter"]["mac"]
@@ -113,16 +117,22 @@ class HostLab:
         }
 
     def close(self) -> None:
-        """Undo what was provisioned, and let all go. What cannot be undone stays noted."""
+        """Undo what was provisioned, and let all go.
+
+        Raises SetupError that names each node which is not as it was: what cannot be undone stays noted there.
+        """
+        left = []
         for name in sorted(self._provisioned):
             try:
                 self._living(name).system("restore")
             except HilError as error:
-                mend = f"undo the rest with: hil lab restore {shlex.quote(str(self._file))}"
-                say(f"node {name} is not as it was: {told(name, error)}\nhil: {mend}")
+                left.append(f"node {name} is not as it was: {told(name, error)}")
         self._provisioned.clear()
         for node in self.nodes.values():
             node.stop()
+        if left:
+            mend = f"undo the rest with: hil lab restore {shlex.quote(str(self._file))}"
+            raise SetupError("\n".join([*left, mend]))
 
     def __enter__(self) -> "HostLab":
         return self
@@ -181,6 +191,9 @@ def provisioning(adapter: Adapter) -> dict[str, Any]:
     lengths = ((adapter.ipv4, adapter.ipv4_prefix), (adapter.ipv6, adapter.ipv6_prefix))
     wanted: dict[str, Any] = {"netdev": adapter.netdev, "mtu": adapter.mtu}
     wanted["addresses"] = [f"{ip}/{length}" for ip, length in lengths if ip]
+    if adapter.flow_control is not None:
+        wanted["flow_control"] = list(adapter.flow_control)
+    wanted |= {key: value for key in ("traffic_class", "settings") if (value := getattr(adapter, key)) is not None}
     return wanted | ({"device": adapter.device} if adapter.soft_roce else {})
 
 
@@ -200,10 +213,11 @@ class Want:
         return f"{self.seen}: {self.mend}" if self.mend else self.seen
 
 
-def not_ready(adapter: Adapter, facts: dict[str, Any], *, provisioned: bool = True) -> list[Want]:
+def not_ready(adapter: Adapter, facts: dict[str, Any], *, provisioned: bool = True, namespace: str = "") -> list[Want]:
     """Why a node that answered ``inspect`` so cannot run a provider on its adapter.
 
     ``provisioned``: what the lab file lets the bench make is there by now; else it need only be possible to make it.
+    ``namespace``: where the node's commands run.
     """
     found = []
     if tuple(facts["python"]) < (3, 11):
@@ -214,8 +228,8 @@ def not_ready(adapter: Adapter, facts: dict[str, Any], *, provisioned: bool = Tr
     if facts["librdmacm"] != "there":
         found.append(Want("librdmacm is missing", "apt-get install rdmacm-utils"))
     if isinstance(facts["rdma netlink"], str):
-        module = "rdma_rxe" if adapter.soft_roce else "ib_core"
-        return [*found, Want(f"its kernel has no RDMA ({facts['rdma netlink']})", f"modprobe {module}")]
+        mend = "modprobe rdma_rxe" if adapter.soft_roce else "load the adapter's own module, such as modprobe mlx5_ib"
+        return [*found, Want(f"its kernel has no RDMA ({facts['rdma netlink']})", mend)]
     if not facts["rdma_cm"]:
         mend = "modprobe rdma_ucm, and log in as root or set sudo = true"
         found.append(Want("/dev/infiniband/rdma_cm cannot be opened", mend))
@@ -224,7 +238,7 @@ def not_ready(adapter: Adapter, facts: dict[str, Any], *, provisioned: bool = Tr
         found.append(Want(f"{' and '.join(sorted(missing))} is missing", "log in as root, or set sudo = true"))
     if adapter.provision and not provisioned:
         return found + _cannot_be_made(adapter, facts)
-    return found + _adapter_not_ready(adapter, facts["adapter"], facts["rdma netlink"])
+    return found + _adapter_not_ready(adapter, facts, f"ip netns exec {namespace} " if namespace else "")
 
 
 def _cannot_be_made(adapter: Adapter, facts: dict[str, Any]) -> list[Want]:
@@ -245,19 +259,29 @@ def _no_device(adapter: Adapter, devices: list[str]) -> str:
     return f"there is no RDMA device {adapter.device} (there is: {', '.join(devices) or 'none'})"
 
 
-def _adapter_not_ready(adapter: Adapter, known: dict[str, Any], devices: list[str]) -> list[Want]:
+def _adapter_not_ready(adapter: Adapter, facts: dict[str, Any], there: str) -> list[Want]:
+    """``there``: what leads a command to where the adapter is."""
+    known, devices = facts["adapter"], facts["rdma netlink"]
+    if adapter.netdev not in facts["netdevs"]:
+        return [Want(f"there is no netdev {adapter.netdev} (there is: {', '.join(facts['netdevs'])})")]
     if adapter.device not in devices:
-        mend = f"rdma link add {adapter.device} type rxe netdev {adapter.netdev}, for soft-RoCE"
+        # To make one of this name would let the tests run on soft-RoCE where a NIC is meant.
+        made = f"{there}rdma link add {adapter.device} type rxe netdev {adapter.netdev}"
+        mend = f"name one that is there, load the NIC's module, or only where soft-RoCE is meant: {made}"
         return [Want(_no_device(adapter, devices), mend)]
     if error := known.get("error"):
         return [Want(f"{adapter.device} could not be asked: {error}")]
-    found = [] if known["netdev"] else [Want(f"there is no netdev {adapter.netdev}")]
+    # A VLAN's netdev is on top of the port's own.
+    if known["carries"] and not {adapter.netdev, *known["lower"]} & set(known["carries"]):
+        seen = f"{adapter.netdev} is no netdev of {adapter.device}, which has {', '.join(known['carries'])}"
+        return [Want(seen, "name the netdev that belongs to the device: hil adapters shows both")]
+    found = []
     if known["state"] != PORT_ACTIVE:
         seen = f"{adapter.device} port 1 is not ACTIVE but {known['state']}"
-        found.append(Want(seen, f"ip link set {adapter.netdev} up"))
+        found.append(Want(seen, f"{there}ip link set {adapter.netdev} up"))
     lengths = {adapter.ipv4: adapter.ipv4_prefix, adapter.ipv6: adapter.ipv6_prefix}
     for address in known["missing gids"]:
-        mend = f"ip address add {address}/{lengths[address]} dev {adapter.netdev}"
+        mend = f"{there}ip address add {address}/{lengths[address]} dev {adapter.netdev}"
         found.append(Want(f"{adapter.device} has no GID for {address}", mend))
     return found
 

@@ -23,6 +23,7 @@ MTU_LIMITS = (1280, 9000)
 MEMORY_LIMITS = (384, 16384)
 NODE_LIMITS = (2, 64)
 PORT_LIMITS = (0, 65535)
+PROVISIONED = ("soft_roce", "mtu", "flow_control", "traffic_class", "settings")
 
 Mtu = NewType("Mtu", int)
 MemoryMib = NewType("MemoryMib", int)
@@ -31,6 +32,8 @@ TcpPort = NewType("TcpPort", int)
 Ipv4Prefix = NewType("Ipv4Prefix", int)
 Ipv6Prefix = NewType("Ipv6Prefix", int)
 AnyMtu = NewType("AnyMtu", int)
+Priority = NewType("Priority", int)
+TrafficClass = NewType("TrafficClass", int)
 Ipv4 = NewType("Ipv4", str)
 Ipv6 = NewType("Ipv6", str)
 Name = NewType("Name", str)
@@ -98,7 +101,10 @@ class Adapter:
     """``[nodes.NAME.adapter]``: the RDMA device, the netdev below it, and the addresses that it has.
 
     ``provision``: give it what it lacks of these for the run, and take it away again: addresses with their prefix
-    lengths, ``mtu`` unless 0, link up, and with ``soft_roce`` a soft-RoCE device of that name on the netdev.
+    lengths, ``mtu`` unless 0, link up, and with ``soft_roce`` a soft-RoCE device of that name on the netdev. Only
+    where they are written: ``flow_control``, the priorities that have PFC and no others; ``traffic_class`` of
+    connections that choose none, its two lowest bits ECN's; ``settings``, files below /sys/class/net and /proc/sys/net,
+    such as a driver's ECN switches, and what to write into them.
     """
 
     device: Name
@@ -110,6 +116,9 @@ class Adapter:
     ipv4_prefix: Ipv4Prefix = Ipv4Prefix(24)
     ipv6_prefix: Ipv6Prefix = Ipv6Prefix(64)
     mtu: AnyMtu = AnyMtu(0)
+    flow_control: tuple[Priority, ...] | None = None
+    traffic_class: TrafficClass | None = None
+    settings: dict[str, str] | None = None
 
 
 @attrs.frozen
@@ -322,7 +331,7 @@ def _converter(*, strict: bool = True) -> cattrs.Converter:
     for kind in (int, str, bool):
         converter.register_structure_hook(kind, _strict(kind))
     limits = {Mtu: MTU_LIMITS, MemoryMib: MEMORY_LIMITS, NodeCount: NODE_LIMITS, TcpPort: PORT_LIMITS}
-    limits |= {Ipv4Prefix: (1, 32), Ipv6Prefix: (1, 128)}
+    limits |= {Ipv4Prefix: (1, 32), Ipv6Prefix: (1, 128), Priority: (0, 7), TrafficClass: (0, 255)}
     for number, bounds in limits.items():
         converter.register_structure_hook(number, _between(*bounds))
     converter.register_structure_hook(AnyMtu, _any_mtu)
@@ -404,6 +413,14 @@ def _contradictions(lab: LabFile) -> Any:
             f"[capture.node] node {lab.capture.node} is tested: RoCE frames of a hardware adapter pass its netdevs by; "
             "mirror the port to a third node"
         )
+    for name, node in lab.nodes.items():
+        if node.adapter is not None and not node.adapter.provision:
+            for key in PROVISIONED:
+                if getattr(node.adapter, key) != attrs.fields_dict(Adapter)[key].default:
+                    yield f"[nodes.{name}.adapter.{key}] it is the bench's to give only with provision = true"
+            continue
+        if node.adapter is not None and node.adapter.flow_control is not None and node.namespace:
+            yield f"[nodes.{name}.adapter.flow_control] it is a setting of a port: ask for it without a namespace"
     known = [ip for node in lab.nodes.values() if (a := node.adapter) for ip in (a.ipv4, a.ipv6) if ip]
     for ip in sorted({ip for ip in known if known.count(ip) > 1}):
         yield f"[nodes] two adapters have the address {ip}"

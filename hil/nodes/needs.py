@@ -8,10 +8,11 @@ from hil.nodes.labfile import HostCapture, HostsFile, LabFile, MirrorCapture, No
 class Need(StrEnum):
     """A property of labs that some have and some lack.
 
-    CAPTURE: every frame between the nodes is recorded, and a missing one is noticed. INLINE_WIRE: frames pass through
-    the bench, which can hold them back or change them. OWN_NODES: the nodes are the bench's; a test may change their
-    addresses, take adapters away, and need not put anything back. POWER: a node can be halted and cut off at will.
-    IPV6: adapters have an IPv6 address. GUESTS: the nodes are guests, whose netdevs and networks a test knows.
+    CAPTURE: every frame between the nodes is recorded, and a missing one is noticed (how: ``guarantee``).
+    INLINE_WIRE: frames pass through the bench, which can hold them back or change them. OWN_NODES: the nodes are the
+    bench's; a test may change their addresses, take adapters away, and need not put anything back. POWER: a node can be
+    halted and cut off at will. IPV6: adapters have an IPv6 address. GUESTS: the nodes are guests, whose netdevs and
+    networks a test knows.
     MANY_NODES: sixteen nodes at least on one switch.
     """
 
@@ -70,6 +71,18 @@ def capture_lacks(lab: HostsFile) -> str:
         "RoCE frames of a hardware adapter pass its netdev by, so they are not in a capture there; mirror the port to "
         "a third node, or name an interface that dumpcap records RDMA on"
     )
+
+
+def guarantee(lab: LabFile) -> str:
+    """How a frame that is missing in the captures of a lab is noticed."""
+    if not isinstance(lab, HostsFile):
+        return "each node's frames are counted against its adapter's counters"
+    drops = "the recording's own drops are counted"
+    gaps = f"{drops}; PSNs and answers tell of others, but not of a last frame that nothing else speaks of"
+    if isinstance(lab.capture, HostCapture) and lab.link.soft and not lab.capture.interface:
+        counted = f"the frames of node {lab.capture.on} are counted against its adapter's counters, and {drops}"
+        return counted if lab.capture.method == "packet-socket" else gaps
+    return gaps
 
 
 def _sees_hardware(capture: HostCapture) -> bool:

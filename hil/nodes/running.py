@@ -55,7 +55,7 @@ def labs() -> dict[str, Path]:
 def _known() -> Iterator[tuple[Path, bool]]:
     for folder in sorted(runtime_folder().iterdir()):
         runs = answers(folder)
-        if runs or _lives(folder):
+        if runs or lives(folder):
             yield folder, runs
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -78,11 +78,11 @@ def end(folder: Path) -> None:
     except (SetupError, OSError):
         # It is still making its lab, and ends as it does at "down".
         with suppress(OSError, ValueError):
-            if _lives(folder):
+            if lives(folder):
                 os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
 
 
-def _lives(folder: Path) -> bool:
+def lives(folder: Path) -> bool:
     """Whether the supervisor that made ``folder`` is still at work, perhaps not yet listening."""
     try:
         pid = int((folder / "pid").read_text())
@@ -156,6 +156,8 @@ class Supervisor:
                 self._answer_all(pair)
         finally:
             self._listener.close()
+            # What was changed on hosts is given back, however often one is told to end.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             lab.close()
 
     def _answer_all(self, pair: Pair) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Self
 from hil.errors import CaptureError, HilError, NodeError, Unsupported
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import RocePacket, roce_packets
+from hil.evidence.rebuild.missing import missing_in
 from hil.evidence.rules import ended_processes, grown_processes, held, of_sockets, others, unseen
 from hil.nodes.channel import ClockRelation
 from hil.nodes.clones import Clones
@@ -193,6 +194,8 @@ class Pair:
         self._note_log(evidence)
         evidence.events.sort(key=lambda e: e["at_ns"])
         self._read_capture(evidence)
+        if (audit or last) and not self.wire.sides:
+            self._look_for_gaps(evidence)
         if problem := unseen_link(evidence, counted=bool(self.wire.sides)):
             evidence.problems.append(problem)
         return evidence
@@ -301,6 +304,13 @@ class Pair:
             evidence.packet_times_ns = {p.frame: p.time_ns - epoch_ns for p in both}
         except (CaptureError, OSError) as error:
             evidence.problems.append(f"the capture cannot be read: {error}")
+
+    def _look_for_gaps(self, evidence: Evidence) -> None:
+        """No adapter's counters tell of a frame that this capture point missed; other frames may."""
+        try:
+            evidence.problems += [f"the capture misses frames {line}" for line in missing_in(self.wire.path)]
+        except (CaptureError, OSError) as error:
+            evidence.problems.append(f"the capture cannot be searched for gaps: {error}")
 
     def write(self, evidence: Evidence) -> None:
         """Write timeline and versions beside the capture and the consoles."""

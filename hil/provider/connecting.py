@@ -21,7 +21,7 @@ from hil.winsock.structures import WSABUF, WSAEVENT, WSANETWORKEVENTS, LpErrno, 
 RESOLVE_TIMEOUT_MS = 3000
 MAX_BACKLOG = 200
 KERNEL_BACKLOG = 1024
-REJ_INVALID_SERVICE_ID = 8
+REJ_INVALID_SERVICE_ID, REJ_CONSUMER_DEFINED = 8, 28
 ACK_TIMEOUT_EXPONENT = 16
 
 
@@ -473,10 +473,14 @@ class Connecting(Closing):
             self._refuse(request.new_id)
 
 
+# Any other reason, such as a time-out or a lack of resources, is no proof that TCP/IP would fail as well (CONN-08).
+_REFUSALS = {REJ_INVALID_SERVICE_ID: Code.WSAECONNRESET, REJ_CONSUMER_DEFINED: Code.WSAECONNREFUSED}
+
+
 def connect_code(event: CmEvent) -> Code:
     """The code a failed connect ends with (CONN-05 to CONN-09)."""
     if event.kind is CmEventType.REJECTED:
-        return Code.WSAECONNRESET if event.status == REJ_INVALID_SERVICE_ID else Code.WSAECONNREFUSED
+        return _REFUSALS.get(event.status, Code.WSAETIMEDOUT)
     # Address resolution is ARP or ND: when that fails, TCP/IP fails too (Q6); without a device on the route not so.
     unanswered = event.status in (-errno.ETIMEDOUT, -errno.EHOSTUNREACH)
     return Code.WSAEHOSTUNREACH if event.kind is CmEventType.ADDR_ERROR and unanswered else Code.WSAETIMEDOUT

@@ -94,10 +94,15 @@ class Crowd(Service):
         self._receives[s] = number
 
     def close_crowd(self, sockets: list[int], threads: int = 1) -> list[float]:
-        """Close these sockets, from several threads when asked; the seconds each close took, in order of their end."""
+        """Close these sockets, from several threads when asked; the seconds each close took, in order of their end.
+
+        With a thread for each socket all closes begin at once.
+        """
         waiting, seconds, failures = list(sockets), [], []
+        go = threading.Barrier(threads)
 
         def work() -> None:
+            go.wait()
             while True:
                 try:
                     s = waiting.pop(0)

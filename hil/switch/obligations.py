@@ -192,6 +192,10 @@ class Obligations:
     def _WSPSetSockOpt(self, known: _Socket, arguments: tuple[Any, ...]) -> None:
         if arguments[2] not in (w.SO_DEBUG, w.SO_GROUP_PRIORITY):
             self._report("OPT-06", f"option {arguments[2]:#x} is never set")
+        # Of a socket in use the application may set options again at any time (SOCK-12).
+        begun = known.accepted or {"WSPConnect", "WSPListen"} & set(known.calls)
+        if "WSPEventSelect" in known.calls and not begun:
+            self._report("SWITCH-04", "WSPSetSockOpt between WSPEventSelect and WSPConnect or WSPListen")
 
     def _WSPDeregisterMemory(self, known: _Socket, arguments: tuple[Any, ...]) -> None:
         region = known.regions.get(arguments[1])

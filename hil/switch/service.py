@@ -34,6 +34,8 @@ from hil.winsock.structures import (
 TCP = WSAPROTOCOL_INFOW(w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP)
 COMPLETE = "WPUCompleteOverlappedRequest"
 SETTLE_S = 0.05
+# A WSATHREADID that whoever looks into it stumbles over.
+_NO_THREAD = "no thread"
 
 
 def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:
@@ -430,10 +432,10 @@ class Service:
         routine: bool = False,
         deliberately: Collection[str] = (),
     ) -> Any:
-        """``buffers``: [length, address] each; ``routine``: with a completion routine, which is never to be called."""
+        """``buffers``: [length, address] each; ``routine``: with a completion routine and a thread, to be ignored."""
         parts, o = [WSABUF(*b) for b in buffers], self._switch.overlapped[overlapped]
-        arguments = (s, parts, len(parts), [0], flags, o, self._never if routine else None, None)
-        return self._switch.call("WSPSend", *arguments, overlapped=overlapped, deliberately=deliberately)
+        arguments = (s, parts, len(parts), [0], flags, o, *self._junk(routine))
+        return self._captured(parts, "WSPSend", *arguments, overlapped=overlapped, deliberately=deliberately)
 
     def WSPRecv(
         self,
@@ -444,8 +446,8 @@ class Service:
         deliberately: Collection[str] = (),
     ) -> Any:
         parts, o = [WSABUF(*b) for b in buffers], self._switch.overlapped[overlapped]
-        arguments = (s, parts, len(parts), [0], [0], o, self._never if routine else None, None)
-        return self._switch.call("WSPRecv", *arguments, overlapped=overlapped, deliberately=deliberately)
+        arguments = (s, parts, len(parts), [0], [0], o, *self._junk(routine))
+        return self._captured(parts, "WSPRecv", *arguments, overlapped=overlapped, deliberately=deliberately)
 
     def post_each(self, function: str, s: int, address: int, lengths: list[int]) -> list[list[int]]:
         """WSPSend or WSPRecv of each of ``lengths``, one behind the other from ``address`` on, as fast as they go.
@@ -476,11 +478,24 @@ class Service:
         overlapped: int,
         offset: int = 0,
         flags: int = 0,
+        routine: bool = False,
         deliberately: Collection[str] = (),
     ) -> Any:
         parts, o = [WSABUFEX(*b) for b in buffers], self._switch.overlapped[overlapped]
-        arguments = (s, parts, len(parts), descriptor, len(descriptor), offset, [0], flags, o, None, None)
-        return self._switch.call(function, *arguments, overlapped=overlapped, deliberately=deliberately)
+        arguments = (s, parts, len(parts), descriptor, len(descriptor), offset, [0], flags, o, *self._junk(routine))
+        return self._captured(parts, function, *arguments, overlapped=overlapped, deliberately=deliberately)
+
+    def _captured(self, parts: list[Any], function: str, *arguments: Any, **more: Any) -> Any:
+        """Call, and use the WSABUFs for something else: a provider that kept the array transfers nonsense (Q7)."""
+        answer = self._switch.call(function, *arguments, **more)
+        for part in parts:
+            part.len, part.buf = 1, 1
+        parts.clear()
+        return answer
+
+    def _junk(self, routine: bool) -> tuple[object, object]:
+        """A completion routine and a thread id that nobody is to use, or NULL twice."""
+        return (self._never, _NO_THREAD) if routine else (None, None)
 
     def _never(self, *arguments: object) -> None:
         self._switch.journal("error", handle=0, traceback="a completion routine was called (OVL-06)")
@@ -517,12 +532,14 @@ class Service:
         given = None if null else value.to_bytes(4, "little")
         return self._switch.call("WSPSetSockOpt", s, level, name, given, length, deliberately=deliberately)
 
-    def WSPIoctl(self, s: int, code: int, given: str = "", room: int = 4096, overlapped: int = 0) -> Any:
+    def WSPIoctl(
+        self, s: int, code: int, given: str = "", room: int = 4096, overlapped: int = 0, routine: bool = False
+    ) -> Any:
         """``given``: a GUID's text; ``overlapped`` 0 is NULL."""
         out: list[Any] = []
         count = [0]
         o = self._switch.overlapped[overlapped] if overlapped else None
-        arguments = (s, code, given, len(given), out, room, count, o, None, None)
+        arguments = (s, code, given, len(given), out, room, count, o, *self._junk(routine))
         answer = self._switch.call("WSPIoctl", *arguments, overlapped=overlapped or None)
         found = [x.sin_addr if isinstance(x, SockAddr) else getattr(x, "__name__", "?") for x in out]
         return answer | {"out": found, "returned": count[0]}

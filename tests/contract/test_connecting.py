@@ -16,14 +16,17 @@ from fixtures.bench import CONNECTOR_PORT, PORT, Bench
 from hil.evidence.packets import RocePacket
 from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import CF_REJECT, FD_CONNECT_BIT, MEM_READWRITE, MEM_WRITE, Code
-from hil.wire.frames import CMREQ, IPCM, dissect
+from hil.wire.frames import CMREQ, IPCM, CmAttribute, dissect
 from hil.wire.pcapng import read_pcapng
+from hil.wire.rules import Corrupt, Match, Rule
 
 pytestmark = pytest.mark.used_pair
 
 # What the switch takes as final; with any other code it goes on to try TCP/IP.
 FINAL = {Code.WSAECONNRESET, Code.WSAECONNREFUSED, Code.WSAEHOSTUNREACH}
 REJ_NO_SUCH_SERVICE, REJ_CONSUMER = 8, 28
+# Where the reason's low byte is, from the BTH on: behind BTH, DETH, the MAD's header and eleven bytes of REJ (12.6.7).
+REJ_REASON = 12 + 8 + 24 + 11
 RDMA_CM_LISTEN = 8
 TCP, UDP = 6, 17
 
@@ -321,6 +324,38 @@ def test_the_peer_refuses(bench: Bench, why: str) -> None:
     assert code is Code.WSAECONNREFUSED
     assert [(p.source, p.reason) for p in cm_packets(bench, "REJ")] == [(b.ip, REJ_CONSUMER)]
     a.close(first)
+    assert left_after_close(a, socket) == []
+    bench.judge()
+
+
+@pytest.mark.requirement("CONN-06", "CONN-08", "CONN-10")
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (REJ_CONSUMER, Code.WSAECONNREFUSED),
+        (REJ_NO_SUCH_SERVICE, Code.WSAECONNRESET),
+        (3, Code.WSAETIMEDOUT),
+        (4, Code.WSAETIMEDOUT),
+        (10, Code.WSAETIMEDOUT),
+    ],
+    ids=["consumer", "no such service", "no resources", "time-out", "stale connection"],
+)
+@pytest.mark.needs("inline wire")
+def test_only_a_refusal_that_tcp_would_meet_too_is_final(bench: Bench, reason: int, code: Code) -> None:
+    """The wire turns the peer's REJ into one of another reason: what says nothing of TCP/IP leaves the way to it."""
+    a, b = bench.start()
+    listener = b.listen(PORT)
+    if changed := reason ^ REJ_CONSUMER:
+        lie = Corrupt(offset=REJ_REASON, mask=changed, repaired=True)
+        bench.pair.wire.add_rule(Rule("another reason", lie, Match(cm=(CmAttribute.REJ,))))
+    socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
+    a.connect(socket, b.ip, PORT)
+    b.wait_request(listener)
+    b.wsp("WSPAccept", s=listener.s, decision=CF_REJECT)
+
+    assert a.connect_result(socket) is code
+
+    assert {p.reason for p in bench.pair.evidence(audit=False).delivered if p.cm == "REJ"} == {reason}
     assert left_after_close(a, socket) == []
     bench.judge()
 

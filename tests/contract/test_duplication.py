@@ -111,14 +111,22 @@ def test_the_peer_notices_nothing(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-05", "DUP-06")
 def test_pending_receives_complete_with_success_and_nothing(bench: Bench) -> None:
-    """WSPDuplicateSocket completes each outstanding receive with success and zero bytes, and releases their memory."""
+    """WSPDuplicateSocket completes each outstanding receive with success and zero bytes, and releases their memory.
+
+    Those to be polled end in their structure, without an up-call (Q22, as Q1).
+    """
     former, peer = bench.connect()
     receives = [former.recv(offset=256 * i) for i in range(4)]
+    polled = [former.at.recv(former.socket, offset=2048 + 256 * i, hEvent=1) for i in range(4)]
     other = bench.another("a")
 
     token = duplicate(former, other)
 
     assert [former.completion(r, 1) for r in receives] == [(Code.OK, 0)] * 4
+    states = [former.at.ask("overlapped_state", overlapped=o) for o in polled]
+    assert [(o["Internal"], o["OffsetHigh"], o["InternalHigh"]) for o in states] == [(0, Code.OK, 0)] * 4
+    told = {e["overlapped"] for e in bench.pair.evidence(audit=False).of("a", "upcall") if "overlapped" in e}
+    assert told == set(receives)
     held = bench.pair.nodes["a"].system("resources")
     assert not [r for r in held if r["kind"] in ("MR", "QP") and r["pid"] == former.at.pid], held
     new = taken(other, token)

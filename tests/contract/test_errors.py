@@ -41,7 +41,7 @@ def functions(endpoint: Endpoint, peer_ip: str) -> dict[str, dict[str, Any]]:
         "WSPGetOverlappedResult": {"overlapped": overlapped, "deliberately": ANYWAY},
         "WSPGetQOSByName": {},
         "WSPGetSockOpt": {"level": SOL_SOCKET, "name": SO_MAX_MSG_SIZE},
-        "WSPSetSockOpt": {"level": SOL_SOCKET, "name": SO_DEBUG},
+        "WSPSetSockOpt": {"level": SOL_SOCKET, "name": SO_DEBUG, "deliberately": ANYWAY},
         "WSPIoctl": {"code": SIO_ADDRESS_LIST_QUERY},
         "WSPSend": data,
         "WSPRecv": data,

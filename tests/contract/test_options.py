@@ -35,8 +35,9 @@ def read(endpoint: Endpoint, s: int, name: int, level: int = SOL_SOCKET, **more:
 
 
 def write(endpoint: Endpoint, s: int, name: int, level: int = SOL_SOCKET, **more: object) -> Code:
-    """The code of a WSPSetSockOpt, also of an option that the switch never sets."""
-    return endpoint.wsp("WSPSetSockOpt", s=s, level=level, name=name, deliberately=["OPT-06"], **more).code
+    """The code of a WSPSetSockOpt, also of an option, or at a time, that is not the switch's."""
+    anyway = ["OPT-06", "SWITCH-04"]
+    return endpoint.wsp("WSPSetSockOpt", s=s, level=level, name=name, deliberately=anyway, **more).code
 
 
 def limit(end: End, option: str) -> int:

@@ -98,6 +98,13 @@ def options_before_bind(bench: Bench) -> None:
     a.wsp("WSPBind", s=s, address=a.ip, port=PORT)
 
 
+def options_after_event_selection(bench: Bench) -> None:
+    a, _ = bench.start()
+    socket = a.socket(PORT, 0x18)
+    a.must("WSPSetSockOpt", s=socket.s, level=SOL_SOCKET, name=SO_DEBUG, value=1)
+    a.wsp("WSPListen", s=socket.s, backlog=1)
+
+
 def connect_without_event_selection(bench: Bench) -> None:
     a, b = bench.start()
     s = a.must("WSPSocket").result
@@ -181,6 +188,7 @@ def option(end: End, name: int) -> int:
         *breaks("SWITCH-02", send_from_memory_not_registered),
         *breaks("SWITCH-03", message_above_the_maximum, transfer_above_the_maximum),
         *breaks("SWITCH-04", event_selection_before_bind, options_before_bind),
+        *breaks("SWITCH-04", options_after_event_selection),
         *breaks("SWITCH-05", connect_without_event_selection, accept_without_event_selection),
         *breaks("SWITCH-10", close_with_idle_memory, close_with_exposed_memory, deregistration_of_memory_in_use),
         *breaks("SWITCH-12", polling_of_what_is_notified),

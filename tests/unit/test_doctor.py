@@ -35,7 +35,7 @@ READY: dict[str, Any] = {
     "netdevs": ["lo", "eth0"],
     "soft-roce": True,
     "programs": [],
-    "adapter": {"state": 4, "netdev": True, "mac": "02:00:00:00:00:01", "missing gids": []},
+    "adapter": {"state": 4, "carries": ["eth0"], "lower": [], "mac": "02:00:00:00:00:01", "missing gids": []},
 }
 
 
@@ -50,13 +50,15 @@ def test_a_ready_host_has_no_findings() -> None:
         ({"python": [3, 9]}, "install python3.11"),
         ({"pyverbs": "error: No module named 'pyverbs'"}, "apt-get install python3-pyverbs"),
         ({"librdmacm": "error: no file"}, "apt-get install"),
-        ({"rdma netlink": "error: [Errno 93]"}, "modprobe ib_core"),
+        ({"rdma netlink": "error: [Errno 93]"}, "load the adapter's own module"),
         ({"rdma_cm": False}, "modprobe rdma_ucm"),
         ({"capabilities": ["CAP_NET_RAW"]}, "CAP_NET_ADMIN is missing"),
         ({"rdma netlink": []}, "rdma link add rxe0 type rxe netdev eth0"),
         ({"adapter": READY["adapter"] | {"state": 1}}, "ip link set eth0 up"),
         ({"adapter": READY["adapter"] | {"missing gids": ["10.0.0.1"]}}, "ip address add 10.0.0.1/24 dev eth0"),
         ({"adapter": {"error": "refused"}}, "could not be asked"),
+        ({"netdevs": ["lo"]}, "there is no netdev eth0 (there is: lo)"),
+        ({"adapter": READY["adapter"] | {"carries": ["eth1"]}}, "eth0 is no netdev of rxe0, which has eth1"),
     ],
 )
 def test_each_want_has_its_mend(changed: dict[str, Any], said: str) -> None:
@@ -65,15 +67,22 @@ def test_each_want_has_its_mend(changed: dict[str, Any], said: str) -> None:
     assert said in str(problem)
 
 
-def test_an_address_is_mended_with_its_own_prefix() -> None:
-    """IPv6's is not IPv4's, and neither is always 24; a netdev that is not there has no command that makes it."""
+def test_an_address_is_mended_with_its_own_prefix_where_the_adapter_is() -> None:
+    """IPv6's is not IPv4's, and neither is always 24; in a namespace the command is to run there."""
     adapter = attrs.evolve(ADAPTER, ipv6=Ipv6("fd20::1"), ipv4_prefix=Ipv4Prefix(16))
-    lacking = READY["adapter"] | {"missing gids": ["10.0.0.1", "fd20::1"], "netdev": False}
-    assert [want.mend for want in not_ready(adapter, READY | {"adapter": lacking})] == [
-        "",
-        "ip address add 10.0.0.1/16 dev eth0",
-        "ip address add fd20::1/64 dev eth0",
-    ]
+    lacking = READY | {"adapter": READY["adapter"] | {"missing gids": ["10.0.0.1", "fd20::1"], "state": 1}}
+    mends = ["ip link set eth0 up", "ip address add 10.0.0.1/16 dev eth0", "ip address add fd20::1/64 dev eth0"]
+    assert [want.mend for want in not_ready(adapter, lacking)] == mends
+    there = [f"ip netns exec blue {mend}" for mend in mends]
+    assert [want.mend for want in not_ready(adapter, lacking, namespace="blue")] == there
+
+
+@pytest.mark.parametrize("lower", [["eth1"], []])
+def test_a_vlan_on_top_of_the_devices_netdev_is_its_own(lower: list[str]) -> None:
+    """eth0 carries VLAN traffic of eth1, or has nothing to do with it; an InfiniBand port has no netdev at all."""
+    carried = READY["adapter"] | {"carries": ["eth1"], "lower": lower}
+    assert bool(not_ready(ADAPTER, READY | {"adapter": carried})) == (not lower)
+    assert not not_ready(ADAPTER, READY | {"adapter": carried | {"carries": [], "lower": lower}})
 
 
 FRESH = READY | {"rdma netlink": [], "adapter": READY["adapter"] | {"state": None, "missing gids": ["10.0.0.1"]}}

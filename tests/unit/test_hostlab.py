@@ -92,7 +92,8 @@ class Fake:
             "rdma netlink": ["nonea", "noneb"],
             "rdma_cm": True,
             "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
-            "adapter": {"state": 4, "netdev": True, "mac": "02:00:00:00:00:01", "missing gids": []},
+            "netdevs": ["lo"],
+            "adapter": {"state": 4, "carries": ["lo"], "lower": [], "mac": "02:00:00:00:00:01", "missing gids": []},
         }
 
 
@@ -116,17 +117,18 @@ def test_a_lost_host_is_given_back_over_a_new_connection(provisioned: HostLab) -
 
 
 def test_what_was_not_given_back_is_told_with_the_command_that_does(
-    provisioned: HostLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    provisioned: HostLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command names the lab file: without one it would restore nothing."""
+    """It is an error of its own; the command names the lab file, without which it would restore nothing."""
 
     def gone(self: HostLab, name: str) -> Fake:
         raise SetupError(f"node {name}: far could not be made a node")
 
     monkeypatch.setattr(HostLab, "_connect", gone)
     Fake.made[0].dead = True
-    provisioned.close()
-    said = capsys.readouterr().err
+    with pytest.raises(SetupError) as raised:
+        provisioned.close()
+    said = str(raised.value)
     assert "node a is not as it was: far could not be made a node" in said
     assert f"hil lab restore {tmp_path / 'lab.toml'}" in said and Fake.made[1].calls[-1] == "restore"
 

@@ -84,6 +84,40 @@ def test_down_ends_a_lab_that_is_being_made(making: Making) -> None:
     assert (down.returncode, output) == (0, "hil: lab slow is down\n")
 
 
+SUPERVISOR = """
+import json, socket, sys
+from pathlib import Path
+folder, last_words = Path(sys.argv[1]), sys.argv[2]
+(folder / "pid").write_text(str(__import__("os").getpid()))
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(str(folder / "control"))
+    listener.listen()
+    while b"down" not in (request := (control := listener.accept()[0]).recv(100)):
+        control.sendall(b"{}\\n")
+        control.close()
+(folder / "log").write_text(last_words)
+sys.exit(2)
+"""
+
+
+def test_down_tells_what_could_not_be_given_back(tmp_path: Path) -> None:
+    """A supervisor that ends so leaves its last words: they are told once, with exit code 2, and nothing stays."""
+    folder, last_words = tmp_path / "hil" / "odd", "hil: error: node a is not as it was: gone"
+    folder.mkdir(parents=True)
+    folder.parent.chmod(0o700)
+    with subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), last_words]) as supervisor:
+        wait((folder / "control").exists)
+        command = [sys.executable, "-m", "hil", "lab", "down"]
+        environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        ended = threading.Thread(target=supervisor.wait)
+        ended.start()
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        ended.join()
+    assert done.returncode == 2 and done.stdout == "", done
+    assert done.stderr == f"hil: error: lab odd is down, and not all is as it was:\n{last_words}\n"
+    assert list(folder.parent.iterdir()) == []
+
+
 def test_an_interrupt_ends_a_lab_that_is_being_made(making: Making) -> None:
     """Ctrl-C in "up" ends the supervisor too, which has a session of its own."""
     making.up.send_signal(signal.SIGINT)

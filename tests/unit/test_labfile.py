@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import attrs
 import pytest
 
 from hil.errors import LabFileError, Unsupported
-from hil.nodes.labfile import HostsFile, SoftPairFile, read_lab_file
+from hil.nodes.hostlab import provisioning
+from hil.nodes.labfile import HostsFile, Name, SoftPairFile, read_lab_file
 from hil.nodes.needs import Need, lacks
 from hil.nodes.softpair import Place
 
@@ -274,3 +276,36 @@ def test_nobodys_address_lies_in_the_network(address: str, prefix: int, taken: l
     else:
         with pytest.raises(Unsupported):
             place.nobody(ipv6=ipv6, taken=taken)
+
+
+def test_what_the_bench_is_to_give_an_adapter_is_asked_for(tmp_path: Path) -> None:
+    """PFC, traffic class and settings go to provisioning as they are written, and only where they are."""
+    more = 'device = "rxe0"\nprovision = true\nflow_control = [3, 4]\ntraffic_class = 106\nsettings = {"/proc/x" = "1"}'
+    lab = read_lab_file(hosts(tmp_path, ('device = "rxe0"', more)))
+    assert isinstance(lab, HostsFile)
+    adapter = lab.nodes[Name("a")].adapter
+    assert adapter is not None
+    asked = provisioning(adapter)
+    wanted = {"flow_control": [3, 4], "traffic_class": 106, "settings": {"/proc/x": "1"}}
+    assert {key: asked[key] for key in wanted} == wanted
+    other = lab.nodes[Name("b")].adapter
+    assert other is not None and not set(wanted) & set(provisioning(attrs.evolve(other, provision=True)))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("flow_control = [8]", "adapter.flow_control[0]] 8 is out of range: 0 to 7"),
+        ("traffic_class = 256", "adapter.traffic_class] 256 is out of range: 0 to 255"),
+        ('settings = {"/proc/x" = 1}', "1 is not a string"),
+        ("soft_roce = true", "adapter.soft_roce] it is the bench's to give only with provision = true"),
+        ("mtu = 4200", "adapter.mtu] it is the bench's to give only with provision = true"),
+        ("flow_control = []", "adapter.flow_control] it is the bench's to give only with provision = true"),
+    ],
+)
+def test_what_the_bench_cannot_give_is_refused(tmp_path: Path, key: str, said: str) -> None:
+    """A value out of range, and a key that would be ignored because the lab file provisions nothing."""
+    provision = "" if "only with" in said else "\nprovision = true"
+    with pytest.raises(LabFileError) as raised:
+        read_lab_file(hosts(tmp_path, ('device = "rxe0"', f'device = "rxe0"{provision}\n{key}')))
+    assert said in str(raised.value)

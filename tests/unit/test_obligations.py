@@ -293,6 +293,7 @@ BUFFERS, TWO = [WSABUF(8, ADDRESS)], [WSABUF(8, ADDRESS), WSABUF(8, ADDRESS + 8)
 BOUND = [("WSPBind", (S, "name", 16), 0)]
 SELECTED = [*BOUND, ("WSPEventSelect", (S, None, 0x18), 0)]
 REGISTERED = [("WSPRegisterMemory", (S, ADDRESS, 4096, 3), HANDLE)]
+DEBUG = ("WSPSetSockOpt", (S, w.SOL_SOCKET, w.SO_DEBUG, b"", 4), 0)
 EXPOSED = [("WSPRegisterRdmaMemory", (S, ADDRESS, 4096, 3, bytearray(b"key!"), [4]), 0)]
 
 
@@ -317,7 +318,7 @@ RIGHT = [
     [*REGISTERED, data_call("WSPRecv"), ("WSPDuplicateSocket", (S, 7, None), 0), ("WSPCloseSocket", (S,), 0)],
     [*REGISTERED, option(w.SO_MAX_MSG_SIZE, 16), data_call("WSPSend", buffers=TWO)],
     [*REGISTERED, data_call("WSPRecv", o=POLLED), ("WSPGetOverlappedResult", (S, POLLED, [0], False, [0]), False)],
-    [*SELECTED, ("WSPSetSockOpt", (S, w.SOL_SOCKET, w.SO_DEBUG, b"", 4), 0)],
+    [*BOUND, DEBUG, *SELECTED[len(BOUND) :], ("WSPListen", (S, 5), 0), DEBUG],
 ]
 WRONG = [
     ("SWITCH-01", [*REGISTERED, data_call("WSPSend", routine=print)]),
@@ -327,6 +328,7 @@ WRONG = [
     ("SWITCH-03", [*REGISTERED, option(w.SO_MAX_MSG_SIZE, 15), data_call("WSPSend", buffers=TWO)]),
     ("SWITCH-04", [("WSPEventSelect", (S, None, 0x18), 0), *BOUND]),
     ("SWITCH-04", [("WSPEventSelect", (S, None, 0x18), 0), ("WSPListen", (S, 5), 0)]),
+    ("SWITCH-04", [*SELECTED, DEBUG]),
     ("SWITCH-05", [*BOUND, ("WSPConnect", (S, "name", 16, None, None, None, None), Code.WSAEWOULDBLOCK)]),
     ("SWITCH-05", [*BOUND, ("WSPListen", (S, 5), 0)]),
     ("SWITCH-05", [*BOUND, ("WSPAccept", (S, None, None, None, 0), 2)]),
@@ -339,7 +341,7 @@ WRONG = [
     ("SWITCH-15", [*EXPOSED, ("WSPDuplicateSocket", (S, 7, None), 0)]),
     ("SWITCH-15", [*REGISTERED, data_call("WSPSend"), ("WSPDuplicateSocket", (S, 7, None), 0)]),
     ("SWITCH-15", [("WSPDuplicateSocket", (S, 7, None), 0), ("WSPGetSockOpt", (S, 0, 0, b"", [4]), 0)]),
-    ("OPT-06", [*SELECTED, ("WSPSetSockOpt", (S, w.SOL_SOCKET, w.SO_LINGER, b"", 4), 0)]),
+    ("OPT-06", [*BOUND, ("WSPSetSockOpt", (S, w.SOL_SOCKET, w.SO_LINGER, b"", 4), 0)]),
     ("SHUT-04", [*REGISTERED, data_call("WSPSend", flags=w.MSG_OOB)]),
 ]
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from hil.adapters.pfc import IEEE_SET, MarshalDcb, Pfc, dcbmsg, get_pfc, message, unpacked
+from hil.adapters.pfc import IEEE_SET, MarshalDcb, Pfc, check_priorities, dcbmsg, get_pfc, message, unpacked
 from hil.errors import AdapterError
 
 # An answer as the kernel lays it out: 8 classes, priority 3 enabled, bypass 1, delay 0x1234, then 16 counts.
@@ -46,3 +46,10 @@ def test_a_netdev_without_flow_control_says_so() -> None:
     """The loopback netdev of the kernel the tests run on has none."""
     with pytest.raises(AdapterError, match="lo has no PFC to set: its driver has no DCB"):
         get_pfc("lo")
+
+
+def test_an_order_that_was_not_followed_is_an_error() -> None:
+    """The kernel acknowledges what the driver refuses: only what is told afterwards counts."""
+    check_priorities("eth4", Pfc(8, 0b1000, 1, 0), 0b1000)
+    with pytest.raises(AdapterError, match="eth4 did not take PFC for priorities 3, 4: it has it for none"):
+        check_priorities("eth4", Pfc(8, 0, 1, 0), 0b11000)

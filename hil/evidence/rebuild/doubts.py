@@ -18,10 +18,10 @@ TOLD = 10
 
 def doubts_of(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
     """Why the capture cannot carry a pass for this connection."""
-    yield from _doubts_about_the_start(facts, ending)
+    yield from doubts_about_the_start(facts, ending)
     mirrored = any(end.requests.copies for end in facts.ends)
     for end in facts.ends:
-        yield from _doubts_about(end.requests, end.address, mirrored=mirrored)
+        yield from doubts_about_direction(end.requests, end.address, mirrored=mirrored)
     if facts.evicted:
         yield "too many connections live at once: this one was let go before its end"
     if ending in (Ending.OPEN, Ending.SILENCE):
@@ -29,12 +29,12 @@ def doubts_of(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
     dreqs = closers(facts)
     if ending in (Ending.QP_ERROR, Ending.RETRY_EXHAUSTED) and not dreqs:
         yield "no tear-down of it is in the capture, only its reason"
-    yield from _doubts_about_answers(facts)
+    yield from doubts_about_answers(facts)
     if ending is Ending.NOT_ESTABLISHED and facts.until_ns - facts.last_ns <= 2 * patience(facts)[0]:
         yield "the capture ends before an answer to the REQ could come"
 
 
-def _doubts_about_answers(facts: ConnectionFacts) -> Iterator[str]:
+def doubts_about_answers(facts: ConnectionFacts) -> Iterator[str]:
     """A DREP answers a DREQ of the other end, and a DREQ wants one."""
     dreqs = closers(facts)
     if {drep.sender for drep in of_kind(facts, CmAttribute.DREP)} - {1 - dreq.sender for dreq in dreqs}:
@@ -54,7 +54,7 @@ def _unanswered(facts: ConnectionFacts, dreq: CmFacts) -> str:
     return "the capture ends before the DREP"
 
 
-def _doubts_about_the_start(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
+def doubts_about_the_start(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
     requests, replies = of_kind(facts, CmAttribute.REQ), of_kind(facts, CmAttribute.REP)
     established = ending not in (Ending.REFUSED, Ending.NOT_ESTABLISHED)
     if not requests and not replies:
@@ -71,7 +71,7 @@ def _doubts_about_the_start(facts: ConnectionFacts, ending: Ending) -> Iterator[
         yield "its directions were paired by addresses and acknowledgements only"
 
 
-def _doubts_about(requests: DirectionFacts, address: str, *, mirrored: bool) -> Iterator[str]:
+def doubts_about_direction(requests: DirectionFacts, address: str, *, mirrored: bool) -> Iterator[str]:
     missed, unknown = requests.gaps_by.get(Where.MISSED, 0), requests.gaps_by.get(Where.UNKNOWN, 0)
     first = {gap.where: f"first in front of frame {gap.number}" for gap in reversed(requests.gaps)}
     if missed:

@@ -1,0 +1,66 @@
+"""What a capture that nothing counts shows to be missing from itself."""
+
+from pathlib import Path
+
+import pytest
+from captured import kind, opcode, pcapng, place, recorded, without
+
+from hil.errors import CaptureError
+from hil.evidence.rebuild.missing import missing_in
+from hil.wire.pcapng import CapturedFrame
+
+# The first opcode of RC that answers (9.2).
+READ_RESPONSE = 0x0D
+WHOLE = ("acceptor_closes", "crossed", "cut_wire", "killed", "qp_error", "refused", "reset", "rping")
+
+
+def missing(folder: Path, frames: list[CapturedFrame]) -> list[str]:
+    path = folder / "x.pcapng"
+    path.write_bytes(pcapng(frames).getvalue())
+    return missing_in(path)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_capture_misses_nothing(tmp_path: Path, name: str) -> None:
+    """However its connections ended, refused or by a queue pair's error, with packets lost on the link or without."""
+    assert missing(tmp_path, recorded(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "said"),
+    [
+        ("reset", "REQ", "the REQ is missing in the capture"),
+        ("reset", "REP", "the REP is missing in the capture"),
+        ("reset", "DREQ", "the DREQ that the DREP answers is missing in the capture"),
+        ("reset", "DREP", "the capture ends before the DREP"),
+    ],
+)
+def test_a_message_that_others_speak_of_is_missed(tmp_path: Path, name: str, lost: str, said: str) -> None:
+    """The line names both ends of its connection."""
+    frames = recorded(name)
+    lines = missing(tmp_path, without(frames, place(frames, lost)))
+    (line,) = (line for line in lines if said in line)
+    assert line.startswith("between 10.77.0.") and " and 10.77.0." in line
+
+
+def test_each_request_but_the_last_of_a_direction_is_missed(tmp_path: Path) -> None:
+    """A PSN that is skipped was on the link; the last one may never have been sent."""
+    frames = recorded("rping")
+    requests: dict[bytes, list[int]] = {}
+    for n, frame in enumerate(frames):
+        if kind(frame) == "RC" and opcode(frame) < READ_RESPONSE:
+            requests.setdefault(frame.data[6:12], []).append(n)
+    assert len(requests) == 2
+    for places in requests.values():
+        assert len(places) >= 4
+        assert all(missing(tmp_path, without(frames, n)) for n in places[1:-1])
+
+
+def test_of_very_many_the_first_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is counted; a file that is none is an error."""
+    monkeypatch.setattr("hil.evidence.rebuild.missing.TOLD", 1)
+    frames = recorded("reset")
+    first, further = missing(tmp_path, without(frames, place(frames, "REQ"), place(frames, "DREQ")))
+    assert first.startswith("between ") and further in ("and 1 more", "and 2 more")
+    with pytest.raises(CaptureError):
+        missing_in(tmp_path / "none")
