@@ -335,10 +335,10 @@ def test_the_peer_refuses(bench: Bench, why: str) -> None:
         (REJ_CONSUMER, Code.WSAECONNREFUSED),
         (REJ_NO_SUCH_SERVICE, Code.WSAECONNRESET),
         (3, Code.WSAETIMEDOUT),
-        (4, Code.WSAETIMEDOUT),
+        (1, Code.WSAETIMEDOUT),
         (10, Code.WSAETIMEDOUT),
     ],
-    ids=["consumer", "no such service", "no resources", "time-out", "stale connection"],
+    ids=["consumer", "no such service", "no resources", "no queue pair", "stale connection"],
 )
 @pytest.mark.needs("inline wire")
 def test_only_a_refusal_that_tcp_would_meet_too_is_final(bench: Bench, reason: int, code: Code) -> None:
