@@ -43,7 +43,7 @@ class AdapterError(SetupError):
 
 
 class AtWork(AdapterError):
-    """Another bench works with what was to be restored."""
+    """Another bench works with what was to be changed or restored."""
 
 
 class NodeError(HilError):

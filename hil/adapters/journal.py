@@ -6,8 +6,8 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,47 @@ def namespace_identity() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Who made a change: a ``bench``, by a name that no other has, through its agent, a process that began at tick
+    ``started`` of this boot."""
+
+    bench: str
+    pid: int
+    started: int
+
+    @classmethod
+    def through(cls, bench: str, pid: int) -> "Owner":
+        """The bench whose agent process ``pid`` is."""
+        return cls(bench, pid, _started(pid))
+
+    def alive(self) -> bool:
+        """Whether its agent is still at work; a process that has its number by now began at another time."""
+        return self.started > 0 and _started(self.pid) == self.started
+
+
+def _started(pid: int) -> int:
+    try:
+        # A program's name, in parentheses, may hold anything.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A change that may have been made. ``number`` counts from 1; ``kind`` and ``facts`` are hil.adapters.changes'."""
+    """A change that may have been made. ``number`` counts from 1; ``kind`` and ``facts`` are hil.adapters.changes'.
+
+    ``owner`` is None where nobody said who makes it.
+    """
 
     number: int
     kind: str
     facts: dict[str, Any]
+    owner: Owner | None = None
+
+    def of_another(self, bench: str) -> bool:
+        """Whether another bench than ``bench``, one that is still at work, made it."""
+        return self.owner is not None and self.owner.bench != bench and self.owner.alive()
 
 
 class Journal:
@@ -47,10 +82,12 @@ class Journal:
     ``boot`` tells this boot of the machine from others: what was changed before it was booted again is gone, and must
     not be undone. ``netns`` tells this network namespace from others: the nodes of one machine share the file, a
     change is undone in the namespace where it was made, and the same netdev's name in another means another netdev.
+    ``owner`` is who makes the changes that are noted.
     """
 
-    def __init__(self, path: Path = JOURNAL, boot: str = "", netns: str = "") -> None:
+    def __init__(self, path: Path = JOURNAL, boot: str = "", netns: str = "", owner: Owner | None = None) -> None:
         self.path = path
+        self._owner = owner
         self._boot = boot or BOOT_ID.read_text().strip()
         self._netns = netns or namespace_identity()
         self._is_alone = False
@@ -62,26 +99,35 @@ class Journal:
             yield
             return
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # The folder stays when the file is removed: whoever waits for it waits for the right one.
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            folder = self._locked_folder()
         except OSError as error:
             raise AdapterError(f"the journal of changes {self.path} cannot be written: {error.strerror}") from error
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
             self._is_alone = True
             yield
         finally:
             self._is_alone = False
             os.close(folder)
 
+    def _locked_folder(self) -> int:
+        while True:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                # Whoever held it before may have removed it, with the last change undone; another one is there by now.
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(folder), self.path.parent.stat()):
+                        return folder
+                os.close(folder)
+
     def note(self, kind: str, facts: dict[str, Any]) -> Entry:
         """Write down a change that is about to be made; it is on the disk when this returns."""
         with self.alone():
             number = max((line["number"] for line in self._lines() if "number" in line), default=0) + 1
             line = {"number": number, "kind": kind, "facts": facts, "boot": self._boot, "netns": self._netns}
-            self._append(line)
-        return Entry(number, kind, facts)
+            self._append(line | ({"owner": asdict(self._owner)} if self._owner else {}))
+        return Entry(number, kind, facts, self._owner)
 
     def undone(self, entry: Entry) -> None:
         """Write down that a change is undone."""
@@ -92,16 +138,19 @@ class Journal:
         """What is to be undone in this network namespace, the last change first."""
         # An entry that names no namespace is anybody's.
         ours = [line for line in self._pending() if line.get("netns", self._netns) == self._netns]
-        return [Entry(line["number"], line["kind"], line["facts"]) for line in reversed(ours)]
+        return [Entry(line["number"], line["kind"], line["facts"], _owner(line)) for line in reversed(ours)]
 
     def discard(self) -> None:
-        """Remove the file, unless something is left to undo, here or in another namespace."""
+        """Remove the file, and its folder if it was alone there, unless something is left to undo, here or in another
+        namespace."""
         if not self.path.exists():
             return
         with self.alone():
             if self.path.exists() and not self._pending():
                 self.path.unlink()
                 _sync(self.path.parent)
+                with suppress(OSError):
+                    self.path.parent.rmdir()
 
     def _pending(self) -> list[dict[str, Any]]:
         """The lines of this boot's changes that are not undone."""
@@ -142,6 +191,13 @@ class Journal:
                 _sync(self.path.parent)
         except OSError as error:
             raise AdapterError(f"the journal of changes {self.path} cannot be written: {error.strerror}") from error
+
+
+def _owner(line: dict[str, Any]) -> Owner | None:
+    try:
+        return Owner(**line["owner"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _is_entry(line: dict[str, Any]) -> bool:

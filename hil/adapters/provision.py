@@ -30,9 +30,9 @@ from hil.adapters.changes import (
 )
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.find import gid_table
-from hil.adapters.journal import JOURNAL, Journal
+from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
 from hil.adapters.pfc import PRIORITIES, get_pfc
-from hil.errors import AdapterError
+from hil.errors import AdapterError, AtWork
 from hil.netlink.codes import NetnsMode, PortState
 from hil.netlink.link import RdmaLink
 
@@ -78,6 +78,7 @@ def provision(
     timeout_s: float = 20.0,
     journal: str | Path = JOURNAL,
     pause: Callable[[], None] = lambda: None,
+    owner: Owner | None = None,
     **wanted: Any,
 ) -> dict[str, Any]:
     """Make an adapter what it is ``wanted`` to be (the fields of ``Wanted``); what is so already is left alone.
@@ -85,13 +86,15 @@ def provision(
     Each change is written to ``journal`` before it is made; ``hil.adapters.restore`` undoes them. ``pause`` is called
     before and after each of these steps. Returns the device, its port, and the GID index of each address, once the port
     is ACTIVE and has them. Raises NotReady after ``timeout_s``, AdapterError for what cannot be, OSError or
-    NetlinkError as the kernel answers; what was changed before stays noted.
+    NetlinkError as the kernel answers; what was changed before stays noted. ``owner``: who asks. AtWork where another
+    bench that is still at work changed the same adapter: it will take away at its end what both find there.
     """
     asked = Wanted(**wanted)
     _check(asked)
-    written = Journal(Path(journal))
+    written = Journal(Path(journal), owner=owner)
     # Nobody restores between a note and its change: that would be noted as undone, and made then.
     with written.alone():
+        _check_others(asked, written.pending(), owner)
         for change in _changes(asked):
             pause()
             written.note(*noted(change))
@@ -120,6 +123,16 @@ def _check(asked: Wanted) -> None:
             get_pfc(asked.netdev)
         if not asked.device:
             device_on(asked.netdev)
+
+
+def _check_others(asked: Wanted, pending: Sequence[Entry], owner: Owner | None) -> None:
+    """Raises AtWork when a living bench other than ``owner``'s has changed this adapter."""
+    if owner is None:
+        return
+    for entry in pending:
+        if entry.facts.get("netdev") == asked.netdev and entry.of_another(owner.bench):
+            pid = entry.owner.pid if entry.owner else 0
+            raise AtWork(f"another bench (process {pid}) works with {asked.netdev}: wait for its end, or end it")
 
 
 def _ready(asked: Wanted, timeout_s: float) -> dict[str, Any]:

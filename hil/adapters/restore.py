@@ -20,13 +20,15 @@ def restore(
     journal: str | Path = JOURNAL,
     pause: Callable[[], None] = lambda: None,
     at_work: Callable[[], list[int]] = list,
+    bench: str = "",
 ) -> list[dict[str, Any]]:
     """Undo every change in ``journal`` that was made in this network namespace, the last first.
 
     Returns what was undone, as ``pending`` tells it; the journal is removed once it notes nothing any more. It may be
     called any number of times, also after it was killed. ``pause`` is called between its steps; ``at_work`` tells the
-    processes of other benches, which may work with what was changed. Raises AtWork when there is one, and AdapterError
-    that lists what could not be undone; those changes stay in the journal, the others are undone.
+    processes of other benches, which may work with what was changed. With ``bench`` only what that one changed, or
+    nobody who is still at work. Raises AtWork when there is one, and AdapterError that lists what could not be undone;
+    those changes stay in the journal, the others are undone.
     """
     written = Journal(Path(journal))
     if not written.path.exists():
@@ -37,6 +39,8 @@ def restore(
         if written.pending() and (benches := at_work()):
             raise AtWork(f"a bench is at work here (process {', '.join(map(str, benches))}) and restores at its end")
         for entry in written.pending():
+            if bench and entry.of_another(bench):
+                continue
             pause()
             try:
                 read(entry.kind, entry.facts).undo()

@@ -1,6 +1,7 @@
 """Labs of machines that exist without the bench: their nodes last for a whole run, and are given back as they were."""
 
 import shlex
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class HostLab:
         self._record: Record | None = None
         self.nodes: dict[str, Host] = {}
         self._provisioned: set[str] = set()
+        self._bench = uuid.uuid4().hex
         folder.mkdir(parents=True, exist_ok=True)
         try:
             for name in lab.nodes:
@@ -76,7 +78,7 @@ class HostLab:
             adapter = self.lab.nodes[Name(name)].adapter
             if adapter is not None and (wanted := provisioning(adapter)):
                 self._provisioned.add(name)
-                self.nodes[name].system("provision", **wanted)
+                self.nodes[name].system("provision", bench=self._bench, **wanted)
         self.places = tuple(self._place(name) for name in ("a", "b"))
 
     def adapter(self, name: str) -> Adapter:
@@ -124,7 +126,7 @@ class HostLab:
         left = []
         for name in sorted(self._provisioned):
             try:
-                self._living(name).system("restore")
+                self._living(name).system("restore", bench=self._bench)
             except HilError as error:
                 left.append(f"node {name} is not as it was: {told(name, error)}")
         self._provisioned.clear()

@@ -3,10 +3,10 @@
 ``[lab] kind`` says which kind of file it is; the classes below name the sections and keys of each kind.
 """
 
+import copy
 import ipaddress
 import re
 import tomllib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NewType, get_args, get_origin
 
@@ -279,6 +279,7 @@ def _unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return "it is an IPv4 address in disguise"
     kinds = {"multicast": address.is_multicast, "unspecified": address.is_unspecified, "loopback": address.is_loopback}
+    kinds["link-local, and names no scope"] = isinstance(address, ipaddress.IPv6Address) and address.is_link_local
     return ", ".join(f"it is {kind}" for kind, so in kinds.items() if so)
 
 
@@ -371,11 +372,11 @@ def read_lab_file(path: Path) -> LabFile:
         lab: LabFile = _converter().structure(values, cls)
     except Exception as error:
         mistakes = [_place(text) for text in transform_error(error, format_exception=_described)]
-        with suppress(Exception):
-            # Where keys too many are all that is wrong with the sections, they can contradict each other as well.
-            mistakes += _contradictions(_converter(strict=False).structure(values, cls))
+        # What is right can contradict itself as well.
+        if (rest := _right_part(values, cls)) is not None:
+            mistakes += _contradictions(rest, values)
         raise LabFileError(_listed(path, mistakes)) from error
-    if mistakes := list(_contradictions(lab)):
+    if mistakes := list(_contradictions(lab, values)):
         raise LabFileError(_listed(path, mistakes))
     return lab
 
@@ -396,18 +397,59 @@ def _read(path: Path) -> dict[str, Any]:
         raise LabFileError(f"{path}: not TOML: {harmless(str(error))}") from error
 
 
-def _contradictions(lab: LabFile) -> Any:
-    """What is wrong between sections that are good by themselves."""
+def _right_part(values: dict[str, Any], cls: type) -> LabFile | None:
+    """The file without what is wrong in it, or None where nothing of it is right."""
+    try:
+        values = copy.deepcopy(values)
+    except RecursionError:
+        # A lab has no use for values so deep.
+        return None
+    converter = _converter(strict=False)
+    while True:
+        try:
+            lab: LabFile = converter.structure(values, cls)
+            return lab
+        except Exception as error:
+            places = [_keys(text) for text in transform_error(error, format_exception=_described)]
+        if not any([_drop(values, keys) for keys in places]):
+            return None
+
+
+def _keys(text: str) -> list[str]:
+    """The keys that lead to a mistake; an item of a list is its list."""
+    where = text.rpartition(" @ $")[2].partition("[0")[0]
+    return [quoted or plain for quoted, plain in re.findall(r"\['([^']*)'\]|\.([A-Za-z0-9_-]+)", where)]
+
+
+def _drop(values: dict[str, Any], keys: list[str]) -> bool:
+    """Leave out what ``keys`` lead to, or the table that lacks it; whether anything was left out."""
+    for depth in range(len(keys), 0, -1):
+        table: Any = values
+        for key in keys[: depth - 1]:
+            table = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict) and keys[depth - 1] in table:
+            del table[keys[depth - 1]]
+            return True
+    # Without its section there is no capture that could contradict anything.
+    if keys == ["capture"]:
+        values["capture"] = {"kind": "none"}
+        return True
+    return False
+
+
+def _contradictions(lab: LabFile, values: dict[str, Any]) -> Any:
+    """What is wrong between sections that are good by themselves; ``values`` is the whole file."""
     if not isinstance(lab, HostsFile):
         return
     for name in ("a", "b"):
         node = lab.nodes.get(Name(name))
-        if node is None:
+        written = _table(values, "nodes", name)
+        if node is None and written is None:
             yield f"[nodes] node {name} is missing: contract tests run between a and b"
-        elif node.adapter is None:
+        elif node is not None and node.adapter is None and "adapter" not in (written or {}):
             yield f"[nodes.{name}] the section adapter is missing: device, netdev and ipv4 of what is tested"
-    if isinstance(lab.capture, MirrorCapture) and lab.capture.node not in lab.nodes:
-        yield f"[capture.node] there is no node {lab.capture.node!r}; known are {', '.join(lab.nodes)}"
+    if isinstance(lab.capture, MirrorCapture) and _table(values, "nodes", lab.capture.node) is None:
+        yield f"[capture.node] there is no node {lab.capture.node!r}; known are {', '.join(values['nodes'])}"
     if isinstance(lab.capture, MirrorCapture) and lab.capture.node in ("a", "b") and not lab.link.soft:
         yield (
             f"[capture.node] node {lab.capture.node} is tested: RoCE frames of a hardware adapter pass its netdevs by; "
@@ -424,6 +466,14 @@ def _contradictions(lab: LabFile) -> Any:
     known = [ip for node in lab.nodes.values() if (a := node.adapter) for ip in (a.ipv4, a.ipv6) if ip]
     for ip in sorted({ip for ip in known if known.count(ip) > 1}):
         yield f"[nodes] two adapters have the address {ip}"
+
+
+def _table(values: dict[str, Any], *keys: str) -> Any:
+    """What stands at ``keys``, or None."""
+    found: Any = values
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def _listed(path: Path, mistakes: list[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from hil.adapters import find
 from hil.adapters.inspect import inspect
+from hil.adapters.journal import Owner
 from hil.adapters.processes import KernelLog, other_agents, processes, programs
 from hil.adapters.provenance import provenance
 from hil.adapters.provision import counters, provision, wait_ready
@@ -35,7 +36,7 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
     return {
         "adapters": lambda: find.plain(find.adapters()),
         "standing": standing,
-        "provision": provision,
+        "provision": provisioned,
         "inspect": inspect,
         "provenance": provenance,
         "wait_ready": wait_ready,
@@ -64,6 +65,11 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
 def standing() -> dict[str, Any]:
     """What a test must leave as it was, verbs objects aside; ``tokens`` are those of handed-over sockets."""
     return find.standing() | {"programs": programs(), "tokens": sorted(path.name for path in tokens.FOLDER.glob("*"))}
+
+
+def provisioned(bench: str = "", **arguments: Any) -> dict[str, Any]:
+    """``hil.adapters.provision.provision`` by a bench of that name."""
+    return provision(**arguments, owner=Owner.through(bench, os.getppid()) if bench else None)
 
 
 def restored(force: bool = True, **arguments: Any) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,33 @@ def test_the_contract_runs_unchanged_and_the_hosts_are_as_they_were(foreign: For
     assert seen and seen <= kept
     made_with = json.loads((results / "versions.json").read_text())
     assert made_with["nodes"]["a"]["packages"]["rdma-core"] and made_with["cabling"].startswith("internal")
+
+
+@pytest.mark.parametrize("end", ["down", "kill -9"])
+def test_what_was_provisioned_is_given_back(
+    foreign: ForeignHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Addresses and MTU are given to both hosts: after "down", and after kill -9 and "restore", they are as before."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    before = settled_look(foreign)
+    lab = foreign.lab_file(name="provisioned.toml")
+    lab.write_text(lab.read_text().replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.'))
+
+    status, output = Run("lab", "up", str(lab)).wait()
+    assert status == 0, output
+    given = {name: host.look() for name, host in foreign.hosts.items()}
+    assert all(f"inet 10.88.0.{n}/24" in given[name] and "mtu 1400" in given[name] for n, name in enumerate("ab", 1))
+    if end == "down":
+        status, output = Run("lab", "down").wait()
+    else:
+        os.kill(int((tmp_path / "hil" / "foreign" / "pid").read_text()), signal.SIGKILL)
+        status, output = Run("lab", "restore", str(lab)).wait()
+        assert output.count("2 changes undone") == 2, output
+
+    assert status == 0, output
+    assert not (changed := differences(before, settled_look(foreign))), changed
+    assert "no lab runs" in Run("lab", "status").wait()[1]
+    assert list((tmp_path / "hil").iterdir()) == []
 
 
 @pytest.mark.parametrize("method", ["tcpdump", "dumpcap"])

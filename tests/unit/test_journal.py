@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hil.adapters.changes import KINDS, Address, LinkSetting, Moved, Setting, checked, in_namespace, noted, read
-from hil.adapters.journal import Entry, Journal
+from hil.adapters.journal import Entry, Journal, Owner
+from hil.adapters.provision import Wanted, _check_others
 from hil.adapters.restore import pending, restore
-from hil.errors import AdapterError
+from hil.errors import AdapterError, AtWork
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_what_is_noted_is_pending_last_first(journal: Journal) -> None:
     assert Journal(journal.path).pending() == [Entry(1, "Address", {"a": 1})], "it was removed with a change in it"
     journal.undone(first)
     journal.discard()
-    assert journal.pending() == [] and not journal.path.exists()
+    assert journal.pending() == [] and not journal.path.parent.exists()
     journal.discard()
 
 
@@ -62,6 +63,37 @@ def test_each_namespace_undoes_its_own(journal: Journal) -> None:
     assert other.pending() == [theirs]
     other.undone(theirs)
     assert restore(journal.path) == [] and not journal.path.exists()
+
+
+def test_a_bench_undoes_its_own_and_what_nobody_is_at_work_with(journal: Journal) -> None:
+    """Of three benches on a host one has ended and one lives: the third takes nothing from the one that lives."""
+    lives, ended = Owner.through("lives", os.getpid()), Owner("ended", os.getpid(), 1)
+    ours = Owner.through("ours", os.getpid())
+    assert lives.alive() and not ended.alive() and not Owner.through("gone", 1 << 22).alive()
+    facts = [
+        noted(Setting(f"/proc/sys/net/no/such/{owner}", "2", "1")) for owner in ("lives", "ended", "ours", "nobody")
+    ]
+    for fact, owner in zip(facts, (lives, ended, ours, None), strict=True):
+        Journal(journal.path, owner=owner).note(*fact)
+
+    undone = restore(journal.path, bench="ours")
+
+    assert [change["facts"] for change in undone] == [facts[n][1] for n in (3, 2, 1)]
+    (left,) = Journal(journal.path).pending()
+    assert left.owner == lives
+    assert [change["facts"] for change in restore(journal.path)] == [facts[0][1]]
+
+
+def test_an_adapter_that_a_living_bench_changed_is_refused(journal: Journal) -> None:
+    """Both would find there what the first to end takes away: the second is told to wait; another adapter is free."""
+    lives, ours = Owner.through("lives", os.getpid()), Owner.through("ours", os.getpid())
+    Journal(journal.path, owner=lives).note(*noted(Address("eth0", "10.0.0.1/24", "")))
+    pending = journal.pending()
+    with pytest.raises(AtWork, match=f"another bench .process {os.getpid()}. works with eth0"):
+        _check_others(Wanted("eth0"), pending, ours)
+    _check_others(Wanted("eth1"), pending, ours)
+    _check_others(Wanted("eth0"), pending, lives)
+    _check_others(Wanted("eth0"), pending, None)
 
 
 def in_children(count: int, work: Callable[[], None]) -> None:
@@ -107,6 +139,22 @@ def test_what_is_noted_while_another_restores_stays_noted(journal: Journal) -> N
     assert len(restore(journal.path, pause)) == 1
     assert noting[0].wait(20) == 0
     assert [entry.facts for entry in journal.pending()] == [{"late": 1}]
+
+
+def test_a_folder_that_comes_and_goes_keeps_its_lock(journal: Journal) -> None:
+    """Six processes note, undo and remove at once, again and again: none meets another, and nothing stays."""
+
+    def work() -> None:
+        own = Journal(journal.path)
+        for _ in range(30):
+            with own.alone():
+                entry = own.note("Address", {"pid": os.getpid()})
+                assert [e.facts for e in own.pending()] == [{"pid": os.getpid()}]
+                own.undone(entry)
+                own.discard()
+
+    in_children(6, work)
+    assert not journal.path.parent.exists()
 
 
 def test_one_bad_entry_holds_up_no_other(journal: Journal) -> None:

@@ -309,3 +309,35 @@ def test_what_the_bench_cannot_give_is_refused(tmp_path: Path, key: str, said: s
     with pytest.raises(LabFileError) as raised:
         read_lab_file(hosts(tmp_path, ('device = "rxe0"', f'device = "rxe0"{provision}\n{key}')))
     assert said in str(raised.value)
+
+
+def test_mistakes_and_contradictions_are_told_together(tmp_path: Path) -> None:
+    """A value out of range hides no address that is there twice, no key that would be ignored and no missing node."""
+    path = hosts(
+        tmp_path,
+        ('ipv4 = "10.0.0.1"', 'ipv4 = "10.0.0.2"\nmtu = 100'),
+        ('ipv4 = "10.0.0.2"\n[link]', 'ipv4 = "10.0.0.2"\nsoft_roce = true\n[link]'),
+        ('kind = "host"\n', 'kind = "mirror"\nnode = "m"\nnetdev = "e"\n'),
+    )
+    with pytest.raises(LabFileError) as raised:
+        read_lab_file(path)
+    assert sorted(str(raised.value).splitlines()) == [
+        f"{path}: {mistake}"
+        for mistake in (
+            "[capture.node] there is no node 'm'; known are a, b",
+            "[nodes.a.adapter.mtu] 100 is out of range: 0, or 1280 to 9000; IPv6 loses its addresses below 1280",
+            "[nodes.b.adapter.soft_roce] it is the bench's to give only with provision = true",
+            "[nodes] two adapters have the address 10.0.0.2",
+        )
+    ]
+
+
+@pytest.mark.parametrize("drop", ["[nodes.a]", "[capture]", "[nodes.b.adapter]", 'kind = "ssh"', 'device = "rxe0"'])
+def test_a_section_that_is_wrong_is_not_missing_too(tmp_path: Path, drop: str) -> None:
+    """Whatever is wrong or left out is told once, at its own place."""
+    path = hosts(tmp_path, (drop, "" if "=" in drop or drop == "[capture]" else drop.replace("]", "]\nzzz = 1")))
+    with pytest.raises(LabFileError) as raised:
+        read_lab_file(path)
+    lines = str(raised.value).splitlines()
+    assert 1 <= len(lines) <= 2 and len(set(lines)) == len(lines), lines
+    assert not any("is missing: contract" in line for line in lines), lines
