@@ -15,7 +15,7 @@ from hil.adapters.inspect import inspect
 from hil.errors import HilError
 from hil.files import passing_folder
 from hil.nodes.host import Host
-from hil.nodes.hostlab import addresses, not_ready, told
+from hil.nodes.hostlab import addresses, not_ready, resolved, told
 from hil.nodes.image import cache_folder
 from hil.nodes.labfile import Adapter, Guest, HostsFile, LabFile, MirrorCapture, SoftPairFile
 from hil.nodes.machine import qemu_version
@@ -151,12 +151,15 @@ def _hosts(lab: HostsFile, base: Path) -> Iterator[Finding]:
 def _host(lab: HostsFile, name: str, base: Path) -> Iterator[Finding]:
     section = next(node for known, node in lab.nodes.items() if known == name)
     what, adapter = f"node {name}", section.adapter
-    wanted = {"device": adapter.device, "netdev": adapter.netdev, "addresses": addresses(adapter)} if adapter else {}
     with passing_folder("hil-") as folder:
         try:
             host = Host(name, section, base, folder / "console", lambda node, worker, event: None)
             try:
                 host.wait_ready()
+                wanted: dict[str, Any] = {}
+                if adapter:
+                    adapter = resolved(host, adapter)
+                    wanted = {"device": adapter.device, "netdev": adapter.netdev, "addresses": addresses(adapter)}
                 facts = host.system("inspect", **wanted)
             finally:
                 host.stop()

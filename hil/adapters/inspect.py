@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hil.adapters.find import adapters, choose
 from hil.adapters.provenance import machine, packages
 from hil.adapters.provision import gid_of, gids, port_state
+from hil.errors import AdapterError
 from hil.netlink.link import RdmaLink
 
 PROGRAMS = ("ip", "rdma", "dumpcap", "tcpdump", "sudo")
@@ -89,22 +91,35 @@ def _has_module(name: str) -> bool:
 
 def _adapter(device: str, netdev: str, addresses: list[str]) -> dict[str, Any]:
     try:
+        carries = _netdevs_of(device)
+        lower = [path.name.removeprefix("lower_") for path in NETDEVS.glob(f"{netdev}/lower_*")]
+        port = next((number for number, name in carries.items() if name in (netdev, *lower)), 1)
         return {
-            "state": port_state(device),
-            "carries": _netdevs_of(device),
-            "lower": [path.name.removeprefix("lower_") for path in NETDEVS.glob(f"{netdev}/lower_*")],
+            "port": port,
+            "state": port_state(device, port),
+            "carries": sorted(carries.values()),
+            "lower": lower,
             "mac": _mac(netdev),
-            "missing gids": [address for address in addresses if gid_of(address) not in gids(device)],
+            "missing gids": [address for address in addresses if gid_of(address) not in gids(device, port)],
         }
     except OSError as error:
         return {"error": str(error)}
 
 
-def _netdevs_of(device: str) -> list[str]:
-    """The netdevs that the ports of an RDMA device belong to; an InfiniBand port has none."""
+def device_of(wanted: str) -> str:
+    """The RDMA device that ``wanted`` names, as hil.adapters.find.choose does, or an empty text."""
+    try:
+        return choose(adapters(), wanted)[0].name
+    except (AdapterError, OSError):
+        return ""
+
+
+def _netdevs_of(device: str) -> dict[int, str]:
+    """The netdevs that an RDMA device's ports belong to, by the port's number; an InfiniBand port has none."""
     with RdmaLink() as link:
         indexes = [known["DEV_INDEX"] for known in link.devices() if known["DEV_NAME"] == device]
-        return [port["NDEV_NAME"] for index in indexes for port in link.ports(index) if "NDEV_NAME" in port]
+        ports = [port for index in indexes for port in link.ports(index)]
+        return {port["PORT_INDEX"]: port["NDEV_NAME"] for port in ports if "NDEV_NAME" in port}
 
 
 def _mac(netdev: str) -> str:

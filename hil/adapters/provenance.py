@@ -10,15 +10,17 @@ _OF_DEVICE = ("fw_ver", "hca_type", "board_id", "node_guid", "sys_image_guid")
 _OF_PORT = ("rate", "state", "link_layer")
 _OF_NETDEV = ("address", "mtu", "speed", "operstate")
 _PACKAGES = ("rdma-core", "libibverbs1", "librdmacm1", "librdmacm1t64", "ibverbs-providers", "python3-pyverbs")
+_RPMS = ("rdma-core", "libibverbs", "librdmacm", "python3-pyverbs")
+_MODULE_FACTS = {"driver version": "version", "driver source": "srcversion"}
 QUERY_TIMEOUT_S = 20.0
 
 
 def provenance(device: str, netdev: str) -> dict[str, dict[str, str]]:
     """Facts by what they are of: adapter, port, netdev, machine, packages. What a node does not tell is left out."""
     adapter = _read(INFINIBAND / device, _OF_DEVICE)
-    adapter |= {"device": device, "driver": _driver(INFINIBAND / device) or _soft(device)}
-    port = _read(INFINIBAND / device / "ports" / "1", _OF_PORT)
-    link = _read(NET / netdev, _OF_NETDEV) | {"netdev": netdev, "driver": _driver(NET / netdev)}
+    adapter |= {"device": device} | (_driver(INFINIBAND / device) or {"driver": _soft(device)})
+    port = _read(_port_of(device, netdev), _OF_PORT)
+    link = _read(NET / netdev, _OF_NETDEV) | {"netdev": netdev} | _driver(NET / netdev)
     return {
         "adapter": _known(adapter),
         "port": port,
@@ -41,15 +43,19 @@ def machine() -> dict[str, str]:
 
 
 def packages() -> dict[str, str]:
-    """The versions of rdma-core's packages, where dpkg or the bench's own image knows them."""
+    """The versions of rdma-core's packages, where dpkg, rpm or the bench's own image knows them."""
     listing = Path("/hil-packages")
     if listing.is_file():
         named = [name.split("_") for name in listing.read_text().split() if name.count("_") == 2]
         return {name: version for name, version, _ in named if name in _PACKAGES}
-    if shutil.which("dpkg-query") is None:
+    if shutil.which("dpkg-query"):
+        command = ["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *_PACKAGES]
+    elif shutil.which("rpm"):
+        command = ["rpm", "-q", "--qf", "%{NAME} %{VERSION}-%{RELEASE}\n", *_RPMS]
+    else:
         return {}
-    command = ["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *_PACKAGES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, stdin=subprocess.DEVNULL)
+    # What is not installed has no version, or a sentence about it.
     return dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.count(" ") == 1 and line.split(" ")[1])
 
 
@@ -65,11 +71,21 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _driver(folder: Path) -> str:
+def _driver(folder: Path) -> dict[str, str]:
+    """The driver's name, and what its module tells: an out-of-tree one differs from the kernel's own by that only."""
     try:
-        return (folder / "device" / "driver").resolve(strict=True).name
+        name = (folder / "device" / "driver").resolve(strict=True).name
     except OSError:
-        return ""
+        return {}
+    module = folder / "device" / "driver" / "module"
+    return {"driver": name} | _known({fact: _text(module / file) for fact, file in _MODULE_FACTS.items()})
+
+
+def _port_of(device: str, netdev: str) -> Path:
+    """The port that a netdev belongs to: as the kernel tells by its GIDs' netdevs, else the first."""
+    ports = sorted((INFINIBAND / device / "ports").glob("*"))
+    own = [port for port in ports if _text(port / "gid_attrs" / "ndevs" / "0") == netdev]
+    return (own or ports or [INFINIBAND / device / "ports" / "1"])[0]
 
 
 def _soft(device: str) -> str:

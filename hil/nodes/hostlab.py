@@ -2,7 +2,7 @@
 
 import shlex
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from hil.errors import HilError, NodeError, RemoteError, SetupError, Unsupported
 from hil.files import passing_folder
 from hil.nodes.host import Host
 from hil.nodes.labfile import Adapter, HostCapture, HostsFile, MirrorCapture, Name
-from hil.nodes.node import Record
+from hil.nodes.node import Node, Record
 from hil.nodes.nodecapture import NodeCapture
 from hil.nodes.protocol import Message
 from hil.nodes.softpair import Pair, Place, Resources
@@ -38,6 +38,7 @@ class HostLab:
         self.nodes: dict[str, Host] = {}
         self._provisioned: set[str] = set()
         self._bench = uuid.uuid4().hex
+        self._adapters: dict[str, Adapter] = {}
         folder.mkdir(parents=True, exist_ok=True)
         try:
             for name in lab.nodes:
@@ -75,18 +76,19 @@ class HostLab:
     def _make_ready(self, names: Iterable[str]) -> None:
         """Make adapters what the lab file asks them to be; each node notes how to undo it before it is done."""
         for name in names:
-            adapter = self.lab.nodes[Name(name)].adapter
-            if adapter is not None and (wanted := provisioning(adapter)):
+            if (written := self.lab.nodes[Name(name)].adapter) is None:
+                continue
+            adapter = self._adapters[name] = resolved(self.nodes[name], written)
+            if wanted := provisioning(adapter):
                 self._provisioned.add(name)
                 self.nodes[name].system("provision", bench=self._bench, **wanted)
         self.places = tuple(self._place(name) for name in ("a", "b"))
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of node ``name``. Raises SetupError where the lab file names none."""
-        adapter = self.lab.nodes[Name(name)].adapter
-        if adapter is None:
+        if name not in self._adapters:
             raise SetupError(f"the lab file names no adapter of node {name}")
-        return adapter
+        return self._adapters[name]
 
     def pair(self, folder: Path, liar: str = "", *, used: bool = False) -> "HostPair":
         """A pair for one test, on nodes that live: one that was lost is connected anew. Raises HilError."""
@@ -113,9 +115,8 @@ class HostLab:
     def provenance(self) -> dict[str, Any]:
         """What each node with an adapter is made of. Raises NodeError."""
         return {
-            name: self.nodes[name].system("provenance", device=section.adapter.device, netdev=section.adapter.netdev)
-            for name, section in self.lab.nodes.items()
-            if section.adapter is not None
+            name: self.nodes[name].system("provenance", device=adapter.device, netdev=adapter.netdev)
+            for name, adapter in self._adapters.items()
         }
 
     def close(self) -> None:
@@ -199,6 +200,15 @@ def provisioning(adapter: Adapter) -> dict[str, Any]:
     return wanted | ({"device": adapter.device} if adapter.soft_roce else {})
 
 
+def resolved(host: Host, adapter: Adapter) -> Adapter:
+    """The adapter with its RDMA device's own name, where the lab file has a netdev, PCI address, GUID or address for
+    it; as it is written where nothing there is meant, or where it is to be made. Raises NodeError."""
+    if adapter.soft_roce:
+        return adapter
+    device = host.system("device_of", wanted=adapter.device)
+    return attrs.evolve(adapter, device=Name(device)) if device else adapter
+
+
 def addresses(adapter: Adapter) -> list[str]:
     """The addresses that an adapter must have."""
     return [ip for ip in (adapter.ipv4, adapter.ipv6) if ip]
@@ -279,7 +289,7 @@ def _adapter_not_ready(adapter: Adapter, facts: dict[str, Any], there: str) -> l
         return [Want(seen, "name the netdev that belongs to the device: hil adapters shows both")]
     found = []
     if known["state"] != PORT_ACTIVE:
-        seen = f"{adapter.device} port 1 is not ACTIVE but {known['state']}"
+        seen = f"{adapter.device} port {known['port']} is not ACTIVE but {known['state']}"
         found.append(Want(seen, f"{there}ip link set {adapter.netdev} up"))
     lengths = {adapter.ipv4: adapter.ipv4_prefix, adapter.ipv6: adapter.ipv6_prefix}
     for address in known["missing gids"]:
@@ -304,6 +314,9 @@ class HostPair(Pair):
         except BaseException:
             self.close()
             raise
+
+    def everybody(self) -> Mapping[str, Node]:
+        return self._lab.nodes
 
     def _capture(self) -> NodeCapture:
         section, path = self._lab.lab.capture, self.folder / "wire.pcapng"

@@ -100,6 +100,8 @@ class SoftSwitchFile:
 class Adapter:
     """``[nodes.NAME.adapter]``: the RDMA device, the netdev below it, and the addresses that it has.
 
+    ``device`` is its name, or what ``hil adapters`` finds it by: a netdev, PCI address, GUID or IP address.
+
     ``provision``: give it what it lacks of these for the run, and take it away again: addresses with their prefix
     lengths, ``mtu`` unless 0, link up, and with ``soft_roce`` a soft-RoCE device of that name on the netdev. Only
     where they are written: ``flow_control``, the priorities that have PFC and no others; ``traffic_class`` of

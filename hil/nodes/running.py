@@ -194,9 +194,10 @@ class Supervisor:
             return self._status(pair)
         if what not in ("run", "shell"):
             raise SetupError(f"a supervisor cannot do {what!r}")
-        node = pair.nodes.get(str(request.get("node")))
+        nodes = pair.everybody()
+        node = nodes.get(str(request.get("node")))
         if node is None:
-            raise SetupError(f"there is no node {request.get('node')!r}; known are {', '.join(pair.nodes)}")
+            raise SetupError(f"there is no node {request.get('node')!r}; known are {', '.join(nodes)}")
         if what == "run":
             return self._run(node, request["command"])
         worker, _ = node.channel.spawn("terminal")
@@ -216,14 +217,15 @@ class Supervisor:
 
     def _status(self, pair: Pair) -> dict[str, Any]:
         nodes = {}
-        for place in pair.places:
+        for name, node in pair.everybody().items():
             try:
-                pair.nodes[place.name].check_alive()
-                state = "alive"
+                node.check_alive()
+                nodes[name] = "alive"
             except HilError as error:
-                state = str(error)
+                nodes[name] = str(error)
+        for place in pair.places:
             addresses = ", ".join(ip for ip in (place.ipv4, place.ipv6) if ip)
-            nodes[place.name] = f"{state}; {place.device} on {place.netdev}, {addresses}"
+            nodes[place.name] += f"; {place.device} on {place.netdev}, {addresses}"
         try:
             counts = pair.wire.counts()
             frames = f"{sum(counts.received.values())} frames in {pair.wire.path}"
@@ -245,7 +247,7 @@ class Supervisor:
 
     def _type(self, control: socket.socket, name: str, worker: int, pair: Pair) -> None:
         """Pass what is typed on to the node, until either side ends."""
-        channel = pair.nodes[name].channel
+        channel = pair.everybody()[name].channel
         control.settimeout(None)
         with suppress(OSError, HilError):
             while data := control.recv(1 << 16):

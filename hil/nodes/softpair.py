@@ -106,6 +106,10 @@ class Pair:
         self._port_counters = {name: node.system("port_counters") for name, node in self.nodes.items()}
         self._at_start = {name: self.resources(name, contexts=True) for name in self.nodes}
 
+    def everybody(self) -> Mapping[str, Node]:
+        """The nodes, and those of the lab that only record, by name."""
+        return self.nodes
+
     def place(self, name: str) -> Place:
         """The place of node ``name``."""
         return next(place for place in self.places if place.name == name)

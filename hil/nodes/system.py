@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.adapters import find
-from hil.adapters.inspect import inspect
+from hil.adapters.inspect import device_of, inspect
 from hil.adapters.journal import Owner
 from hil.adapters.processes import KernelLog, other_agents, processes, programs
 from hil.adapters.provenance import provenance
@@ -34,6 +34,7 @@ CGROUPS = Path("/tmp/cgroups")
 def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:
     """The calls of this role."""
     return {
+        "device_of": device_of,
         "adapters": lambda: find.plain(find.adapters()),
         "standing": standing,
         "provision": provisioned,

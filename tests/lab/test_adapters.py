@@ -170,6 +170,17 @@ def test_killed_at_any_step_of_restoring_it_goes_on(pair: SoftPair) -> None:
     assert settled(pair, before) == before
 
 
+def test_a_device_is_named_by_whatever_is_its_own(pair: SoftPair) -> None:
+    """Its netdev, its address or its GUID: the device; what is nobody's: nothing. Its port is its netdev's."""
+    node = pair.nodes["a"]
+    guid = run(pair, "cat", "/sys/class/infiniband/rxe0/node_guid").strip()
+    for wanted, device in (("eth0", "rxe0"), ("10.77.0.1", "rxe0"), (guid, "rxe0"), ("10.77.0.9", ""), ("eth9", "")):
+        assert node.system("device_of", wanted=wanted) == device, wanted
+    adapter = node.system("inspect", device="rxe0", netdev="eth0", addresses=["10.77.0.1", "10.77.0.9"])["adapter"]
+    assert (adapter["port"], adapter["carries"], adapter["lower"]) == (1, ["eth0"], [])
+    assert (adapter["state"], adapter["missing gids"]) == (4, ["10.77.0.9"])
+
+
 def test_what_a_host_had_before_is_left_alone(pair: SoftPair) -> None:
     """Addresses, MTU and soft-RoCE that are there already are not changed, not noted, and still there afterwards."""
     restore(pair)

@@ -140,16 +140,22 @@ def test_the_contract_runs_unchanged_and_the_hosts_are_as_they_were(foreign: For
 def test_what_was_provisioned_is_given_back(
     foreign: ForeignHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """Addresses and MTU are given to both hosts: after "down", and after kill -9 and "restore", they are as before."""
+    """Addresses and MTU are given to both hosts: after "down", and after kill -9 and "restore", they are as before.
+
+    A third node, such as one that would record, is there for work by hand as well.
+    """
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     before = settled_look(foreign)
     lab = foreign.lab_file(name="provisioned.toml")
-    lab.write_text(lab.read_text().replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.'))
+    text = lab.read_text().replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.')
+    lab.write_text(text + '[nodes.m]\nkind = "local"\n')
 
     status, output = Run("lab", "up", str(lab)).wait()
     assert status == 0, output
     given = {name: host.look() for name, host in foreign.hosts.items()}
     assert all(f"inet 10.88.0.{n}/24" in given[name] and "mtu 1400" in given[name] for n, name in enumerate("ab", 1))
+    assert Run("lab", "status").wait()[1].count("alive") == 3
+    assert Run("lab", "shell", "m", "sh", "-c", "exit 5").wait()[0] == 5
     if end == "down":
         status, output = Run("lab", "down").wait()
     else:

@@ -35,7 +35,14 @@ READY: dict[str, Any] = {
     "netdevs": ["lo", "eth0"],
     "soft-roce": True,
     "programs": [],
-    "adapter": {"state": 4, "carries": ["eth0"], "lower": [], "mac": "02:00:00:00:00:01", "missing gids": []},
+    "adapter": {
+        "port": 1,
+        "state": 4,
+        "carries": ["eth0"],
+        "lower": [],
+        "mac": "02:00:00:00:00:01",
+        "missing gids": [],
+    },
 }
 
 

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
 import pytest
 
 from hil import lab_cli
 from hil.errors import NodeDied, RemoteError, SetupError
 from hil.nodes.host import Host
-from hil.nodes.hostlab import HostLab, told
-from hil.nodes.labfile import HostsFile, read_lab_file
+from hil.nodes.hostlab import HostLab, resolved, told
+from hil.nodes.labfile import Adapter, HostsFile, Ipv4, Name, read_lab_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,6 +86,8 @@ class Fake:
         if self.dead:
             raise NodeDied(f"node {self.name}: gone")
         self.calls.append(call)
+        if call == "device_of":
+            return {"PCI": "nonea"}.get(arguments["wanted"], "")
         return {
             "python": [3, 13],
             "pyverbs": "there",
@@ -93,7 +96,14 @@ class Fake:
             "rdma_cm": True,
             "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
             "netdevs": ["lo"],
-            "adapter": {"state": 4, "carries": ["lo"], "lower": [], "mac": "02:00:00:00:00:01", "missing gids": []},
+            "adapter": {
+                "port": 1,
+                "state": 4,
+                "carries": ["lo"],
+                "lower": [],
+                "mac": "02:00:00:00:00:01",
+                "missing gids": [],
+            },
         }
 
 
@@ -131,6 +141,17 @@ def test_what_was_not_given_back_is_told_with_the_command_that_does(
     said = str(raised.value)
     assert "node a is not as it was: far could not be made a node" in said
     assert f"hil lab restore {tmp_path / 'lab.toml'}" in said and Fake.made[1].calls[-1] == "restore"
+
+
+def test_an_adapter_may_be_named_as_hil_adapters_finds_it() -> None:
+    """Its node tells the device's own name; what means nothing there, or is to be made, stays as it is written."""
+    Fake.made = []
+    host = cast(Host, Fake("a"))
+    written = Adapter(Name("PCI"), Name("lo"), Ipv4("10.99.0.1"))
+    assert resolved(host, written).device == "nonea"
+    unknown = attrs.evolve(written, device=Name("nothing"))
+    made = attrs.evolve(written, provision=True, soft_roce=True)
+    assert (resolved(host, unknown), resolved(host, made)) == (unknown, made)
 
 
 class Busy:
