@@ -39,6 +39,8 @@ MAX_PROBLEMS = 5
 CREW = 24
 # The memory of an end: slots for messages to come and to go, then two pieces to write from and two to read into.
 SLOT, SLOTS = 1024, 16
+# The hello, at most four of Hand.mix, and three of a thread that uses what others close.
+MOST_SENDS = 8
 MESSAGES = 2 * SLOT * SLOTS
 PIECE, LONG_PIECE = 4096, 128 << 10
 QUARANTINE = 24
@@ -815,8 +817,13 @@ class Rounds(Service):
         serve = getattr(self, f"_serve_{self._kind}", self._serve_until_reset)
         serve(n, self._rng(n, "peer"), s, event)
 
-    def _greet(self, n: int, s: int, event: int, piece: int = PIECE, receives: int = 8) -> tuple[Hand, bool]:
-        """Post receives, wait for the peer's hello and answer it; False when the peer has closed already."""
+    def _greet(
+        self, n: int, s: int, event: int, piece: int = PIECE, receives: int = MOST_SENDS + 1
+    ) -> tuple[Hand, bool]:
+        """Post receives, wait for the peer's hello and answer it; False when the peer has closed already.
+
+        One receive more than a closer ever sends: it pends until the reset, and nobody closes before.
+        """
         hand = Hand(self, n, s, event, piece)
         if hand.expect(hand.prepare(), {Code.OK, Code.WSAENOTCONN}, "registering memory"):
             return hand, False
