@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -31,6 +32,9 @@ END_TIMEOUT_S, LAST_WORDS_S = 5.0, 0.5
 HEARTBEAT_S, HEARTBEAT_TIMEOUT_S = 2.0, 8.0
 # An agent that hears nothing for so long ends itself: its host lost the way to us.
 SILENCE_LIMIT_S = 30.0
+# Of the 107 bytes of a socket's path (unix(7)) these are left beside our folder's name and ssh's: a digest of 40, and
+# 17 while it is made (ssh_config(5), ControlPath).
+LONGEST_PARENT = 107 - len("/hil-abcdefgh/") - 40 - 17
 # ssh notices a dead network after three of its own questions (ssh_config(5), ServerAliveInterval).
 ALIVE = ("-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=3", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
 
@@ -89,13 +93,13 @@ class Host(AgentNode):
         super().__init__()
         self.name, self.console, self._section = name, console, section
         self._until_stop = ExitStack()
-        control = _control_folder(name, self._until_stop)
+        self._control = _control_folder(name, self._until_stop)
         ours, theirs = socket.socketpair()
         self._stream = ours
         try:
             with console.open("ab") as said:
                 self._process = subprocess.Popen(
-                    agent_command(section, folder, control),
+                    agent_command(section, folder, self._control),
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=said,
@@ -192,8 +196,11 @@ class Host(AgentNode):
 def _control_folder(name: str, until_stop: ExitStack) -> Path:
     """A folder for ssh's sockets, until then. Raises SetupError."""
     named = os.environ.get("XDG_RUNTIME_DIR")
+    # A socket's path has an end: where the user's own folder has a long name, ours is elsewhere.
+    parents = [Path(named) if named else Path(tempfile.gettempdir()), Path("/tmp")]
+    parent = next((parent for parent in parents if len(os.fsencode(parent)) <= LONGEST_PARENT), parents[0])
     try:
-        return until_stop.enter_context(passing_folder("hil-", Path(named) if named else None))
+        return until_stop.enter_context(passing_folder("hil-", parent))
     except OSError as error:
         raise SetupError(f"node {name}: ssh's sockets have no place, is XDG_RUNTIME_DIR right? {error}") from error
 

@@ -6,14 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from hil.errors import SetupError
+from hil.files import passing_folder
 from hil.nodes import host as hosts
 from hil.nodes.agent import Agent
-from hil.nodes.host import Host, explain, ssh_command
+from hil.nodes.host import Host, _control_folder, explain, ssh_command
 from hil.nodes.labfile import LocalNode, NodeSection, SshNode
 from hil.nodes.protocol import encode
 from hil.nodes.system import run
@@ -27,12 +30,11 @@ def test_a_refusal_that_nobody_knows_is_told_as_it_is() -> None:
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder where ssh's sockets would lie."""
-    folder = tmp_path / "runtime"
-    folder.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
-    return folder
+    with passing_folder("hil-", Path("/tmp")) as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+        yield folder
 
 
 def tried(section: NodeSection, folder: Path) -> str:
@@ -68,8 +70,18 @@ def test_without_ssh_nothing_stays(tmp_path: Path, runtime: Path, monkeypatch: p
 
 def test_a_runtime_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """XDG_RUNTIME_DIR is somebody's mistake: it is told, without a traceback."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/no/such/folder")
     assert "is XDG_RUNTIME_DIR right?" in tried(LocalNode(kind="local"), tmp_path)
+
+
+def test_where_the_runtime_folder_has_a_long_name_sockets_are_elsewhere(
+    tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's path may have 107 bytes, ssh's own part of it included."""
+    with ExitStack() as until_stop:
+        assert _control_folder("a", until_stop).parent == runtime
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / ("x" * 60)))
+        assert _control_folder("a", until_stop).parent == Path("/tmp")
 
 
 def test_paths_reach_ssh_as_they_are(tmp_path: Path) -> None:
