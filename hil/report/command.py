@@ -14,7 +14,7 @@ from hil.files import write_whole
 from hil.progress import harmless, reading
 from hil.report import verify_json, verify_text
 from hil.report.page_file import overwritten
-from hil.report.verify import FileReport, exit_code, verify
+from hil.report.verify import STANDARD_INPUT, FileReport, exit_code, verify
 
 INTERRUPTED = 130
 _UNDONE = 2
@@ -45,11 +45,16 @@ def _stopped(why: str, code: int) -> int:
     # Python would try once more to write what standard output still holds, and end with a code of its own.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    click.echo(f"hil: error: {harmless(why)}", err=True)
+    # Where it cannot be told either, the code is to tell it.
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(f"hil: error: {harmless(why)}", err=True)
     return code
 
 
 def _run(files: tuple[Path, ...], *, as_json: bool, html: Path | None, wanted: tuple[str, ...]) -> int:
+    if files.count(STANDARD_INPUT) > 1:
+        click.echo("hil: error: standard input can be read once only: name - once", err=True)
+        return _UNDONE
     if html is not None and (capture := overwritten(html, files)):
         click.echo(f"hil: error: {harmless(str(html))} is {capture}: the page is not written over it", err=True)
         return _UNDONE

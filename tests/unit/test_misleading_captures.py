@@ -30,6 +30,7 @@ from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.facts import Where
 from hil.evidence.rebuild.judgement import Judged, Reservations, Verdict, judge
 from hil.report.words import ends_words
+from hil.wire.icrc import icrc
 from hil.wire.layers.cm import CmAttribute
 from hil.wire.pcapng import CapturedFrame
 
@@ -48,6 +49,76 @@ def test_a_mirrors_second_copies_behind_the_dreq_are_no_fail(behind_ns: int, ver
     frames = faster(recorded("rping"), 50)
     copies = [replace(frame, interface="mirror", time_ns=frame.time_ns + behind_ns) for frame in frames]
     assert one(sorted([*frames, *copies], key=lambda frame: frame.time_ns)).verdict in verdicts
+
+
+def sides(qpn: int = 0x11, ids: tuple[int, int] = (11, 22), psn: int = -1) -> tuple[Side, Side]:
+    return Side(0x0A000001, qpn, ids[0], psn), Side(0x0A000002, qpn + 1, ids[1], psn)
+
+
+@pytest.mark.parametrize(("step_ns", "behind_ns"), [(1000, 200_000), (2000, 900_000), (20_000, 900_000)])
+def test_on_a_fast_link_a_mirrors_copy_is_hundreds_of_packets_behind(step_ns: int, behind_ns: int) -> None:
+    """It is found as long as its bytes are at hand, however many packets lie between."""
+    frames = made(sides(), 300, step_ns=step_ns)
+    copies = [replace(frame, interface="mirror", time_ns=frame.time_ns + behind_ns) for frame in frames]
+    connection = one(sorted([*frames, *copies], key=lambda frame: frame.time_ns))
+    assert connection.verdict is PASS
+    assert not any(end.requests.retransmissions for end in connection.facts.ends)
+
+
+def test_the_copy_of_another_mirror_may_be_cut_shorter() -> None:
+    """What both have of a packet is alike: it was not sent twice."""
+    frames, snap = made(sides(), 100, step_ns=1000), 200
+    both = [(frame.time_ns, 0, frame.data, len(frame.data)) for frame in frames]
+    both += [(frame.time_ns + 300_000, 1, frame.data[:snap], len(frame.data)) for frame in frames]
+    file = section() + interface(name="m1", resolution=9) + interface(name="m2", resolution=9, snap=snap)
+    for time_ns, index, data, original in sorted(both):
+        file += enhanced(data, index=index, ticks=time_ns, original=original)
+    (connection,), _ = rebuilt(io.BytesIO(file))
+    assert connection.verdict is PASS
+    assert not any(end.requests.retransmissions for end in connection.facts.ends)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_stale_dreq_takes_nothing_from_a_live_connection_with_the_same_queue_pairs(answered: bool) -> None:
+    """The earlier incarnation's DREQ, and its DREP, come again inside the later one: both connections pass."""
+    earlier = made(sides(), 4, step_ns=1_000_000)
+    live = later(made(sides(ids=(111, 222), psn=900), 20, step_ns=1_000_000), 2_000_000_000)
+    stale = [replace(earlier[place(earlier, "DREQ")], time_ns=live[30].time_ns + 1000)]
+    stale += [replace(earlier[place(earlier, "DREP")], time_ns=live[30].time_ns + 5000)] * answered
+    found = judged([*earlier, *live[:31], *stale, *live[31:]])
+    assert [c.verdict for c in found[:2]] == [PASS, PASS]
+    assert FAIL not in {c.verdict for c in found}
+
+
+def test_in_the_middle_of_a_connection_a_stale_dreq_proves_nothing() -> None:
+    """The capture has no REQ: whose the DREQ of the same queue pair is cannot be told."""
+    frames = made(sides(), 20, step_ns=1_000_000)
+    stale = [
+        replace(frames[40], data=data, original_length=len(data), interface=f"side-{'ab'[side]}")
+        for side, data in disconnect(*sides(ids=(911, 922)))
+    ]
+    assert FAIL not in {c.verdict for c in judged([*frames[3:41], *stale, *frames[41:]])}
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_queue_pairs_used_again_unannounced_make_no_fail(lost: int) -> None:
+    """The later connection's first messages are missing: the earlier one may have nothing to do with its packets."""
+    again = later(made(sides(ids=(111, 222), psn=900), 4), 2_000_000_000)
+    assert FAIL not in {c.verdict for c in judged([*made(sides(), 4), *again[lost:]])}
+
+
+@pytest.mark.parametrize(("code", "right"), [(0x04, False), (0x1F, True)], ids=["wrong ICRC", "unknown opcode"])
+def test_what_nobody_takes_is_no_silence(code: int, right: bool) -> None:
+    """A packet behind the DREP that adapters pass over was sent all the same: invalid, as nothing says what it is."""
+    frames = made(sides(), 2)
+    last = [frame for frame in frames if kind(frame) == "RC" and frame.interface == "side-a"][-1]
+    data = bytearray(last.data)
+    data[51:54] = (int.from_bytes(data[51:54], "big") + 1 & 0xFFFFFF).to_bytes(3, "big")
+    data[42] = code
+    data[-4:] = icrc(bytes(data), len(data) - 4).to_bytes(4, "little")
+    data[-5] ^= not right
+    late = replace(last, data=bytes(data), time_ns=frames[-1].time_ns + 5_000_000)
+    assert one([*frames, late]).verdict is INVALID
 
 
 @pytest.mark.parametrize("behind_ns", [9_900_000, 15_000_000, 200_000_000])

@@ -190,6 +190,21 @@ def test_a_report_that_cannot_be_written_is_no_fail(good: Path) -> None:
     assert done.stderr == "hil: error: the report cannot be written: No space left on device\n"
 
 
+def test_where_nothing_can_be_told_the_exit_code_tells(good: Path) -> None:
+    """Standard error is as full: 2, and not 1, which says that a capture fails."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-m", "hil", "verify", str(good)], stdout=full, stderr=full)
+    assert done.returncode == 2
+
+
+def test_standard_input_is_read_once(good: Path) -> None:
+    """A second - has nothing left to read: it is refused before anything is."""
+    command = [sys.executable, "-m", "hil", "verify", "-", "-"]
+    done = subprocess.run(command, input=good.read_bytes(), capture_output=True)
+    assert done.returncode == 2 and done.stdout == b""
+    assert done.stderr == b"hil: error: standard input can be read once only: name - once\n"
+
+
 @pytest.mark.parametrize(
     ("stop", "code", "told"),
     [

@@ -51,8 +51,12 @@ class Judged:
     @property
     def verdict(self) -> Verdict:
         if any(not finding.held for finding in self.findings):
-            return Verdict.FAIL
+            # Where packets may be another connection's, nothing that they do proves anything about this one.
+            return Verdict.INVALID if self._may_be_mixed() else Verdict.FAIL
         return Verdict.INVALID if self.doubts else Verdict.PASS
+
+    def _may_be_mixed(self) -> bool:
+        return self.facts.inferred or any(end.requests.strange for end in self.facts.ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,8 @@ def _doubts_in(facts: ConnectionFacts, capture: Reservations) -> Iterator[str]:
     for link, after in _followers(facts):
         if after.unsure:
             what = f"{counted(after.unsure, 'packet')} behind the {link}"
-            yield f"{what}: retransmissions, or a mirror's second copies of packets in front of it"
+            others = "a mirror's second copies of packets in front of it, or packets that no adapter takes"
+            yield f"{what}: retransmissions, {others}"
         in_doubt = UNDER_WAY_NS < after.latest_ns <= capture.uncertain_ns or after.latest_ns <= capture.coarse_ns
         if after.count and in_doubt:
             yield f"packets follow the {link}, in a capture whose times are out of order, absent or uncertain by more"

@@ -19,6 +19,8 @@ MAX_LIVE = 50_000
 PAIRING_WINDOW = 4096
 PAIRING_ATTEMPTS, PAIRING_CANDIDATES = 64, 256
 
+PASSED_OVER = (Kind.WRONG_ICRC, Kind.UNREADABLE, Kind.OTHER)
+
 CommKey = tuple[int, int, int, int]
 
 
@@ -109,6 +111,9 @@ class Rebuilder:
                 self._managed(message, flow, row, believed=row.position in batch.believed)
             return
         lane = self._lanes.get(flow)
+        if lane is not None and lane.watched and row.kind in PASSED_OVER:
+            # Nobody takes it, and yet its sender has not been silent.
+            lane.connection.late(lane.sender, row, Copy.UNSURE)
         if row.kind == Kind.CONGESTION:
             self.tally.congestion += 1
             if lane is not None:
@@ -248,6 +253,9 @@ class Rebuilder:
             # The REP is missing in the capture: what went this way until now is this connection's.
             connection.adopt(lane.connection, sender)
             self._forget(lane.connection)
+        elif lane is not None and not begins and not lane.connection.released:
+            # A stale DREQ or DREP, of an earlier incarnation with the same numbers, takes nothing from a live one.
+            return
         elif lane is not None:
             # A queue pair's number that is used again.
             lane.connection.reused = True

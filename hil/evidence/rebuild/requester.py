@@ -31,7 +31,8 @@ from hil.evidence.rebuild.window import Copy, Window
 from hil.wire.opcodes import Operation
 
 NO_COPY = Copy.NO
-RING = 32
+# So many earlier places are looked up at least; beyond, those that the window holds the bytes of.
+FEW = 32
 SMALLEST_MTU = 256
 # More PSNs than any adapter keeps in flight: a jump so far is another stream, unless the next packet follows it.
 FAR = 1 << 20
@@ -87,8 +88,10 @@ class Requester:
     _begun_number: int = -1
     _begun_psn: int = -1
     _begun_payload: int = 0
-    _ring: list[int] = field(default_factory=lambda: [-1] * RING)
-    _responses: list[int] = field(default_factory=lambda: [-1] * RING)
+    _places: dict[int, int] = field(default_factory=dict)
+    _responses: dict[int, int] = field(default_factory=dict)
+    _room: int = FEW
+    _responses_room: int = FEW
     _resends: list[tuple[int, int]] = field(default_factory=list)
     _uncertain: int = 0
     _cursor: int = -1
@@ -116,7 +119,9 @@ class Requester:
         else:
             self.last_request = row
         self.next_psn = psn + 1 & MASK
-        self._ring[psn % RING] = row.position
+        self._places[psn] = row.position
+        if len(self._places) > self._room:
+            self._room = self._forget(self._places)
         self.packets += 1
         self.payload += row.payload
         if part := PARTS[row.operation]:
@@ -219,8 +224,8 @@ class Requester:
             self.unsure += 1
         else:
             # A slow mirror's copy of the one before may still come.
-            self._resends = [*self._resends[1 - RING :], (row.psn, self._ring[row.psn % RING])]
-            self._ring[row.psn % RING] = row.position
+            self._resends = [*self._resends[1 - FEW :], (row.psn, self._places.get(row.psn, -1))]
+            self._places[row.psn] = row.position
         if gap is not None and gap.filled < size_of(gap):
             self._fill(gap, row)
         else:
@@ -229,9 +234,16 @@ class Requester:
 
     def _copy(self, row: Row) -> Copy:
         """Whether a packet is a second copy of one with its PSN, as sent first or as sent again."""
-        same = [self._ring[row.psn % RING], *(position for psn, position in self._resends if psn == row.psn)]
+        same = [self._places.get(row.psn, -1), *(position for psn, position in self._resends if psn == row.psn)]
         found = {self.window.copy(at, row, asked=self._asked >= at) for at in same if at >= 0}
         return next((seen for seen in (Copy.YES, Copy.UNSURE) if seen in found), NO_COPY)
+
+    def _forget(self, places: dict[int, int]) -> int:
+        """Drop what the window does not hold any more, so that memory grows with it only; how many may then be kept."""
+        oldest = self.window.oldest
+        for psn in [psn for psn, position in places.items() if position < oldest]:
+            del places[psn]
+        return max(FEW, 2 * len(places))
 
     def _fill(self, gap: Gap, row: Row) -> None:
         gap.filled += 1
@@ -280,7 +292,9 @@ class Requester:
         self.last_response = row
         self.acknowledgements += 1
         if seen is NO_COPY:
-            self._responses[psn % RING] = row.position
+            self._responses[psn] = row.position
+            if len(self._responses) > self._responses_room:
+                self._responses_room = self._forget(self._responses)
         if row.operation != Operation.ACKNOWLEDGE:
             self._answer(row)
             return seen
@@ -295,7 +309,7 @@ class Requester:
         if self.una < 0:
             self.una = row.psn + (kind == 0) & MASK
             return NO_COPY
-        earlier = self._responses[row.psn % RING]
+        earlier = self._responses.get(row.psn, -1)
         seen = self.window.copy(earlier, row) if earlier >= 0 else NO_COPY
         self.repeated += kind == 0 and seen is not Copy.YES
         return seen

@@ -69,32 +69,33 @@ class Rows(NamedTuple):
 
 
 class Frames:
-    """The frames behind the rows of one batch, by position. ``order`` gives the batch's row for each."""
+    """The frames behind the rows of one batch, by position from ``first`` on; ``order`` gives the row of each."""
 
     def __init__(self, batch: Batch, first: int, order: NDArray[np.int64]) -> None:
-        self._batch, self._first, self._order = batch, first, order
+        self.first = first
+        self._batch, self._order = batch, order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __contains__(self, position: int) -> bool:
-        return 0 <= position - self._first < len(self._order)
+        return 0 <= position - self.first < len(self._order)
 
     def time_ns(self, position: int) -> int:
-        return int(self._batch.time_ns[self._order[position - self._first]])
+        return int(self._batch.time_ns[self._order[position - self.first]])
 
     def cut(self, position: int) -> bool:
         """Whether a snap length ends the packet."""
-        row = self._order[position - self._first]
+        row = self._order[position - self.first]
         return bool(self._batch.captured[row] < self._batch.original[row])
 
     def interface(self, position: int) -> int:
         """An index into the capture's interfaces."""
-        return int(self._batch.interface[self._order[position - self._first]])
+        return int(self._batch.interface[self._order[position - self.first]])
 
     def packet(self, position: int) -> tuple[int, bytes]:
         """As the batch's."""
-        return self._batch.packet(int(self._order[position - self._first]))
+        return self._batch.packet(int(self._order[position - self.first]))
 
 
 def _kinds() -> NDArray[np.int64]:

@@ -30,6 +30,11 @@ class Window:
     def add(self, frames: Frames) -> None:
         self._batches.append(frames)
 
+    @property
+    def oldest(self) -> int:
+        """The first position whose bytes are still here."""
+        return self._batches[0].first if self._batches else 0
+
     def copy(self, earlier: int, row: Row, *, asked: bool = False) -> Copy:
         """Whether ``row`` is a copy of the packet at position ``earlier``.
 
@@ -43,10 +48,14 @@ class Window:
         elsewhere = first.interface(earlier) != second.interface(row.position)
         if between_ns > (ELSEWHERE_WITHIN_NS if elsewhere else UNSURE_WITHIN_NS):
             return Copy.NO
-        parts = first.packet(earlier), second.packet(row.position)
-        if parts[0] != parts[1]:
+        (number, data), (other_number, other_data) = first.packet(earlier), second.packet(row.position)
+        if first.cut(earlier) or second.cut(row.position):
+            # Two capture points with a snap length each: what both have is alike.
+            shorter = min(len(data), len(other_data))
+            data, other_data = data[:shorter], other_data[:shorter]
+        if (number, data) != (other_number, other_data):
             return Copy.NO
-        if parts[0][0] > 0:
+        if number > 0:
             return Copy.YES
         return Copy.UNSURE if asked or between_ns > COPY_WITHIN_NS else Copy.YES
 
