@@ -91,7 +91,7 @@ def _write_page(html: Path, reports: list[FileReport | tuple[str, str]]) -> bool
     try:
         write_whole(html, page(good, errors))
     except OSError as error:
-        click.echo(f"hil: error: the page cannot be written to {html}: {error.strerror}", err=True)
+        click.echo(f"hil: error: the page cannot be written to {harmless(str(html))}: {error.strerror}", err=True)
         return False
-    click.echo(f"hil: the page is in {html}", err=True)
+    click.echo(f"hil: the page is in {harmless(str(html))}", err=True)
     return True

@@ -78,6 +78,15 @@ def test_the_copy_of_another_mirror_may_be_cut_shorter() -> None:
     assert not any(end.requests.retransmissions for end in connection.facts.ends)
 
 
+@pytest.mark.parametrize("behind_ns", [50_000_000, 400_000_000])
+def test_captures_merged_into_one_interface_make_no_fail(behind_ns: int) -> None:
+    """The numbers of IPv4 say that a packet may be the same one, whatever two clocks say."""
+    frames = recorded("hard_close_ipv4")
+    copies = [replace(frame, time_ns=frame.time_ns + behind_ns) for frame in frames]
+    found = judged(sorted([*frames, *copies], key=lambda frame: frame.time_ns))
+    assert FAIL not in {c.verdict for c in found}
+
+
 @pytest.mark.parametrize("answered", [True, False])
 def test_a_stale_dreq_takes_nothing_from_a_live_connection_with_the_same_queue_pairs(answered: bool) -> None:
     """The earlier incarnation's DREQ, and its DREP, come again inside the later one: both connections pass."""

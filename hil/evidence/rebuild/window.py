@@ -46,8 +46,7 @@ class Window:
             return Copy.NO
         between_ns = abs(second.time_ns(row.position) - first.time_ns(earlier))
         elsewhere = first.interface(earlier) != second.interface(row.position)
-        if between_ns > (ELSEWHERE_WITHIN_NS if elsewhere else UNSURE_WITHIN_NS):
-            return Copy.NO
+        late = between_ns > (ELSEWHERE_WITHIN_NS if elsewhere else UNSURE_WITHIN_NS)
         (number, data), (other_number, other_data) = first.packet(earlier), second.packet(row.position)
         if first.cut(earlier) or second.cut(row.position):
             # Two capture points with a snap length each: what both have is alike.
@@ -55,6 +54,9 @@ class Window:
             data, other_data = data[:shorter], other_data[:shorter]
         if (number, data) != (other_number, other_data):
             return Copy.NO
+        if late:
+            # Merged captures may have clocks any time apart: an equal number may make it a copy, a time does not.
+            return Copy.UNSURE if number > 0 else Copy.NO
         if number > 0:
             return Copy.YES
         return Copy.UNSURE if asked or between_ns > COPY_WITHIN_NS else Copy.YES
