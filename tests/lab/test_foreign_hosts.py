@@ -140,7 +140,11 @@ def test_the_contract_runs_unchanged_and_the_hosts_are_as_they_were(foreign: For
 
 @pytest.mark.parametrize("end", ["down", "kill -9"])
 def test_what_was_provisioned_is_given_back(
-    foreign: ForeignHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+    foreign: ForeignHosts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    end: str,
 ) -> None:
     """Addresses and MTU are given to both hosts: after "down", and after kill -9 and "restore", they are as before.
 
@@ -152,6 +156,8 @@ def test_what_was_provisioned_is_given_back(
     text = lab.read_text().replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.')
     lab.write_text(text + '[nodes.m]\nkind = "local"\n')
 
+    # Where the test fails its lab would run on.
+    request.addfinalizer(lambda: Run("lab", "down").wait())
     status, output = Run("lab", "up", str(lab)).wait()
     assert status == 0, output
     given = {name: host.look() for name, host in foreign.hosts.items()}
