@@ -210,6 +210,24 @@ def choose(found: Sequence[Adapter], wanted: str) -> tuple[Adapter, Port]:
     raise AdapterError((many if matching else none) + ". " + listed(found))
 
 
+def netdevs_of(device: str) -> dict[int, str]:
+    """The netdevs that an RDMA device's ports belong to, by the port's number; an InfiniBand port has none."""
+    with RdmaLink() as link:
+        indexes = [known["DEV_INDEX"] for known in link.devices() if known["DEV_NAME"] == device]
+        ports = [port for index in indexes for port in link.ports(index)]
+        return {port["PORT_INDEX"]: port["NDEV_NAME"] for port in ports if "NDEV_NAME" in port}
+
+
+def lower_of(netdev: str) -> list[str]:
+    """The netdevs that a netdev, such as a VLAN's, is on top of."""
+    return [path.name.removeprefix("lower_") for path in NET.glob(f"{netdev}/lower_*")]
+
+
+def port_of(netdev: str, ports: dict[int, str]) -> int:
+    """Which of a device's ``ports``, as ``netdevs_of`` tells them, is below a netdev; the first where none is."""
+    return next((number for number, name in ports.items() if name in (netdev, *lower_of(netdev))), 1)
+
+
 def listed(found: Iterable[Adapter]) -> str:
     """Adapters for people, one a line."""
     return "\n  ".join(["There are:", *map(str, found)]) if found else "There are no RDMA devices."

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hil.adapters.find import adapters, choose
+from hil.adapters.find import NET, adapters, choose, lower_of, netdevs_of, port_of
 from hil.adapters.provenance import machine, packages
 from hil.adapters.provision import gid_of, gids, port_state
 from hil.errors import AdapterError
@@ -19,7 +19,6 @@ from hil.netlink.link import RdmaLink
 
 PROGRAMS = ("ip", "rdma", "dumpcap", "tcpdump", "sudo")
 DEVICES = Path("/dev/infiniband")
-NETDEVS = Path("/sys/class/net")
 # linux/capability.h
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_IPC_LOCK": 14}
 
@@ -91,16 +90,16 @@ def _has_module(name: str) -> bool:
 
 def _adapter(device: str, netdev: str, addresses: list[str]) -> dict[str, Any]:
     try:
-        carries = _netdevs_of(device)
-        lower = [path.name.removeprefix("lower_") for path in NETDEVS.glob(f"{netdev}/lower_*")]
-        port = next((number for number, name in carries.items() if name in (netdev, *lower)), 1)
+        carries = netdevs_of(device)
+        port = port_of(netdev, carries)
+        held = gids(device, port)
         return {
             "port": port,
             "state": port_state(device, port),
             "carries": sorted(carries.values()),
-            "lower": lower,
+            "lower": lower_of(netdev),
             "mac": _mac(netdev),
-            "missing gids": [address for address in addresses if gid_of(address) not in gids(device, port)],
+            "missing gids": [address for address in addresses if gid_of(address) not in held],
         }
     except OSError as error:
         return {"error": str(error)}
@@ -114,16 +113,8 @@ def device_of(wanted: str) -> str:
         return ""
 
 
-def _netdevs_of(device: str) -> dict[int, str]:
-    """The netdevs that an RDMA device's ports belong to, by the port's number; an InfiniBand port has none."""
-    with RdmaLink() as link:
-        indexes = [known["DEV_INDEX"] for known in link.devices() if known["DEV_NAME"] == device]
-        ports = [port for index in indexes for port in link.ports(index)]
-        return {port["PORT_INDEX"]: port["NDEV_NAME"] for port in ports if "NDEV_NAME" in port}
-
-
 def _mac(netdev: str) -> str:
     try:
-        return (NETDEVS / netdev / "address").read_text().strip()
+        return (NET / netdev / "address").read_text().strip()
     except OSError:
         return ""

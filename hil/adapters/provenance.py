@@ -5,7 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-INFINIBAND, NET = Path("/sys/class/infiniband"), Path("/sys/class/net")
+from hil.adapters.find import INFINIBAND, NET, netdevs_of, port_of
+
 _OF_DEVICE = ("fw_ver", "hca_type", "board_id", "node_guid", "sys_image_guid")
 _OF_PORT = ("rate", "state", "link_layer")
 _OF_NETDEV = ("address", "mtu", "speed", "operstate")
@@ -19,7 +20,7 @@ def provenance(device: str, netdev: str) -> dict[str, dict[str, str]]:
     """Facts by what they are of: adapter, port, netdev, machine, packages. What a node does not tell is left out."""
     adapter = _read(INFINIBAND / device, _OF_DEVICE)
     adapter |= {"device": device} | (_driver(INFINIBAND / device) or {"driver": _soft(device)})
-    port = _read(_port_of(device, netdev), _OF_PORT)
+    port = _read(INFINIBAND / device / "ports" / str(_port_of(device, netdev)), _OF_PORT)
     link = _read(NET / netdev, _OF_NETDEV) | {"netdev": netdev} | _driver(NET / netdev)
     return {
         "adapter": _known(adapter),
@@ -81,11 +82,12 @@ def _driver(folder: Path) -> dict[str, str]:
     return {"driver": name} | _known({fact: _text(module / file) for fact, file in _MODULE_FACTS.items()})
 
 
-def _port_of(device: str, netdev: str) -> Path:
-    """The port that a netdev belongs to: as the kernel tells by its GIDs' netdevs, else the first."""
-    ports = sorted((INFINIBAND / device / "ports").glob("*"))
-    own = [port for port in ports if _text(port / "gid_attrs" / "ndevs" / "0") == netdev]
-    return (own or ports or [INFINIBAND / device / "ports" / "1"])[0]
+def _port_of(device: str, netdev: str) -> int:
+    try:
+        return port_of(netdev, netdevs_of(device))
+    except OSError:
+        # A kernel without RDMA has no port to tell of.
+        return 1
 
 
 def _soft(device: str) -> str:

@@ -317,11 +317,9 @@ def test_a_connectors_process_is_killed(bench: Bench) -> None:
     closer, peer = bench.connect()
     receives = [peer.recv(offset=256 * i) for i in range(2)]
 
-    closer.at.node.channel.kill(closer.at.worker)
+    kill(bench, closer)
 
-    assert closer.at.node.channel.wait_exit(closer.at.worker, 10) == -9
     assert [peer.completion(r) for r in receives] == [RESET] * 2
-    del bench.endpoints["a"]
     bench.judge(bench.hard_close(closer, peer, killed=True))
 
 
@@ -331,13 +329,12 @@ def test_cleanup_closes_what_is_open(bench: Bench) -> None:
     closer, peer = bench.connect()
     own, theirs = closer.recv(), peer.recv()
 
-    closer.at.must("WSPCleanup", Code.OK, deliberately=["SWITCH-14"])
+    clean_up(bench, closer.at)
 
     assert closer.completion(own, 5) == ABORTED
     assert peer.completion(theirs) == RESET
     upcalls = [e["function"] for e in bench.pair.evidence(audit=False).of("a", "upcall")]
     assert upcalls[-1] == "WPUCloseSocketHandle"
     assert upcalls.count("WPUCloseSocketHandle") == upcalls.count("WPUCreateSocketHandle") == 1
-    del bench.endpoints["a"]
     assert peer.close() == (0, Code.OK)
     bench.judge(bench.hard_close(closer, peer, killed=True))
