@@ -11,7 +11,8 @@ opened; then there is nothing else but name, verdict and exit code) and ``connec
 ``number``, ``verdict``, ``ending`` ("CM disconnect", "QP error", "retry exhaustion", "refused", "never established",
 "silence", "still open"), ``closer`` (0, 1 or null: an index into ``ends``), ``at_frame``, ``at_ns`` (null when it has
 no end), ``how`` (a sentence), ``vlan`` (null without one) and ``vlans`` (for each end, of what it sends, the
-outer tag's id first), ``first_frame``, ``last_frame``, ``first_ns``, ``last_ns``,
+outer tag's id first), ``networks`` (for each end, a number from 1: networks with the same addresses that differ by
+their MAC addresses), ``first_frame``, ``last_frame``, ``first_ns``, ``last_ns``,
 ``inferred`` (directions paired without CM messages), ``doubts``, ``notes``, ``findings`` (``link``, ``requirements``,
 ``held``, ``seen``), ``messages`` of the CM (``name``, ``sender``, ``frame``, ``time_ns``, ``times_sent``, ``reason``
 of a REJ), ``steps_elided``, ``ends`` and ``steps``.
@@ -80,6 +81,7 @@ def _connection(connection: Numbered) -> dict[str, Any]:
         "how": judged.how,
         "vlan": facts.vlans[0][0] if facts.vlans[0] else None,
         "vlans": [list(vlans) for vlans in facts.vlans],
+        "networks": [number + 1 for number in facts.networks],
         "first_frame": facts.first_number,
         "last_frame": facts.last_number,
         "first_ns": facts.first_ns,

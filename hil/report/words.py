@@ -27,12 +27,15 @@ def end_words(end: EndFacts) -> str:
 
 def ends_words(facts: ConnectionFacts) -> str:
     one, two = facts.ends
-    return f"{end_words(one)} -> {end_words(two)}{_vlan_words(facts)}"
+    return f"{end_words(one)} -> {end_words(two)}{_segment_words(facts)}"
 
 
-def _vlan_words(facts: ConnectionFacts) -> str:
+def _segment_words(facts: ConnectionFacts) -> str:
     stacks = [".".join(map(str, vlans)) or "none" for vlans in dict.fromkeys(facts.vlans)]
-    return "" if stacks == ["none"] else f" (VLAN {' and '.join(stacks)})"
+    words = [] if stacks == ["none"] else [f"VLAN {' and '.join(stacks)}"]
+    if any(facts.networks):
+        words.append(f"network {' and '.join(str(number + 1) for number in dict.fromkeys(facts.networks))}")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def ending_words(judged: Judged) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hil.wire.chunk import Bytes, Chunk, Integers
+from hil.wire.chunk import LINK_ETHERNET, Bytes, Chunk, Integers, Unsigned
 from hil.wire.windows import packed, records
 
 Flags = NDArray[np.bool_]
@@ -15,6 +15,8 @@ MAX_TAGS = 4
 VLAN_BITS = 12
 _TAGS = (0x8100, 0x88A8, 0x9100)
 _ETHERTYPE_SIZE, _TAG_SIZE = 2, 4
+_ADDRESSES_SIZE = 12
+_ADDRESSES = packed(("dst_hi", ">u2"), ("dst_lo", ">u4"), ("src_hi", ">u2"), ("src_lo", ">u4"))
 _ETHERTYPE = packed(("value", ">u2"))
 _TAG = packed(("control", ">u2"), ("ethertype", ">u2"))
 
@@ -85,6 +87,18 @@ class Frames:
 def vlans_of(tags: int) -> tuple[int, ...]:
     """The VLAN ids of a stack of ``tags``, the outer one's first."""
     return (*vlans_of(tags >> VLAN_BITS), tags & (1 << VLAN_BITS) - 1) if tags > 0 else ()
+
+
+def macs_of(chunk: Chunk, index: Integers) -> tuple[Unsigned, Unsigned]:
+    """The MAC addresses of the frames ``index``, the lower and the higher of each: they are the same both ways.
+
+    Both are 0 where there are not two: in frames of other link types and in such as are cut.
+    """
+    there = (chunk.link_type[index] == LINK_ETHERNET) & (chunk.captured[index] >= _ADDRESSES_SIZE)
+    both = records(chunk.data, np.where(there, chunk.offset[index], 0), _ADDRESSES)
+    one, two = (both[f"{end}_hi"].astype(np.uint64) << np.uint64(32) | both[f"{end}_lo"] for end in ("dst", "src"))
+    one, two = (np.where(there, address, np.uint64(0)) for address in (one, two))
+    return np.minimum(one, two), np.maximum(one, two)
 
 
 def behind_tags(frames: Frames) -> tuple[Frames, Integers]:

@@ -155,5 +155,17 @@ def as_v1(frame: CapturedFrame) -> CapturedFrame:
     return replace(frame, data=data, original_length=len(data))
 
 
+def resent(frames: Iterable[CapturedFrame], by_ns: int, *, number: int = 1) -> list[CapturedFrame]:
+    """IPv4 frames sent once more so much later: their sender numbers them anew, ``number`` further on."""
+
+    def numbered(frame: CapturedFrame) -> CapturedFrame:
+        data = bytearray(frame.data)
+        data[18:20] = (int.from_bytes(data[18:20]) + number & 0xFFFF).to_bytes(2)
+        data[-4:] = icrc(bytes(data), len(data) - 4).to_bytes(4, "little")
+        return replace(frame, data=bytes(data), time_ns=frame.time_ns + by_ns)
+
+    return [numbered(frame) for frame in frames]
+
+
 def later(frames: Iterable[CapturedFrame], by_ns: int) -> list[CapturedFrame]:
     return [replace(frame, time_ns=frame.time_ns + by_ns) for frame in frames]

@@ -21,6 +21,7 @@ from captured import (
     place,
     rebuilt,
     recorded,
+    resent,
     tagged,
     without,
 )
@@ -204,7 +205,7 @@ def test_a_corrupted_packet_is_passed_over() -> None:
 def test_a_dreq_sent_again_and_answered_again_is_one_tear_down() -> None:
     """A retransmitted DREQ and its second DREP are legal."""
     frames = recorded("reset")
-    connection = one([*frames, *later(frames[-2:], 4_000_000_000)])
+    connection = one([*frames, *resent(frames[-2:], 4_000_000_000)])
     assert connection.verdict is PASS
     assert "(2 times)" in connection.how
 
@@ -212,7 +213,7 @@ def test_a_dreq_sent_again_and_answered_again_is_one_tear_down() -> None:
 def test_a_dreq_that_is_never_answered_is_a_fail_once_the_closer_gave_up() -> None:
     """Sixteen DREQs as the REQ allows, a long wait, and a peer that was there before: it does not disconnect."""
     frames = recorded("reset")[:-1]
-    again = [f for n in range(1, 16) for f in later(frames[-1:], n * 5_000_000_000)]
+    again = [f for n in range(1, 16) for f in resent(frames[-1:], n * 5_000_000_000, number=n)]
     somebody = [tagged(frame, 9) for frame in later(recorded("killed")[:1], 0)]
     late = [replace(somebody[0], time_ns=again[-1].time_ns + 60_000_000_000)]
     assert judged([*frames, *again[:-1], *late])[0].verdict is INVALID

@@ -20,6 +20,7 @@ from captured import (
     place,
     rebuilt,
     recorded,
+    resent,
     tagged,
     without,
 )
@@ -192,8 +193,10 @@ def test_a_capture_goes_on_with_frames_of_any_protocol() -> None:
     unanswered = one(arp(recorded("peer_gone"), 600))
     assert not [doubt for doubt in unanswered.doubts if "the capture ends" in doubt]
     frames = recorded("reset")
-    refused = one(arp(frames[:1], 600))
+    asked = [f for n in range(16) for f in resent(frames[:1], n * 5_000_000_000, number=n)]
+    refused = one(arp(asked, 600))
     assert (refused.ending, refused.verdict) == (Ending.NOT_ESTABLISHED, PASS), refused
+    assert one(arp(asked[:-1], 600)).verdict is INVALID
     assert one(arp(frames[: place(frames, "DREQ")], 600)).ending is Ending.SILENCE
 
 
@@ -380,3 +383,147 @@ def test_messages_behind_extension_headers_are_read() -> None:
     plain = one(recorded("hard_close_ipv6"))
     connection = one(replace(frame, data=extended(frame.data)) for frame in recorded("hard_close_ipv6"))
     assert (connection.verdict, connection.facts.ends[0].qpn) == (PASS, plain.facts.ends[0].qpn)
+
+
+def between(frames: Sequence[CapturedFrame], one_mac: int, other_mac: int) -> list[CapturedFrame]:
+    """The frames between two other MAC addresses; the first is that of side a."""
+    macs = [mac.to_bytes(6) for mac in (one_mac, other_mac)]
+
+    def moved(frame: CapturedFrame) -> CapturedFrame:
+        source, destination = macs if frame.interface == "side-a" else macs[::-1]
+        return replace(frame, data=destination + source + frame.data[12:])
+
+    return [moved(frame) for frame in frames]
+
+
+@pytest.mark.parametrize("lag_ns", [0, 7_000, 300_000])
+def test_networks_that_are_alike_but_for_their_macs_are_told_apart(lag_ns: int) -> None:
+    """Two labs made of one image: equal addresses, queue pairs, comm ids, and PSNs that are no one's business."""
+    here = between(made(sides(), 20), 0xA1, 0xA2)
+    there = later(between(made(sides(psn=70_000), 20, step_ns=31_000), 0xB1, 0xB2), lag_ns)
+    found = judged(sorted([*here, *there], key=lambda frame: frame.time_ns))
+    assert [c.verdict for c in found] == [PASS, PASS]
+    assert {end.requests.retransmissions for c in found for end in c.facts.ends} == {0}
+
+
+def test_packets_by_way_of_several_routers_are_one_connection() -> None:
+    """The peer's packets come from one of two routers, by turns: the host's own MAC address is in all of them."""
+    ways = [between(made(sides(), 20), 0xA1, router) for router in (0xC1, 0xC2)]
+    connection = one(ways[n % 2][n] for n in range(len(ways[0])))
+    assert connection.verdict is PASS, connection
+
+
+def test_two_directions_on_two_sides_of_a_router_are_one_connection() -> None:
+    """What comes in is mirrored at two ports of a router, each with MAC addresses of its own."""
+    frames = made(sides(), 20)
+    ways = [between(frames, 0xA1, 0xC1), between(frames, 0xC2, 0xB1)]
+    connection = one(ways[frame.interface == "side-b"][n] for n, frame in enumerate(frames))
+    assert connection.verdict is PASS, connection
+
+
+def unnumbered(frames: Sequence[CapturedFrame]) -> list[CapturedFrame]:
+    """The IPv4 frames with the number 0, as adapters send that do not number."""
+    zeroed = []
+    for frame in frames:
+        data = bytearray(frame.data)
+        data[18:20] = bytes(2)
+        data[-4:] = icrc(bytes(data), len(data) - 4).to_bytes(4, "little")
+        zeroed.append(replace(frame, data=bytes(data)))
+    return zeroed
+
+
+@pytest.mark.parametrize("behind_ns", [1_500_000_000, 30_000_000_000, -30_000_000_000])
+@pytest.mark.parametrize("name", ["hard_close_ipv4", "rping", "crossed", "long"])
+def test_merged_captures_with_clocks_far_apart_make_no_fail(name: str, behind_ns: int) -> None:
+    """The same packets twice, at two interfaces, and no number tells that they are the same."""
+    frames = made(sides(), 20, step_ns=100_000_000) if name == "long" else unnumbered(recorded(name))
+    copies = [replace(frame, interface="mirror", time_ns=frame.time_ns + behind_ns) for frame in frames]
+    merged = sorted([*frames, *copies], key=lambda frame: frame.time_ns)
+    assert FAIL not in {c.verdict for c in judged(merged)}
+
+
+def test_what_follows_at_another_interface_is_in_doubt() -> None:
+    """Data of the closer behind its DREQ: at the DREQ's interface a fail, at one with another clock it is not sure."""
+    frames = recorded("reset")
+    data = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-a")
+    late = moved(frames, data, len(frames) - 1)
+    assert one(late).verdict is FAIL
+    elsewhere = one([*late[:-1], replace(late[-1], interface="mirror")])
+    assert elsewhere.verdict is INVALID
+    assert any("behind the DREQ" in doubt for doubt in elsewhere.doubts)
+
+
+@pytest.mark.parametrize("ahead_ns", [400_000_000, -400_000_000])
+@pytest.mark.parametrize("name", ["rping", "reset", "acceptor_closes"])
+def test_clocks_of_two_interfaces_that_differ_make_no_verdict(name: str, ahead_ns: int) -> None:
+    """What each end sends comes in at an interface of its own, one of them 0.4 s ahead: the order is wrong."""
+    frames = recorded(name)
+    skewed = [replace(f, time_ns=f.time_ns + ahead_ns * (f.interface == "side-b")) for f in frames]
+    assert {c.verdict for c in judged(sorted(skewed, key=lambda frame: frame.time_ns))} == {INVALID}
+
+
+@pytest.mark.parametrize("snap", [120, 128, 200])
+@pytest.mark.parametrize("behind_ns", [300_000, -300_000, 5_000_000])
+@pytest.mark.parametrize("name", ["hard_close_ipv4", "rping", "refused", "crossed"])
+def test_cm_messages_that_one_mirror_cuts_are_completed_by_the_other(name: str, behind_ns: int, snap: int) -> None:
+    """One mirror has everything, the other's snap length ends inside the CM's messages: neither a fail nor twice."""
+    frames = faster(recorded(name), 50)
+    both = [(frame.time_ns, 0, frame.data, len(frame.data)) for frame in frames]
+    both += [(frame.time_ns + behind_ns, 1, frame.data[:snap], len(frame.data)) for frame in frames]
+    file = section() + interface(name="m1", resolution=9) + interface(name="m2", resolution=9, snap=snap)
+    for time_ns, index, data, original in sorted(both):
+        file += enhanced(data, index=index, ticks=time_ns, original=original)
+    connections, _ = rebuilt(io.BytesIO(file))
+    assert FAIL not in {c.verdict for c in connections}
+    assert len(connections) == len(judged(frames))
+
+
+def test_answers_of_which_the_capture_has_none_are_no_pass() -> None:
+    """All packets of one direction but the CM's are missing, and nothing was sent again."""
+    frames = made(sides(), 40, step_ns=1_000_000)
+    answered = [frame for frame in frames if kind(frame) != "RC" or frame.interface == "side-a"]
+    connection = one(answered)
+    assert connection.verdict is INVALID
+    assert any("nothing answers what 10.0.0.1 sent" in doubt for doubt in connection.doubts)
+    assert one(frames).verdict is PASS
+
+
+def test_an_unreliable_connection_is_answered_by_nobody() -> None:
+    """The same over UC, which its REQ tells."""
+    frames = made(sides(), 40, step_ns=1_000_000)
+    data = bytearray(frames[0].data)
+    data[14 + 20 + 8 + 12 + 8 + 24 + 43] |= 1 << 1
+    data[-4:] = icrc(bytes(data), len(data) - 4).to_bytes(4, "little")
+    sent = [frame for frame in frames[1:] if kind(frame) != "RC" or frame.interface == "side-a"]
+    doubts = one([replace(frames[0], data=bytes(data)), *sent]).doubts
+    assert not any("nothing answers" in doubt for doubt in doubts)
+
+
+@pytest.mark.parametrize("behind_ns", [300_000, 900_000])
+def test_what_is_sent_again_right_behind_the_drep_is_no_copy(behind_ns: int) -> None:
+    """Without numbers, at one interface: a mirror's copy is closer, so it may be the adapter's."""
+    frames = made(sides(), 1, step_ns=1000)
+    data = [f for f in frames if kind(f) == "RC" and f.interface == "side-a"][-1]
+    again = replace(data, time_ns=frames[-1].time_ns + behind_ns)
+    assert one([*frames, again]).verdict is INVALID
+
+
+@pytest.mark.parametrize("tries", [2, 5, 6])
+def test_retries_are_used_up_when_the_req_allows_no_more(tries: int) -> None:
+    """The REQ allows six: what was sent again fewer times was not given up."""
+    frames = made(sides(), 3, step_ns=1_000_000)
+    n = place(frames, "DREQ")
+    last = [frame for frame in frames[:n] if kind(frame) == "RC" and frame.interface == "side-a"][-1]
+    kept = [frame for frame in frames[:n] if frame.interface == "side-a" or frame.time_ns < last.time_ns]
+    again = [f for k in range(tries) for f in resent([last], (k + 1) * 70_000_000, number=k + 1)]
+    ended = one([*kept, *again, *later(frames[n:], 10**9)])
+    assert (ended.ending is Ending.RETRY_EXHAUSTED) == (tries == 6), ended
+
+
+def test_a_mirrors_late_copies_of_a_dreq_are_not_counted_as_tries() -> None:
+    """Eight DREQs that came twice each are not the sixteen that the REQ allows."""
+    frames = unnumbered(recorded("reset")[:-1])
+    asked = [f for n in range(8) for f in later(frames[-1:], n * 5_000_000_000)]
+    copies = [replace(frame, interface="mirror", time_ns=frame.time_ns + 5_000_000) for frame in asked]
+    both = sorted([*frames[:-1], *asked, *copies], key=lambda frame: frame.time_ns)
+    assert one(arp(both, 120)).verdict is INVALID

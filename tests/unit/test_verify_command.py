@@ -105,6 +105,7 @@ def test_the_json_has_the_documented_shape(good: Path, bad: Path) -> None:
             "how",
             "vlan",
             "vlans",
+            "networks",
             "first_frame",
             "last_frame",
         ),

@@ -101,7 +101,7 @@ def gave_up(facts: ConnectionFacts, dreq: CmFacts) -> bool:
 
 def deaf(facts: ConnectionFacts, dreq: CmFacts) -> bool:
     """Whether the peer of the DREQ's sender had stopped answering before it."""
-    return exhausted(facts.ends[dreq.sender].requests, dreq)
+    return exhausted(facts, dreq.sender, dreq)
 
 
 def patience(facts: ConnectionFacts) -> tuple[int, int]:

@@ -1,12 +1,12 @@
 """One connection while its packets go by: two ends, the CM's messages between them, and what came after the end."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 from hil.evidence.rebuild.facts import After, CmFacts, ConnectionFacts, EndFacts, Ladder, Step
 from hil.evidence.rebuild.management import CmMessage, address_of
 from hil.evidence.rebuild.operations import NAMES
 from hil.evidence.rebuild.requester import Requester
-from hil.evidence.rebuild.rows import Flow, Kind, Row
+from hil.evidence.rebuild.rows import Flow, Kind, Row, Segment
 from hil.evidence.rebuild.window import Copy, Window
 from hil.wire.ethernet import vlans_of
 from hil.wire.layers.cm import CmAttribute
@@ -42,16 +42,21 @@ class End:
 
 @dataclass(slots=True, eq=False)
 class _Following:
-    """Counts the packets after an event."""
+    """Counts the packets after an event.
+
+    ``interfaces`` are those that the event was seen at. Only there it is certain what came after it: two interfaces may
+    have a clock each, or be of two captures that were merged.
+    """
 
     begun_ns: int
+    interfaces: set[int]
     count: int = 0
     steps: list[Step] = field(default_factory=list)
     latest_ns: int = 0
     unsure: int = 0
 
-    def add(self, sender: int, row: Row, seen: Copy) -> None:
-        if seen is Copy.UNSURE:
+    def add(self, sender: int, row: Row, *, unsure: bool) -> None:
+        if unsure:
             self.unsure += 1
             return
         self.count += 1
@@ -79,11 +84,11 @@ class _Sent:
 
 
 class Connection:
-    """A connection that may still get packets. ``gids`` are the addresses of its ends, ``tags`` the VLAN tags of what
-    each of them sends."""
+    """A connection that may still get packets. ``gids`` are the addresses of its ends, ``segment`` is where the
+    first of its packets was; each end may send in one of its own."""
 
-    def __init__(self, tags: int, gids: tuple[int, int], window: Window, row: Row) -> None:
-        self.tags = [tags, tags]
+    def __init__(self, segment: Segment, gids: tuple[int, int], window: Window, row: Row) -> None:
+        self.segments = [segment, segment]
         self.window = window
         self.ladder = Ladder()
         self.ends = tuple(End(gid, Requester(side, window, self.ladder)) for side, gid in enumerate(gids))
@@ -107,12 +112,12 @@ class Connection:
     def flow(self, sender: int) -> Flow:
         """How packets that end ``sender`` sends are addressed."""
         end, other = self.ends[sender], self.ends[1 - sender]
-        return Flow(self.tags[sender], end.gid, other.gid, other.qpn)
+        return Flow(self.segments[sender], end.gid, other.gid, other.qpn)
 
-    def comm_key(self, sender: int) -> tuple[int, int, int, int]:
+    def comm_key(self, sender: int) -> tuple[Segment, int, int, int]:
         """What tells the comm id of end ``sender`` from all others."""
         end, other = self.ends[sender], self.ends[1 - sender]
-        return self.tags[sender], end.gid, other.gid, end.comm_id
+        return self.segments[sender], end.gid, other.gid, end.comm_id
 
     def heard(self, sender: int) -> bool:
         """Whether end ``sender`` sent anything yet."""
@@ -155,23 +160,29 @@ class Connection:
     def _earlier(self, message: CmMessage, sender: int) -> _Sent | None:
         return next((sent for sent in self._sent if sent.sender == sender and _same(sent.message, message)), None)
 
-    def note(self, message: CmMessage, sender: int, row: Row) -> None:
-        """A CM message of this connection."""
+    def note(self, message: CmMessage, sender: int, row: Row) -> bool:
+        """A CM message of this connection; whether it is another one than those before."""
         self._last = row
         known, seen = self._earlier(message, sender), self.copy(message, sender, row)
+        if known is None:
+            if len(self._sent) < MESSAGES_KEPT:
+                self._sent.append(_Sent(message, sender, row.position, 1, row.number, row.time_ns))
+            self._learn(message, sender)
+        elif (whole := _completed(known.message, message)) != known.message:
+            # Another mirror, with a longer snap length.
+            known.message = whole
+            self._learn(whole, sender)
+        self._closes(message, sender, row, new=known is None)
         if seen is Copy.YES:
             self.ends[sender].requester.copies += 1
-            return
+            return False
         self.ladder.add((row.number, row.number, row.time_ns, sender, f"CM {message.attribute.name}", -1, -1, -1, -1))
         if known is not None:
-            known.position = row.position if seen is Copy.NO else known.position
             known.last_number, known.last_time_ns = row.number, row.time_ns
-            known.times += 1
-            return
-        if len(self._sent) < MESSAGES_KEPT:
-            self._sent.append(_Sent(message, sender, row.position, 1, row.number, row.time_ns))
-        self._learn(message, sender)
-        self._closes(message, sender, row)
+            if seen is Copy.NO:
+                known.position = row.position
+                known.times += 1
+        return known is None
 
     def _learn(self, message: CmMessage, sender: int) -> None:
         end, other = self.ends[sender], self.ends[1 - sender]
@@ -190,15 +201,19 @@ class Connection:
             for known in self.ends:
                 known.requester.mtu = message.mtu if known.requester.mtu < 0 else known.requester.mtu
 
-    def _closes(self, message: CmMessage, sender: int, row: Row) -> None:
+    def _closes(self, message: CmMessage, sender: int, row: Row, *, new: bool) -> None:
         if message.attribute is CmAttribute.DREQ:
-            if (CmAttribute.DREQ, sender) not in self._after:
-                self._watch(CmAttribute.DREQ, sender, row)
+            self._watch(CmAttribute.DREQ, sender, row, begins=False)
         elif message.attribute in (CmAttribute.DREP, CmAttribute.REJ):
-            self._watch(message.attribute, BOTH, row)
+            self._watch(message.attribute, BOTH, row, begins=new)
 
-    def _watch(self, event: CmAttribute, sender: int, row: Row) -> None:
-        self._after[event, sender] = _Following(row.time_ns)
+    def _watch(self, event: CmAttribute, sender: int, row: Row, *, begins: bool) -> None:
+        """Count what follows from here on; an event that was seen before ``begins`` anew or was seen once more."""
+        interface = self.window.interface(row)
+        if not begins and (known := self._after.get((event, sender))) is not None:
+            known.interfaces.add(interface)
+            return
+        self._after[event, sender] = _Following(row.time_ns, {interface})
         self.closed_ns = row.time_ns
         for lane in self.lanes:
             lane.watched = True
@@ -207,9 +222,12 @@ class Connection:
         """A data packet after a message that ends the connection; a second copy was sent before it."""
         if seen is Copy.YES:
             return
+        interface, own = self.window.interface(row), self._after.get((CmAttribute.DREQ, sender))
+        closed_here = own is not None and interface in own.interfaces
         for (_, watched), following in self._after.items():
             if watched in (BOTH, sender):
-                following.add(sender, row, seen)
+                certain = closed_here or interface in following.interfaces
+                following.add(sender, row, unsure=seen is Copy.UNSURE or not certain)
 
     def join(self, other: "Connection") -> None:
         """Take ``other``, of which only its end 0 was seen sending, as the opposite direction of this one."""
@@ -244,7 +262,8 @@ class Connection:
         late = [step for found in after.values() for step in found.steps if step.number not in told]
         steps = tuple(sorted({*steps, *late}, key=lambda step: (step.time_ns, step.last_number)))
         return ConnectionFacts(
-            vlans=(vlans_of(self.tags[0]), vlans_of(self.tags[1])),
+            vlans=(vlans_of(self.segments[0].tags), vlans_of(self.segments[1].tags)),
+            networks=(self.segments[0].network, self.segments[1].network),
             ends=(self.ends[0].facts(), self.ends[1].facts()),
             inferred=self.inferred,
             messages=messages,
@@ -294,8 +313,17 @@ class Lane:
 
 
 def _same(one: CmMessage, other: CmMessage) -> bool:
-    """Whether ``other`` is ``one`` sent again."""
-    return _told(one) == _told(other)
+    """Whether ``other`` is ``one`` sent again; what a snap length cut off either tells nothing."""
+    return all(a == b or -1 in (a, b) for a, b in zip(_told(one), _told(other), strict=True))
+
+
+def _completed(known: CmMessage, other: CmMessage) -> CmMessage:
+    """``known`` with what was cut off it and not off ``other``, which is the same message."""
+    told = {name: getattr(other, name) for name in _MAY_BE_CUT if getattr(known, name) in (-1, (-1, -1))}
+    return replace(known, **told)
+
+
+_MAY_BE_CUT = [field.name for field in fields(CmMessage) if field.name not in ("attribute", "number", "time_ns")]
 
 
 def _told(message: CmMessage) -> tuple[int, ...]:

@@ -1,17 +1,21 @@
 """Why a capture cannot carry a pass, and what is worth knowing of it all the same."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 
 from hil.evidence.rebuild.closing import answered, closers, deaf, gave_up, patience
 from hil.evidence.rebuild.endings import Ending, answers_to, counted, of_kind
 from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts, Where
 from hil.evidence.rebuild.file import FileFacts
+from hil.evidence.rebuild.management import UNRELIABLE_CONNECTED
 from hil.wire.layers.cm import CmAttribute
 from hil.wire.links import NAMES
 
 # Out of order by less than this at the seam of two batches is what sorting within a batch leaves.
 SORTED_ANYWAY_NS = 10_000_000
+# Adapters answer in microseconds. Their timers are far slower, so a packet may be lost and not yet sent again; only
+# where no answer at all is there, is it in doubt whether the capture would show one.
+ANSWERED_WITHIN_NS = 10_000_000
 # So many damages, and interfaces that dropped frames, are told one by one.
 TOLD = 10
 
@@ -30,8 +34,46 @@ def doubts_of(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
     if ending in (Ending.QP_ERROR, Ending.RETRY_EXHAUSTED) and not dreqs:
         yield "no tear-down of it is in the capture, only its reason"
     yield from doubts_about_answers(facts)
-    if ending is Ending.NOT_ESTABLISHED and facts.until_ns - facts.last_ns <= 2 * patience(facts)[0]:
+    yield from _doubts_about_the_order(facts)
+    for side in (0, 1):
+        yield from _doubts_about_silence(facts, side)
+    if ending is Ending.NOT_ESTABLISHED:
+        yield from _doubts_about_no_answer(facts)
+
+
+def _doubts_about_no_answer(facts: ConnectionFacts) -> Iterator[str]:
+    """Of a connection of which only a REQ is there."""
+    wait_ns, retries = patience(facts)
+    times = of_kind(facts, CmAttribute.REQ)[0].times_sent
+    if facts.until_ns - facts.last_ns <= 2 * wait_ns:
         yield "the capture ends before an answer to the REQ could come"
+    elif times <= retries:
+        yield f"no answer is in the capture, yet the REQ was sent {times} of {retries + 1} times and no more"
+
+
+def _doubts_about_the_order(facts: ConnectionFacts) -> Iterator[str]:
+    """Of a REQ, its REP and the RTU to it each answers the one before."""
+    kinds = (CmAttribute.REQ, CmAttribute.REP, CmAttribute.RTU)
+    found = [(kind.name, of_kind(facts, kind)) for kind in kinds]
+    for (earlier, one), (later, other) in pairwise([(name, sent) for name, sent in found if sent]):
+        if other[0].place < one[0].place:
+            yield f"the {later} is in front of the {earlier}: the order of the capture is wrong"
+
+
+def _doubts_about_silence(facts: ConnectionFacts, side: int) -> Iterator[str]:
+    """Nothing answers what an end sent, for long, and it does not mind."""
+    end, requests = facts.ends[side], facts.ends[side].requests
+    sent = of_kind(facts, CmAttribute.REQ)
+    if not requests.unacknowledged or requests.acknowledgements or requests.retransmissions:
+        return
+    if sent and sent[0].message.transport == UNRELIABLE_CONNECTED:
+        return
+    heard = [step.time_ns for step in (requests.last_request,) if step]
+    heard += [dreq.message.time_ns for dreq in closers(facts)[:1]]
+    quiet_ns = max(heard, default=0) - requests.unacknowledged[0].time_ns
+    if quiet_ns > ANSWERED_WITHIN_NS:
+        what = f"nothing answers what {end.address} sent, for {quiet_ns / 1e6:.0f} ms, and it sent none of it again"
+        yield f"{what}: lost, or missing in the capture"
 
 
 def doubts_about_answers(facts: ConnectionFacts) -> Iterator[str]:

@@ -7,8 +7,10 @@ from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts
 from hil.evidence.rebuild.management import reason_name
 from hil.wire.layers.cm import CmAttribute
 
-# Fewer tries than this are a retransmission, not the end.
+# Fewer tries than this are a retransmission, not the end, where no message of the CM says how many there may be.
 FEWEST_TRIES = 2
+# As an RNR retry count: for ever (9.7.5.2.8).
+FOR_EVER = 7
 # After so long without a packet a connection is called silent, not open.
 SILENT_NS = 10_000_000_000
 
@@ -78,7 +80,7 @@ def _failures(facts: ConnectionFacts, dreq: CmFacts | None) -> Iterator[_Told]:
         if nak is not None and (dreq is None or nak.place < dreq.place):
             words = f"{_nak_words(requests)} from {facts.ends[1 - side].address} in frame {nak.number}"
             yield Ending.QP_ERROR, 1 - side, (nak.number, nak.time_ns), f"{words}, then {then}"
-        elif last is not None and exhausted(requests, dreq):
+        elif last is not None and exhausted(facts, side, dreq):
             words = f"sent PSN {requests.oldest_unacknowledged_psn} {requests.unanswered_tries + 1} times"
             words += _receiver_words(requests)
             yield Ending.RETRY_EXHAUSTED, side, (last.number, last.time_ns), f"{words}, then {then}"
@@ -103,14 +105,32 @@ def _no_ending(facts: ConnectionFacts) -> _Told:
     return Ending.OPEN, -1, None, "no DREQ; packets until the capture ends"
 
 
-def exhausted(requests: DirectionFacts, dreq: CmFacts | None) -> bool:
-    """Whether this end gave up: it sent its oldest packet again and again, and nothing brought it forward."""
-    last, heard = requests.last_request, requests.last_response
-    if requests.unanswered_tries < FEWEST_TRIES or last is None:
+def exhausted(facts: ConnectionFacts, side: int, dreq: CmFacts | None) -> bool:
+    """Whether end ``side`` gave up: it sent its oldest packet again as often as it may, and nothing brought it
+    forward."""
+    requests = facts.ends[side].requests
+    last, heard, tries = requests.last_request, requests.last_response, requests.unanswered_tries
+    if last is None or (dreq is not None and dreq.place <= last.place):
         return False
-    refused = requests.rnr_since_progress >= requests.unanswered_tries
-    silent = heard is None or heard.place < last.place
-    return (refused or silent) and (dreq is None or dreq.place > last.place)
+    count, rnr_count = retry_counts(facts, side)
+    if requests.rnr_since_progress >= tries:
+        return rnr_count != FOR_EVER and tries >= _fewest(rnr_count)
+    return (heard is None or heard.place < last.place) and tries >= _fewest(count)
+
+
+def retry_counts(facts: ConnectionFacts, side: int) -> tuple[int, int]:
+    """How often end ``side`` may try again without an answer, and when the receiver is not ready; -1 where no message
+    tells (12.7.38, 12.7.41: the REQ's RNR retry count is for its receiver, the REP's for the active end)."""
+    requests, replies = of_kind(facts, CmAttribute.REQ), of_kind(facts, CmAttribute.REP)
+    told = replies if side == 0 else requests
+    return (
+        requests[0].message.retry_count if requests else -1,
+        told[0].message.rnr_retry_count if told else -1,
+    )
+
+
+def _fewest(retries: int) -> int:
+    return FEWEST_TRIES if retries < 0 else max(1, retries)
 
 
 def _receiver_words(requests: DirectionFacts) -> str:

@@ -47,7 +47,8 @@ class Where(Enum):
 
 @dataclass(slots=True)
 class Gap:
-    """PSNs from ``start`` up to but not including ``end`` that were skipped in frame ``number``."""
+    """PSNs from ``start`` up to but not including ``end`` that were skipped in frame ``number``; ``early``: they were
+    acknowledged before they came."""
 
     start: int
     end: int
@@ -55,6 +56,7 @@ class Gap:
     time_ns: int
     filled: int = 0
     last_fill_ns: int = 0
+    early: bool = False
     asked: bool = False
     acknowledged: bool = False
 
@@ -169,6 +171,8 @@ class ConnectionFacts:
     """A connection rebuilt from packets. End 0 is the active one where a REQ or REP was seen, else the first seen.
 
     ``vlans`` are the VLAN ids of each end's packets, the outer one's first; a mirror may show one direction's only.
+    ``networks`` are numbers, from 0, of the networks that each end's packets are in, among those with the same
+    addresses that their MAC addresses tell apart.
     ``inferred``: the two directions were paired by addresses and acknowledgements, not by CM messages.
     ``after_dreq``: what each end sent after its own first DREQ; ``after_drep``: what either end sent after the last
     DREP, not counting its repetitions; ``after_rej``: likewise after a REJ. ``until_ns`` is how far the capture goes
@@ -177,6 +181,7 @@ class ConnectionFacts:
     """
 
     vlans: tuple[tuple[int, ...], tuple[int, ...]]
+    networks: tuple[int, int]
     ends: tuple[EndFacts, EndFacts]
     inferred: bool
     messages: tuple[CmFacts, ...]

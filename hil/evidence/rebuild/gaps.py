@@ -14,10 +14,15 @@ def size_of(gap: Gap) -> int:
 
 
 def where_of(gap: Gap) -> Where:
-    """What was sent again was lost on the wire; what was acknowledged as it is was only not captured."""
+    """What was sent again was lost on the wire; what was acknowledged as it is was only not captured.
+
+    What came long after its acknowledgement is no loss either: its first packet is missing, or the order is wrong.
+    """
     if gap.filled >= size_of(gap):
-        late = gap.asked or gap.last_fill_ns - gap.time_ns > COPY_WITHIN_NS
-        return Where.LOST if late else Where.REORDERED
+        late = gap.last_fill_ns - gap.time_ns > COPY_WITHIN_NS
+        if late and gap.early:
+            return Where.MISSED
+        return Where.LOST if late or gap.asked else Where.REORDERED
     if gap.acknowledged:
         return Where.MISSED
     return Where.LOST if gap.asked else Where.UNKNOWN

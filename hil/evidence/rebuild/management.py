@@ -11,6 +11,8 @@ from hil.wire.layers.mad import ManagementClass
 
 _BTH_AND_DETH, _MAD_HEADER = 12 + 8, 24
 MTU_OF_CODE = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}
+# Transport service types (12.6.5); of the others each acknowledges.
+UNRELIABLE_CONNECTED = 1
 # CM times are 4.096 us times a power of two (12.7.34).
 CM_TIME_UNIT_NS = 4096
 
@@ -34,7 +36,8 @@ class CmMessage:
     """A CM message. ``qpn`` is the sender's QP in REQ and REP, the receiver's in DREQ; -1 is absent or cut away.
 
     ``gids`` are those of the REQ's primary path. ``answered`` is which message an MRA or REJ speaks of: 0 REQ, 1 REP,
-    2 other. ``max_cm_retries``, ``retry_count`` and the time-outs (as powers of two of 4.096 us) are the REQ's.
+    2 other. ``max_cm_retries``, ``retry_count``, ``transport`` and the time-outs (as powers of two of 4.096 us) are the
+    REQ's; ``rnr_retry_count`` is what the REQ's or REP's receiver is to use.
     """
 
     attribute: CmAttribute
@@ -48,6 +51,8 @@ class CmMessage:
     gids: tuple[int, int] = (-1, -1)
     mtu: int = -1
     retry_count: int = -1
+    rnr_retry_count: int = -1
+    transport: int = -1
     max_cm_retries: int = -1
     local_timeout: int = -1
     remote_timeout: int = -1
@@ -89,6 +94,8 @@ def _request(body: bytes) -> dict[str, Any]:
         "gids": (_at(body, 56, 16), _at(body, 72, 16)),
         "mtu": MTU_OF_CODE.get(_bits(body, 50, 4, 4), -1),
         "retry_count": _bits(body, 47, 0, 3),
+        "rnr_retry_count": _bits(body, 50, 0, 3),
+        "transport": _bits(body, 43, 1, 2),
         "max_cm_retries": _bits(body, 51, 4, 4),
         "local_timeout": _bits(body, 47, 3, 5),
         "remote_timeout": _bits(body, 43, 3, 5),
@@ -99,7 +106,11 @@ _READERS: dict[int, Callable[[bytes], dict[str, Any]]] = {
     CmAttribute.REQ: _request,
     CmAttribute.MRA: lambda body: {"answered": _bits(body, 8, 6, 2)},
     CmAttribute.REJ: lambda body: {"answered": _bits(body, 8, 6, 2), "reason": _at(body, 10, 2)},
-    CmAttribute.REP: lambda body: {"qpn": _at(body, 12, 3), "psn": _at(body, 20, 3)},
+    CmAttribute.REP: lambda body: {
+        "qpn": _at(body, 12, 3),
+        "psn": _at(body, 20, 3),
+        "rnr_retry_count": _bits(body, 27, 5, 3),
+    },
     CmAttribute.RTU: lambda body: {},
     CmAttribute.DREQ: lambda body: {"qpn": _at(body, 8, 3)},
     CmAttribute.DREP: lambda body: {},

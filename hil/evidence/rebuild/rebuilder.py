@@ -7,7 +7,8 @@ from hil.evidence.psn import HALF, MASK
 from hil.evidence.rebuild.connection import Connection, Lane
 from hil.evidence.rebuild.facts import ConnectionFacts
 from hil.evidence.rebuild.management import CmMessage, read_message
-from hil.evidence.rebuild.rows import Flow, Kind, Row, Rows
+from hil.evidence.rebuild.networks import Networks
+from hil.evidence.rebuild.rows import Flow, Kind, Row, Rows, Segment
 from hil.evidence.rebuild.window import Copy, Window
 from hil.wire.layers.cm import CmAttribute
 
@@ -21,7 +22,7 @@ PAIRING_ATTEMPTS, PAIRING_CANDIDATES = 64, 256
 
 PASSED_OVER = (Kind.WRONG_ICRC, Kind.UNREADABLE, Kind.OTHER)
 
-CommKey = tuple[int, int, int, int]
+CommKey = tuple[Segment, int, int, int]
 
 
 @dataclass(slots=True)
@@ -47,21 +48,22 @@ class Rebuilder:
     tally: Tally = field(default_factory=Tally)
     until_ns: int = 0
     _window: Window = field(default_factory=Window)
+    _networks: Networks = field(default_factory=Networks)
     _lanes: dict[Flow, Lane] = field(default_factory=dict)
     _by_comm_id: dict[CommKey, Connection] = field(default_factory=dict)
     _by_id_alone: dict[tuple[int, int, int], Connection] = field(default_factory=dict)
     _live: dict[Connection, None] = field(default_factory=dict)
-    _unpaired: dict[tuple[int, int, int], dict[Connection, None]] = field(default_factory=dict)
+    _unpaired: dict[tuple[Segment, int, int], dict[Connection, None]] = field(default_factory=dict)
     _over: list[Connection] = field(default_factory=list)
 
     def feed(self, batch: Rows) -> Iterator[ConnectionFacts]:
         """Take a batch in; yields the connections that are over."""
         self._window.add(batch.batch)
-        flows: list[Flow] = batch.flows
+        flows = list(self._networks.placed(batch.flows, batch.macs))
         lanes: list[Lane | None] = [None] * len(flows)
         request, response = int(Kind.REQUEST), int(Kind.RESPONSE)
         row = None
-        for row in self._noting_belief(batch) if batch.believed else batch.rows:
+        for row in self._noting_belief(batch, flows) if batch.believed else batch.rows:
             kind = row.kind
             if kind > response:
                 self._special(row, flows[row.flow], batch)
@@ -82,11 +84,11 @@ class Rebuilder:
         self._sweep()
         yield from self._tell()
 
-    def _noting_belief(self, batch: Rows) -> Iterator[Row]:
+    def _noting_belief(self, batch: Rows, flows: list[Flow]) -> Iterator[Row]:
         """The rows; when one was taken its connection remembers that it was believed."""
         for row in batch.rows:
             yield row
-            lane = self._lanes.get(batch.flows[row.flow])
+            lane = self._lanes.get(flows[row.flow])
             if row.position in batch.believed and lane is not None:
                 lane.connection.believed += 1
 
@@ -130,8 +132,8 @@ class Rebuilder:
         else:
             self.tally.other += 1
 
-    def _new(self, tags: int, gids: tuple[int, int], row: Row) -> Connection:
-        connection = Connection(tags, gids, self._window, row)
+    def _new(self, segment: Segment, gids: tuple[int, int], row: Row) -> Connection:
+        connection = Connection(segment, gids, self._window, row)
         self._live[connection] = None
         if len(self._live) > self.max_live:
             self._evict()
@@ -141,7 +143,7 @@ class Rebuilder:
         """The lane of a flow; a flow that no CM message announced begins a connection of its own."""
         if (lane := self._lanes.get(flow)) is not None:
             return lane
-        connection = self._new(flow.tags, (flow.source, flow.destination), row)
+        connection = self._new(flow.segment, (flow.source, flow.destination), row)
         connection.inferred = True
         connection.ends[1].qpn = flow.dest_qp
         lane = self._lanes[flow] = connection.lane(0)
@@ -153,7 +155,7 @@ class Rebuilder:
         connection = lane.connection
         connection.attempts += 1
         lane.unpaired = connection.attempts < PAIRING_ATTEMPTS
-        opposite = self._unpaired.get((flow.tags, flow.destination, flow.source), {})
+        opposite = self._unpaired.get((flow.segment, flow.destination, flow.source), {})
         if len(opposite) > PAIRING_CANDIDATES:
             return
         found = [other for other in opposite if other is not connection and _asks(other, row.psn)]
@@ -173,45 +175,46 @@ class Rebuilder:
             self._lanes[connection.flow(sender)] = connection.lane(sender)
 
     def _managed(self, message: CmMessage, flow: Flow, row: Row, *, believed: bool) -> None:
-        tags, source, destination = flow.tags, flow.source, flow.destination
+        segment, source, destination = flow.segment, flow.source, flow.destination
         connection = self._known(message, flow, row)
         if connection is None and message.attribute is CmAttribute.MRA:
             self.tally.management += 1
             return
         if connection is None:
-            connection = self._new(tags, _active_first(message, source, destination), row)
+            connection = self._new(segment, _active_first(message, source, destination), row)
             if message.attribute is not CmAttribute.REQ:
                 self._unpaired.setdefault(_way(connection), {})[connection] = None
         connection.believed += believed
-        connection.note(message, self._sender(connection, message, source), row)
-        self._register(connection, message)
+        new = connection.note(message, self._sender(connection, message, source), row)
+        self._register(connection, begins=new and message.attribute in (CmAttribute.REQ, CmAttribute.REP))
 
     def _known(self, message: CmMessage, flow: Flow, row: Row) -> Connection | None:
         """The live connection that a CM message belongs to."""
-        tags, source, destination = flow.tags, flow.source, flow.destination
+        segment, source, destination = flow.segment, flow.source, flow.destination
         local, remote = _lasting_id(message), message.remote_comm_id
-        found = self._by_comm_id.get((tags, source, destination, local)) if local > 0 else None
+        found = self._by_comm_id.get((segment, source, destination, local)) if local > 0 else None
         if found is None and remote > 0:
-            found = self._by_comm_id.get((tags, destination, source, remote)) or self._tagged_otherwise(flow, remote)
+            found = self._by_comm_id.get((segment, destination, source, remote)) or self._elsewhere(flow, remote)
         if found is not None and self._other_incarnation(found, message, source, row):
             if message.attribute is CmAttribute.REQ:
                 self._end(found)
             found = None
         if found is None and message.attribute is CmAttribute.DREQ:
-            lane = self._lanes.get(Flow(tags, source, destination, message.qpn))
+            lane = self._lanes.get(Flow(segment, source, destination, message.qpn))
             if lane is not None and lane.end.comm_id < 0 and lane.connection.ends[1 - lane.sender].comm_id < 0:
                 return lane.connection
         return found
 
-    def _tagged_otherwise(self, flow: Flow, remote_comm_id: int) -> Connection | None:
-        """The connection whose active end's packets have other VLAN tags, as a mirror of two kinds of port shows it."""
+    def _elsewhere(self, flow: Flow, remote_comm_id: int) -> Connection | None:
+        """The connection whose active end's packets have other VLAN tags, as a mirror of two kinds of port shows it, or
+        other MAC addresses, as on both sides of a router."""
         found = self._by_id_alone.get((flow.destination, flow.source, remote_comm_id))
         if found is None or found.ends[1].gid != flow.source or found.ends[1].gid == found.ends[0].gid:
             return None
         if found.heard(1):
             return None
         self._let_go(found, 1)
-        found.tags[1] = flow.tags
+        found.segments[1] = flow.segment
         return found
 
     def _other_incarnation(self, connection: Connection, message: CmMessage, source: int, row: Row) -> bool:
@@ -233,15 +236,14 @@ class Rebuilder:
             return int(message.local_comm_id == two.comm_id or message.remote_comm_id == one.comm_id)
         return int(source == two.gid)
 
-    def _register(self, connection: Connection, message: CmMessage) -> None:
-        """Make the connection findable by what its CM messages told."""
+    def _register(self, connection: Connection, *, begins: bool) -> None:
+        """Make the connection findable by what its CM messages told; ``begins``: the last was a new REQ or REP."""
         for sender, end in enumerate(connection.ends):
             other = connection.ends[1 - sender]
             if end.comm_id > 0:
                 self._by_comm_id.setdefault(connection.comm_key(sender), connection)
                 self._by_id_alone[connection.comm_key(sender)[1:]] = connection
             if other.qpn > 0:
-                begins = message.attribute in (CmAttribute.REQ, CmAttribute.REP)
                 self._take_flow(connection, sender, begins=begins)
 
     def _take_flow(self, connection: Connection, sender: int, *, begins: bool) -> None:
@@ -308,9 +310,9 @@ def _asks(connection: Connection, psn: int) -> bool:
     return behind < PAIRING_WINDOW and psn - requester.first_psn & MASK < HALF
 
 
-def _way(connection: Connection) -> tuple[int, int, int]:
+def _way(connection: Connection) -> tuple[Segment, int, int]:
     one, two = connection.ends
-    return connection.tags[0], one.gid, two.gid
+    return connection.segments[0], one.gid, two.gid
 
 
 def _lasting_id(message: CmMessage) -> int:

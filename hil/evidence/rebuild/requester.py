@@ -248,6 +248,7 @@ class Requester:
     def _fill(self, gap: Gap, row: Row) -> None:
         gap.filled += 1
         gap.last_fill_ns = row.time_ns
+        gap.early |= gap.acknowledged
         self.packets += 1
         self.payload += row.payload
         part = PARTS[row.operation]

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from functools import partial
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hil.wire.bulk import Batch, Malformed
+from hil.wire.ethernet import macs_of
 from hil.wire.opcodes import CNP_OPCODE, UD_SEND_ONLY, Operation, Transport
 
 GENERAL_SERVICES_QP = 1
@@ -27,11 +29,18 @@ class Kind(IntEnum):
     EMITTED = 7
 
 
-class Flow(NamedTuple):
-    """All packets to one queue pair from one address. Addresses are GIDs as numbers of 128 bits, ``tags`` is the stack
-    of VLAN ids (``hil.wire.ethernet.vlans_of``)."""
+class Segment(NamedTuple):
+    """Which network a packet is in: ``tags`` is the stack of VLAN ids (``hil.wire.ethernet.vlans_of``), ``network``
+    tells networks apart that use the same addresses (``Networks``)."""
 
     tags: int
+    network: int = 0
+
+
+class Flow(NamedTuple):
+    """All packets to one queue pair from one address. Addresses are GIDs as numbers of 128 bits."""
+
+    segment: Segment
     source: int
     destination: int
     dest_qp: int
@@ -59,10 +68,12 @@ class Row(NamedTuple):
 class Rows(NamedTuple):
     """A batch for the rebuilder: rows in the order of time (once), their flows, and where their bytes are.
 
-    ``believed`` are the positions of packets that are taken although their ICRC is wrong.
+    ``macs`` are each flow's two MAC addresses, 0 where there are none; flows that differ by them only are told apart,
+    and networks not yet. ``believed`` are the positions of packets that are taken although their ICRC is wrong.
     """
 
     flows: list[Flow]
+    macs: list[tuple[int, int]]
     rows: Iterable[Row]
     batch: "Frames"
     believed: frozenset[int] = frozenset()
@@ -131,7 +142,7 @@ def rows_of(
         kinds[batch.icrc == 0] = Kind.WRONG_ICRC
     if emitted:
         kinds[np.isin(batch.interface, emitted)] = Kind.EMITTED
-    flows, index = _flows(batch)
+    flows, macs, index = _flows(batch)
     columns = (
         batch.number,
         times_ns,
@@ -147,17 +158,18 @@ def rows_of(
     lists = [(column if ordered else column[order]).tolist() for column in columns]
     rows = map(_row, zip(range(first, first + len(order)), *lists, strict=True))
     believed = np.flatnonzero(((batch.icrc == 0) & (kinds <= Kind.MANAGEMENT))[order])
-    return Rows(flows, rows, Frames(batch, first, order), frozenset((first + believed).tolist()))
+    return Rows(flows, macs, rows, Frames(batch, first, order), frozenset((first + believed).tolist()))
 
 
 _ODD = [np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)]
 
 
-def _flows(batch: Batch) -> tuple[list[Flow], NDArray[np.int64]]:
-    """The distinct flows of a batch, and for each row which is its."""
+def _flows(batch: Batch) -> tuple[list[Flow], list[tuple[int, int]], NDArray[np.int64]]:
+    """The distinct flows of a batch, the MAC addresses of each, and for each row which flow is its."""
+    macs = macs_of(batch.chunk, batch.index)
     mixed = (batch.tags.astype(np.uint64) * _ODD[0]) ^ batch.dest_qp.astype(np.uint64)
-    parts = (batch.src_hi, batch.src_lo, batch.dst_hi, batch.dst_lo)
-    for part, odd in zip(parts, _ODD, strict=True):
+    parts = (batch.src_hi, batch.src_lo, batch.dst_hi, batch.dst_lo, *macs)
+    for part, odd in zip(parts, cycle(_ODD)):
         mixed = (mixed ^ part) * odd
         mixed ^= mixed >> np.uint64(29)
     _, where, index = np.unique(mixed, return_index=True, return_inverse=True)
@@ -168,10 +180,11 @@ def _flows(batch: Batch) -> tuple[list[Flow], NDArray[np.int64]]:
         together = np.stack([column.astype(np.uint64) for column in columns], axis=1)
         _, where, index = np.unique(together, axis=0, return_index=True, return_inverse=True)
         index = index.reshape(-1)
-    return list(_named(batch, where)), index.astype(np.int64)
+    low, high = (column[where].tolist() for column in macs)
+    return list(_named(batch, where)), list(zip(low, high, strict=True)), index.astype(np.int64)
 
 
 def _named(batch: Batch, where: NDArray[np.int64]) -> Iterator[Flow]:
     columns = (batch.tags, batch.dest_qp, batch.src_hi, batch.src_lo, batch.dst_hi, batch.dst_lo)
     for tags, qp, src_hi, src_lo, dst_hi, dst_lo in zip(*(c[where].tolist() for c in columns), strict=True):
-        yield Flow(tags, src_hi << 64 | src_lo, dst_hi << 64 | dst_lo, qp)
+        yield Flow(Segment(tags), src_hi << 64 | src_lo, dst_hi << 64 | dst_lo, qp)

@@ -7,6 +7,9 @@ from hil.evidence.rebuild.rows import Frames, Row
 
 # Two mirror sessions deliver the copies of one packet this close together; a retransmission timer is far slower.
 COPY_WITHIN_NS = 1_000_000
+# A port that is mirrored both ways gives a packet twice at one interface, and much closer; what comes later may as well
+# be an adapter whose timer is short.
+COPY_HERE_WITHIN_NS = 100_000
 # Up to here equal bytes may still be either; up to the second where they came in at another interface, as what is sent
 # again takes the way of what was sent before.
 UNSURE_WITHIN_NS, ELSEWHERE_WITHIN_NS = 10_000_000, 1_000_000_000
@@ -59,7 +62,13 @@ class Window:
             return Copy.UNSURE if number > 0 else Copy.NO
         if number > 0:
             return Copy.YES
-        return Copy.UNSURE if asked or between_ns > COPY_WITHIN_NS else Copy.YES
+        within_ns = COPY_WITHIN_NS if elsewhere else COPY_HERE_WITHIN_NS
+        return Copy.UNSURE if asked or between_ns > within_ns else Copy.YES
+
+    def interface(self, row: Row) -> int:
+        """The interface that ``row`` came in at, -1 when its bytes are not here any more."""
+        frames = self._holding(row.position)
+        return -1 if frames is None else frames.interface(row.position)
 
     def _holding(self, position: int) -> Frames | None:
         return next((frames for frames in self._batches if position in frames), None)
