@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hil.errors import CaptureError
 from hil.evidence.rebuild.doubts import file_notes
 from hil.evidence.rebuild.facts import ConnectionFacts
 from hil.evidence.rebuild.file import FileFacts, FileRebuild
@@ -60,6 +61,8 @@ def verify(
     A connection is named by its number, or by an address or a queue pair (``0x11``) of one of its ends; two joined by
     ``+`` must both be its. Raises CaptureError when the file cannot be opened or is no capture.
     """
+    if path == STANDARD_INPUT and sys.stdin is None:
+        raise CaptureError("-: standard input is closed")
     with open_capture(sys.stdin.buffer if path == STANDARD_INPUT else path) as capture:
         rebuild = FileRebuild(capture, progress=progress)
         found, further = _kept(rebuild, wanted)

@@ -16,13 +16,14 @@ __all__ = ["Capture", "Chunk", "Interface", "Problem", "open_capture"]
 
 CHUNK_BYTES = 8 * 1024 * 1024
 # What is easily taken for a capture, by its first bytes.
-_OTHERS = {
+OTHER_MAGICS = {
     b"\x1f\x8b": "it is compressed, unpack it with gunzip first",
     b"\x28\xb5\x2f\xfd": "it is compressed, unpack it with unzstd first",
     b"\x04\x22\x4d\x18": "it is compressed, unpack it with unlz4 first",
     b"\x34\xcd\xb2\xa1": "it is of a kind of pcap with longer records, convert it with editcap first",
     b"snoop": "it is a snoop file, convert it with editcap first",
 }
+MAGIC_SIZE = max(map(len, OTHER_MAGICS))
 
 
 class _Reader(Protocol):
@@ -126,7 +127,7 @@ class Capture:
 
 
 def _what(beginning: bytes) -> str:
-    known = next((text for magic, text in _OTHERS.items() if beginning.startswith(magic)), "")
+    known = next((text for magic, text in OTHER_MAGICS.items() if beginning.startswith(magic)), "")
     return known or (f"it begins with {beginning[:4].hex()}" if beginning else "it is empty")
 
 

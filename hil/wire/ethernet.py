@@ -24,11 +24,13 @@ _TAG = packed(("control", ">u2"), ("ethertype", ">u2"))
 @dataclass(slots=True)
 class Passed:
     """Frames that are no row of a batch, by reason: ``other_links`` are of link types that are not read, ``cut`` those
-    snapped in front of what would tell."""
+    snapped in front of what would tell. ``roce_fragments`` are those of the ``fragments`` that RoCE packets begin with.
+    """
 
     other_links: int = 0
     not_roce: int = 0
     fragments: int = 0
+    roce_fragments: int = 0
     cut: int = 0
 
     def __add__(self, other: "Passed") -> "Passed":

@@ -17,6 +17,7 @@ ROCE_PORT = 4791
 MAX_EXTENSIONS = 8
 IPV4, IPV6, GRH = 0x0800, 0x86DD, 0x8915
 UDP, IBA = 17, 0x1B
+_MORE_FRAGMENTS = 0x2000
 IPV6_SIZE, UDP_SIZE = 40, 8
 _IPV4_SIZE, _EXTENSION_SIZE = 20, 8
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60
@@ -126,6 +127,8 @@ def _over_ipv4(frames: Frames) -> Network:
     frames = frames.holding(_IPV4_SIZE)
     head = records(frames.data, frames.at, _IPV4_HEADER)
     udp = (head["version"] >= 0x45) & (head["version"] < 0x50) & (head["protocol"] == UDP)
+    first = udp & (head["fragment"] & 0x3FFF == _MORE_FRAGMENTS)
+    _count_roce(frames, frames.at + (head["version"] & 0x0F).astype(np.int64) * 4, first)
     frames, head = _kept(frames, head, udp, head["fragment"] & 0x3FFF == 0)
     size = (head["version"] & 0x0F).astype(np.int64) * 4
     high = np.zeros(len(head), np.uint64)
@@ -140,6 +143,7 @@ def _over_ipv6(frames: Frames) -> Network:
     if way.lost.any():
         frames.count_short(way.lost)
     udp, found = way.protocol == UDP, ~way.lost
+    _count_roce(frames, way.at, udp & found & way.begins)
     kept = udp & way.whole & found
     frames, head = _kept(frames.only(found), head[found], udp[found], way.whole[found])
     return _over_udp(_as_ipv6(frames, head, IPV6), way.at[kept])
@@ -174,13 +178,22 @@ def _kept(frames: Frames, head: Records, wanted: Flags, whole: Flags) -> tuple[F
     return (frames, head) if rows.all() else (frames.only(rows), head[rows])
 
 
+def _count_roce(frames: Frames, at: Integers, first: Flags) -> None:
+    """Count what has a RoCE packet's UDP header ``at`` there among the ``first`` fragments of packets."""
+    rows = np.flatnonzero(first & (at + UDP_SIZE <= frames.end))
+    if len(rows):
+        udp = records(frames.data, at[rows], _UDP_HEADER)
+        frames.passed.roce_fragments += int(np.count_nonzero(udp["destination"] == ROCE_PORT))
+
+
 class _Way:
-    """Through IPv6 extension headers: where the next header begins, what it is, whether the packet is no fragment, and
-    whether the frame was too short to go on."""
+    """Through IPv6 extension headers: where the next header begins, what it is, whether the packet is no fragment or
+    the one it begins with, and whether the frame was too short to go on."""
 
     def __init__(self, frames: Frames, protocol: Integers) -> None:
         self.at, self.protocol = frames.at + IPV6_SIZE, protocol
         self.whole = np.ones(len(protocol), np.bool_)
+        self.begins = np.zeros(len(protocol), np.bool_)
         self.lost = np.zeros(len(protocol), np.bool_)
         for _ in range(MAX_EXTENSIONS):
             extended = np.isin(self.protocol, _EXTENSIONS) & self.whole & ~self.lost
@@ -193,6 +206,7 @@ class _Way:
         head = records(frames.data, self.at[rows], _EXTENSION)
         fragment = self.protocol[rows] == _FRAGMENT
         self.whole[rows] = ~fragment | (head["fragment"] & 0xFFF9 == 0)
+        self.begins[rows] = fragment & (head["fragment"] & 0xFFF9 == 1)
         self.protocol[rows] = head["protocol"]
         self.at[rows] += np.where(fragment, _EXTENSION_SIZE, (head["size"].astype(np.int64) + 1) * _EXTENSION_SIZE)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers_as_columns import columns_of
 from scapy.contrib import roce
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
@@ -242,6 +242,30 @@ def test_what_is_passed_over(frame: Ether, reason: str) -> None:
     batch = one(bytes(frame))
     assert len(batch) == 0 and getattr(batch.passed, reason) == 1
     assert dissect(bytes(frame)) is None
+
+
+OPTIONS = IP(options=[IPOption_NOP()] * 4, flags="MF", **V4)
+
+
+@pytest.mark.parametrize(
+    ("frame", "begun"),
+    [
+        (ETHER / IP(flags="MF", **V4) / UDP(dport=4791) / bare(), 1),
+        (ETHER / OPTIONS / UDP(dport=4791) / bare(), 1),
+        (ETHER / IP(flags="MF", **V4) / UDP(dport=53) / bare(), 0),
+        (ETHER / IP(flags="MF", frag=3, proto=17, **V4) / Raw(bytes(40)), 0),
+        (ETHER / IP(flags="MF", **V4) / UDP(dport=4791), 1),
+        (ETHER / IP(flags="MF", proto=17, **V4), 0),
+        (ETHER / IPv6(**V6) / IPv6ExtHdrFragment(m=1) / UDP(dport=4791) / bare(), 1),
+        (ETHER / IPv6(**V6) / IPv6ExtHdrFragment(m=1) / UDP(dport=53) / bare(), 0),
+        (ETHER / IPv6(**V6) / IPv6ExtHdrFragment(offset=8, m=1, nh=17) / Raw(bytes(40)), 0),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else value.summary()[-40:],
+)
+def test_fragments_that_roce_packets_begin_with_are_told_from_others(frame: Ether, begun: int) -> None:
+    """By their UDP header; adapters send no fragments, so there are none to put together."""
+    passed = one(bytes(frame)).passed
+    assert (passed.fragments, passed.roce_fragments) == (1, begun)
 
 
 def test_an_atomic_fragment_is_a_whole_packet() -> None:

@@ -527,3 +527,17 @@ def test_a_mirrors_late_copies_of_a_dreq_are_not_counted_as_tries() -> None:
     copies = [replace(frame, interface="mirror", time_ns=frame.time_ns + 5_000_000) for frame in asked]
     both = sorted([*frames[:-1], *asked, *copies], key=lambda frame: frame.time_ns)
     assert one(arp(both, 120)).verdict is INVALID
+
+
+def test_roce_in_fragments_is_no_silence() -> None:
+    """The first fragment of a RoCE packet behind the DREP: nobody knows what it would be."""
+    frames = recorded("reset")
+    data = bytearray(frames[-1].data)
+    data[20] |= 0x20
+    (connection,), facts = rebuilt(pcapng([*frames, replace(frames[-1], data=bytes(data))]))
+    assert connection.verdict is INVALID
+    assert file_doubts(facts) == ["1 RoCE packet in IP fragments, which are not put together"]
+    other = bytearray(data)
+    other[36:38] = (53).to_bytes(2)
+    (connection,), facts = rebuilt(pcapng([*frames, replace(frames[-1], data=bytes(other))]))
+    assert connection.verdict is PASS and "1 IP fragment passed over" in file_notes(facts)

@@ -239,6 +239,33 @@ def test_a_page_never_overwrites_a_capture(good: Path, bad: Path, tmp_path: Path
     assert (good.read_bytes(), bad.read_bytes()) == kept
 
 
+@pytest.mark.parametrize("beginning", [b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"snoop\0"])
+def test_a_page_never_overwrites_what_may_hold_a_capture(good: Path, tmp_path: Path, beginning: bytes) -> None:
+    """A compressed file, or a capture of a kind that is not read."""
+    kept = tmp_path / "kept"
+    kept.write_bytes(beginning + bytes(20))
+    done = run("--html", kept, good)
+    assert done.exit_code == 2 and "is compressed, or a capture" in done.stderr
+    assert kept.read_bytes() == beginning + bytes(20)
+
+
+def test_the_page_and_the_report_do_not_go_to_one_file(good: Path, tmp_path: Path) -> None:
+    """Standard output is a file, and named for the page too: nothing is written over the other."""
+    out = tmp_path / "out.txt"
+    with out.open("wb") as file:
+        command = [sys.executable, "-m", "hil", "verify", "--html", "/dev/stdout", str(good)]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE)
+    assert done.returncode == 2 and b"standard output, where the report goes" in done.stderr
+    assert out.read_bytes() == b""
+
+
+def test_a_closed_standard_input_is_told() -> None:
+    """No defect of ours: there is nothing to read."""
+    command = f"exec {sys.executable} -m hil verify - <&-"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "hil: error: -: standard input is closed\n")
+
+
 def test_a_page_is_written_whole(good: Path, tmp_path: Path) -> None:
     """An earlier page is replaced, and nothing is left beside it."""
     page = tmp_path / "pages" / "page.html"

@@ -156,6 +156,8 @@ def file_doubts(facts: FileFacts) -> list[str]:
         doubts.append(f"{counted(count, 'frame')} of link type {link}{name}, which is not read")
     if cut := facts.passed.cut + facts.malformed.get("snapped", 0) + facts.tally.management_cut:
         doubts.append(f"the snap length ends inside the headers of {cut} packets")
+    if begun := facts.passed.roce_fragments:
+        doubts.append(f"{counted(begun, 'RoCE packet')} in IP fragments, which are not put together")
     if facts.wrong_icrc and not facts.right_icrc:
         doubts.append("no packet has a right ICRC: it was captured before the adapter set it, or changed on the way")
     if 0 < facts.clock.untimed < facts.clock.packets:
@@ -188,6 +190,6 @@ def file_notes(facts: FileFacts) -> list[str]:
             f"{facts.wrong_icrc} packets have a wrong ICRC (the first is frame {where}): no adapter takes them"
         )
     notes += [f"{count} packets are malformed: {name}" for name, count in facts.malformed.items() if name != "snapped"]
-    if facts.passed.fragments:
-        notes.append(f"{facts.passed.fragments} IP fragments were passed over")
+    if others := facts.passed.fragments - facts.passed.roce_fragments:
+        notes.append(f"{counted(others, 'IP fragment')} passed over")
     return notes
