@@ -4,6 +4,7 @@ Nothing is written to the node's disk. A piece is a row of records: ``RECORD`` a
 program, whatever it wrote to its standard output.
 """
 
+import contextlib
 import ctypes
 import select
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 RECORD = struct.Struct(">QIB")
@@ -24,6 +26,10 @@ STOP_TIMEOUT_S, LAST_FRAMES_S = 10.0, 5.0
 # program ends is lost without a word.
 BLOCK_S = 0.6
 CLOCK_READINGS = 7
+NETDEVS = Path("/sys/class/net")
+# What an adapter counts that came in and that no socket was given (the kernel's sysfs-class-net-statistics).
+# rx_dropped is not among it: the kernel also counts there what it has no use for.
+LOST_BY_ADAPTER = ("rx_missed_errors", "rx_over_errors", "rx_fifo_errors", "rx_crc_errors", "rx_frame_errors")
 # linux/if_ether.h, linux/if_packet.h, asm-generic/socket.h
 ETH_P_ALL, SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA = 3, 263, 1, 6, 8
 PACKET_MR_PROMISC, PACKET_OUTGOING, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 1, 4, 0x10, 0x40
@@ -225,13 +231,24 @@ def program(method: str, interface: str, *, everything: bool = False) -> list[st
     raise LookupError(f"there is no capture method {method!r}")
 
 
+def lost_by_adapter(netdev: str) -> dict[str, int]:
+    """What the netdev's adapter says it lost, by the counter's name; of those that the kernel has for it."""
+    found = {}
+    for name in LOST_BY_ADAPTER:
+        with contextlib.suppress(OSError, ValueError):
+            found[name] = int((NETDEVS / netdev / "statistics" / name).read_text())
+    return found
+
+
 def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:
     """The calls of this role."""
     running: list[PacketSocket | Program] = []
+    recorded: dict[str, dict[str, int]] = {}
 
     def start(method: str, interface: str, buffer: int, *, everything: bool) -> dict[str, int]:
         """Record from now on, and nothing else that was started before. TCP is left out unless ``everything``."""
         made: PacketSocket | Program
+        lost_before = lost_by_adapter(interface)
         if method == "packet-socket":
             made = PacketSocket(interface, buffer, everything=everything)
         else:
@@ -239,6 +256,8 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
         for other in running:
             other.stop()
         running[:] = [made]
+        recorded.clear()
+        recorded[interface] = lost_before
         return {"epoch_ns": epoch_ns()}
 
     def state() -> dict[str, str]:
@@ -249,7 +268,12 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
         # Counted before the piece is taken: every frame counted is in this piece, or in one before or behind it.
         (made,) = running
         counts = made.counts()
-        return counts | {"piece": made.piece(), "epoch_ns": epoch_ns(), "problem": made.problem}
+        told = {"piece": made.piece(), "epoch_ns": epoch_ns(), "problem": made.problem, "lost": lost()}
+        return counts | told
+
+    def lost() -> dict[str, int]:
+        ((interface, before),) = recorded.items()
+        return {name: count - before.get(name, 0) for name, count in lost_by_adapter(interface).items()}
 
     def stop() -> dict[str, str]:
         (made,) = running

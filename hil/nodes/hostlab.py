@@ -19,6 +19,7 @@ from hil.nodes.nodecapture import NodeCapture
 from hil.nodes.protocol import Message
 from hil.nodes.softpair import Pair, Place, Resources
 from hil.progress import say
+from hil.wire.point import NothingRecorded
 
 T = TypeVar("T")
 PORT_ACTIVE = 4
@@ -318,7 +319,7 @@ class HostPair(Pair):
     def everybody(self) -> Mapping[str, Node]:
         return self._lab.nodes
 
-    def _capture(self) -> NodeCapture:
+    def _capture(self) -> NodeCapture | NothingRecorded:
         section, path = self._lab.lab.capture, self.folder / "wire.pcapng"
         macs = {place.name: place.mac for place in self.places}
         if isinstance(section, MirrorCapture):
@@ -329,7 +330,7 @@ class HostPair(Pair):
             sides = (section.on,) if soft and section.method == "packet-socket" else ()
             interface = section.interface or place.netdev
             return NodeCapture(self._lab.nodes[section.on], section.method, interface, path, macs, sides)
-        raise Unsupported("the lab records nothing: [capture] kind is none")
+        return NothingRecorded(path)
 
     def _conclude(self) -> None:
         if self.capture.tells_at_end:

@@ -232,6 +232,7 @@ class NodeCapture(Onlooker):
             told = self._call("pull")
             piece, epoch_ns, problem = bytes(told["piece"]), int(told["epoch_ns"]), str(told["problem"])
             seen, drops, frames, written = (int(told.get(n, 0)) for n in ("seen", "drops", "frames", "written"))
+            lost = {str(name): int(count) for name, count in told.get("lost", {}).items() if int(count)}
         except NodeError as error:
             raise CaptureError(f"{self._where} has ended: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -243,6 +244,9 @@ class NodeCapture(Onlooker):
             self._blame(f"{self._where} is not whole: {problem}")
         if drops:
             self._blame(f"{self._where} dropped {drops} frames")
+        if lost:
+            what = ", ".join(f"{printable(name)} {count}" for name, count in sorted(lost.items()))
+            self._blame(f"{self._where} lacks frames that the adapter of {self._interface} lost: {what}")
         return _Told(seen, drops, frames, written, self._stopped or bool(problem))
 
     def _blame(self, problem: str) -> None:

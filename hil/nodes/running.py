@@ -228,7 +228,7 @@ class Supervisor:
             nodes[place.name] += f"; {place.device} on {place.netdev}, {addresses}"
         try:
             counts = pair.wire.counts()
-            frames = f"{sum(counts.received.values())} frames in {pair.wire.path}"
+            frames = counts.capture_error or f"{sum(counts.received.values())} frames in {pair.wire.path}"
         except HilError as error:
             frames = str(error)
         seconds = (time.monotonic_ns() - self._since_ns) // 10**9

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from hil.errors import Unsupported
+from hil.wire.counts import SIDES, PlainCounts
 from hil.wire.rules import Rule
 
 if TYPE_CHECKING:
@@ -88,3 +89,21 @@ class Onlooker:
     def mend(self) -> NoReturn:
         """Raises Unsupported."""
         raise Unsupported("no frame can be held back: the lab has no inline wire")
+
+
+class NothingRecorded(Onlooker):
+    """Where a lab records nothing: it can be worked with by hand, and nothing about its wire can be judged."""
+
+    tells_at_end = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sides: tuple[str, ...] = ()
+
+    def counts(self) -> PlainCounts:
+        """None, and why."""
+        none = dict.fromkeys(SIDES, 0)
+        return PlainCounts(none, none, none, none, "nothing is recorded: [capture] kind is none", 0)
+
+    def stop(self) -> None:
+        """There is nothing to stop."""

@@ -182,6 +182,24 @@ def test_what_was_provisioned_is_given_back(
     assert list((tmp_path / "hil").iterdir()) == []
 
 
+def test_a_lab_that_records_nothing_is_for_work_by_hand(
+    foreign: ForeignHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """It comes up and goes down, and says that it records nothing; a contract test is unsupported on it."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    lab = foreign.lab_file('kind = "none"', "none.toml")
+    request.addfinalizer(lambda: Run("lab", "down").wait())
+    status, output = Run("lab", "up", str(lab)).wait()
+    assert status == 0 and "nothing is recorded: [capture] kind is none" in output, output
+    assert Run("lab", "shell", "b", "sh", "-c", "exit 5").wait()[0] == 5
+    assert Run("lab", "down").wait()[0] == 0
+
+    (tmp_path / "test_it.py").write_text(CLOSES)
+    status, output = contract(lab, tmp_path / "results", str(tmp_path / "test_it.py")).wait()
+    assert counted(tmp_path / "results") == Counter({"unsupported": 4}), output
+    assert "[capture] kind is none" in verdicts(tmp_path / "results").popitem()[1][1]
+
+
 @pytest.mark.parametrize("method", ["tcpdump", "dumpcap"])
 def test_a_capture_program_takes_the_packet_sockets_place(foreign: ForeignHosts, tmp_path: Path, method: str) -> None:
     """It records the same closes on host b, and tells that it lost nothing."""

@@ -174,6 +174,29 @@ def test_a_capture_that_is_not_whole_says_why(
     assert counts is not None and problem in counts.capture_error
 
 
+@pytest.mark.parametrize("name", on_node.LOST_BY_ADAPTER)
+def test_what_the_adapter_lost_is_missing_in_the_capture(
+    name: str, program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its counters moved while it was recorded: the socket was never given those frames, and cannot know of them."""
+    monkeypatch.setattr(on_node, "NETDEVS", tmp_path)
+    counter = tmp_path / "x" / "statistics" / name
+    counter.parent.mkdir(parents=True)
+    counter.write_text("5\n")
+    program(WHOLE)
+    capture = recording(tmp_path)
+    assert capture.counts().capture_error == ""
+    counter.write_text("8\n")
+    told = capture.stop()
+    assert told is not None and told.capture_error.endswith(f"frames that the adapter of x lost: {name} 3")
+
+
+def test_every_netdev_has_the_counters_of_what_its_adapter_lost() -> None:
+    """The kernel's own folder: a counter that is named wrongly would never be seen to move."""
+    assert set(on_node.lost_by_adapter("lo")) == set(on_node.LOST_BY_ADAPTER)
+    assert on_node.lost_by_adapter("no netdev of this name") == {}
+
+
 def test_an_early_end_is_seen_while_the_test_runs(program: Callable[[str], None], tmp_path: Path) -> None:
     """It need not be stopped to be found out."""
     program('say("File: -"); write(data); say(losses)')
