@@ -28,8 +28,8 @@ from hil.adapters.changes import (
     known_netdev,
     noted,
 )
+from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
-from hil.adapters.find import gid_table
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
 from hil.adapters.pfc import PRIORITIES, get_pfc
 from hil.errors import AdapterError, AtWork
@@ -180,6 +180,20 @@ def _check_move(name: str, now: Netdev) -> None:
     with IPRoute() as ip:
         routes = [r for r in ip.get_routes(oif=now.index, table=254) if r["proto"] != KERNEL_ROUTE]
     _check_losses(f"{name} cannot move to another namespace", now.leased, len(routes))
+    if made := _software_devices(name):
+        raise AdapterError(f"{name} cannot move to another namespace: {', '.join(made)} on it would end")
+
+
+def _software_devices(netdev: str) -> list[str]:
+    """The RDMA devices that somebody made on a netdev: they end when it leaves its namespace."""
+    try:
+        with RdmaLink() as link:
+            ports = {device["DEV_NAME"]: link.ports(device["DEV_INDEX"]) for device in link.devices()}
+    except OSError:
+        # A kernel without RDMA has none.
+        return []
+    on = [name for name, held in ports.items() if any(port.get("NDEV_NAME") == netdev for port in held)]
+    return [name for name in on if not (INFINIBAND / name / "device").exists()]
 
 
 def _check_mtu(name: str, now: Netdev, mtu: int) -> None:

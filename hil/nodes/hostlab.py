@@ -13,7 +13,7 @@ import attrs
 from hil.errors import HilError, NodeError, RemoteError, SetupError, Unsupported
 from hil.files import passing_folder
 from hil.nodes.host import Host
-from hil.nodes.labfile import Adapter, HostCapture, HostsFile, MirrorCapture, Name
+from hil.nodes.labfile import Adapter, HostCapture, HostsFile, MirrorCapture, Name, Namespace, NodeSection
 from hil.nodes.node import Node, Record
 from hil.nodes.nodecapture import NodeCapture
 from hil.nodes.protocol import Message
@@ -37,15 +37,17 @@ class HostLab:
         self._file, self._folder = file.absolute(), folder
         self._record: Record | None = None
         self.nodes: dict[str, Host] = {}
+        # What provisions a node: itself, or where its namespace is to be made, an agent outside.
+        self._makers: dict[str, Host] = {}
         self._provisioned: set[str] = set()
         self._bench = uuid.uuid4().hex
         self._adapters: dict[str, Adapter] = {}
         folder.mkdir(parents=True, exist_ok=True)
         try:
             for name in lab.nodes:
-                self.nodes[name] = self._connect(name)
-            wait_ready(self.nodes.values())
-            self._make_ready(self.nodes)
+                self._makers[name] = self._connect(name, outside(self._section(name)))
+            wait_ready(self._makers.values())
+            self._make_ready(lab.nodes)
         except BaseException:
             # Why it could not be made is the news; what it left is said beside it.
             try:
@@ -54,8 +56,11 @@ class HostLab:
                 say(str(error))
             raise
 
-    def _connect(self, name: str) -> Host:
-        return Host(name, self.lab.nodes[Name(name)], self._file.parent, self._folder / f"console-{name}", self._take)
+    def _section(self, name: str) -> NodeSection:
+        return self.lab.nodes[Name(name)]
+
+    def _connect(self, name: str, section: NodeSection) -> Host:
+        return Host(name, section, self._file.parent, self._folder / f"console-{name}", self._take)
 
     def _take(self, node: str, worker: int, event: Message) -> None:
         # Another thread may end the recording between the question and the call.
@@ -68,7 +73,7 @@ class HostLab:
         facts = self.nodes[name].system(
             "inspect", device=adapter.device, netdev=adapter.netdev, addresses=addresses(adapter)
         )
-        if problems := not_ready(adapter, facts, namespace=self.lab.nodes[Name(name)].namespace):
+        if problems := not_ready(adapter, facts, namespace=self._section(name).namespace):
             raise SetupError(f"node {name}: " + "; ".join(map(str, problems)))
         prefixes = adapter.ipv4_prefix, adapter.ipv6_prefix
         mac = facts["adapter"]["mac"]
@@ -77,12 +82,14 @@ class HostLab:
     def _make_ready(self, names: Iterable[str]) -> None:
         """Make adapters what the lab file asks them to be; each node notes how to undo it before it is done."""
         for name in names:
-            if (written := self.lab.nodes[Name(name)].adapter) is None:
-                continue
-            adapter = self._adapters[name] = resolved(self.nodes[name], written)
-            if wanted := provisioning(adapter):
-                self._provisioned.add(name)
-                self.nodes[name].system("provision", bench=self._bench, **wanted)
+            section, maker = self._section(name), self._makers[name]
+            if section.adapter is not None:
+                adapter = self._adapters[name] = resolved(maker, section.adapter)
+                if wanted := provisioning(adapter, section.namespace if section.make_namespace else ""):
+                    self._provisioned.add(name)
+                    maker.system("provision", bench=self._bench, **wanted)
+            self.nodes[name] = self._connect(name, section) if section.make_namespace else maker
+        wait_ready([self.nodes[name] for name in names])
         self.places = tuple(self._place(name) for name in ("a", "b"))
 
     def adapter(self, name: str) -> Adapter:
@@ -96,18 +103,20 @@ class HostLab:
         if liar:
             raise Unsupported(f"there is no wire here that could be {liar}")
         for name, node in list(self.nodes.items()):
-            if self._living(name) is not node:
+            maker = self._makers[name]
+            if self._living(name) is not maker or not node.alive():
                 # A host that was booted again has lost what it was given.
+                node.stop()
                 self._make_ready([name])
         return HostPair(self, folder)
 
     def _living(self, name: str) -> Host:
-        """Node ``name``, connected anew where it was lost. Raises HilError."""
-        if not self.nodes[name].alive():
-            self.nodes[name].stop()
-            self.nodes[name] = self._connect(name)
-            self.nodes[name].wait_ready()
-        return self.nodes[name]
+        """What provisions node ``name``, connected anew where it was lost. Raises HilError."""
+        if not self._makers[name].alive():
+            self._makers[name].stop()
+            self._makers[name] = self._connect(name, outside(self._section(name)))
+            self._makers[name].wait_ready()
+        return self._makers[name]
 
     def record(self, record: Record | None) -> None:
         """Who takes what workers say from now on."""
@@ -126,13 +135,17 @@ class HostLab:
         Raises SetupError that names each node which is not as it was: what cannot be undone stays noted there.
         """
         left = []
+        for name, node in self.nodes.items():
+            if node is not self._makers[name]:
+                # What it holds goes with it, and then its namespace can.
+                node.stop()
         for name in sorted(self._provisioned):
             try:
                 self._living(name).system("restore", bench=self._bench)
             except HilError as error:
                 left.append(f"node {name} is not as it was: {told(name, error)}")
         self._provisioned.clear()
-        for node in self.nodes.values():
+        for node in {*self.nodes.values(), *self._makers.values()}:
             node.stop()
         if left:
             mend = f"undo the rest with: hil lab restore {shlex.quote(str(self._file))}"
@@ -155,11 +168,13 @@ def wait_ready(hosts: Collection[Host]) -> None:
 
 @contextmanager
 def connected(lab: HostsFile, base: Path, folder: Path) -> Iterator[dict[str, Host]]:
-    """Agents on all hosts of a lab, whatever state their adapters are in. Raises HilError."""
+    """Agents on all hosts of a lab, whatever state their adapters are in, and outside of namespaces that are made for a
+    run. Raises HilError."""
     nodes: dict[str, Host] = {}
     try:
         for name, section in lab.nodes.items():
-            nodes[name] = Host(name, section, base, folder / f"console-{name}", lambda node, worker, event: None)
+            console = folder / f"console-{name}"
+            nodes[name] = Host(name, outside(section), base, console, lambda node, worker, event: None)
         wait_ready(nodes.values())
         yield nodes
     finally:
@@ -188,8 +203,16 @@ def told(name: str, error: Exception) -> str:
     return str(error).removeprefix(f"node {name}: ")
 
 
-def provisioning(adapter: Adapter) -> dict[str, Any]:
-    """What ``hil.adapters.provision`` is asked to make of an adapter; empty when the lab file asks for nothing."""
+def outside(section: NodeSection) -> NodeSection:
+    """The node where its namespace is made and its adapter comes from; a node in a namespace that is there: itself."""
+    return attrs.evolve(section, namespace=Namespace("")) if section.make_namespace else section
+
+
+def provisioning(adapter: Adapter, namespace: str = "") -> dict[str, Any]:
+    """What ``hil.adapters.provision`` is asked to make of an adapter; empty when the lab file asks for nothing.
+
+    ``namespace``: where its netdev is to be moved.
+    """
     if not adapter.provision:
         return {}
     lengths = ((adapter.ipv4, adapter.ipv4_prefix), (adapter.ipv6, adapter.ipv6_prefix))
@@ -198,6 +221,7 @@ def provisioning(adapter: Adapter) -> dict[str, Any]:
     if adapter.flow_control is not None:
         wanted["flow_control"] = list(adapter.flow_control)
     wanted |= {key: value for key in ("traffic_class", "settings") if (value := getattr(adapter, key)) is not None}
+    wanted |= {"netns": namespace} if namespace else {}
     return wanted | ({"device": adapter.device} if adapter.soft_roce else {})
 
 

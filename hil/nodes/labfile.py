@@ -7,6 +7,7 @@ import copy
 import ipaddress
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NewType, get_args, get_origin
 
@@ -129,8 +130,9 @@ class SshNode:
 
     ``host`` is a name or an alias of the ssh configuration; ``port`` 0 and empty strings leave it to that.
     ``config``, ``identity`` and ``known_hosts`` are paths, relative to the lab file's folder.
-    ``sudo``: become root with ``sudo -n``. ``namespace``: run in this network namespace. ``own``: the node is the
-    bench's own; tests may change its addresses, take its adapter away and leave it so.
+    ``sudo``: become root with ``sudo -n``. ``namespace``: run in this network namespace; with ``make_namespace`` it is
+    made where it is not there, and the adapter's netdev is moved into it, for the run. ``own``: the node is the bench's
+    own; tests may change its addresses, take its adapter away and leave it so.
     """
 
     kind: Literal["ssh"]
@@ -143,6 +145,7 @@ class SshNode:
     python: str = "python3"
     sudo: bool = False
     namespace: Namespace = Namespace("")
+    make_namespace: bool = False
     own: bool = False
     adapter: Adapter | None = None
 
@@ -155,6 +158,7 @@ class LocalNode:
     python: str = "python3"
     sudo: bool = False
     namespace: Namespace = Namespace("")
+    make_namespace: bool = False
     own: bool = False
     adapter: Adapter | None = None
 
@@ -458,6 +462,7 @@ def _contradictions(lab: LabFile, values: dict[str, Any]) -> Any:
             "mirror the port to a third node"
         )
     for name, node in lab.nodes.items():
+        yield from _without_a_namespace(name, node)
         if node.adapter is not None and not node.adapter.provision:
             for key in PROVISIONED:
                 if getattr(node.adapter, key) != attrs.fields_dict(Adapter)[key].default:
@@ -468,6 +473,19 @@ def _contradictions(lab: LabFile, values: dict[str, Any]) -> Any:
     known = [ip for node in lab.nodes.values() if (a := node.adapter) for ip in (a.ipv4, a.ipv6) if ip]
     for ip in sorted({ip for ip in known if known.count(ip) > 1}):
         yield f"[nodes] two adapters have the address {ip}"
+
+
+def _without_a_namespace(name: str, node: NodeSection) -> Iterator[str]:
+    """Why the bench cannot make the namespace that a node is to be in."""
+    if not node.make_namespace:
+        return
+    where = f"[nodes.{name}.make_namespace]"
+    if not node.namespace:
+        yield f"{where} namespace is missing: its name"
+    if node.adapter is None or not node.adapter.provision:
+        yield f"{where} a netdev is moved only with an adapter that has provision = true"
+    elif node.adapter.settings is not None:
+        yield f"[nodes.{name}.adapter.settings] they are those of netdevs outside: leave make_namespace out"
 
 
 def _table(values: dict[str, Any], *keys: str) -> Any:

@@ -24,9 +24,14 @@ RUN_TIMEOUT_S = 900.0
 NOTICED_WITHIN_S = 40.0
 # The oldest sshd listens; it reads its configuration again.
 AGAIN = "kill -HUP $(pidof sshd | tr ' ' '\\n' | sort -n | head -1)"
+# Their shell is busybox's, which takes an "ip" of its own before iproute2's; other hosts' shells do not.
+NO_SHELL = (
+    "ForceCommand exec /usr/bin/python3 -c "
+    "'import os, shlex; run = shlex.split(os.environ[\"SSH_ORIGINAL_COMMAND\"]); os.execvp(run[0], run)'\n"
+)
 
 pytestmark = pytest.mark.timeout(RUN_TIMEOUT_S)
-FOLDER_TIME = re.compile(r"(?<=\d) [A-Z][a-z]{2} +\d+ \d\d:\d\d(?= (run|\.|\.\.)$)", re.MULTILINE)
+FOLDER_TIME = re.compile(r"(?<=\d) [A-Z][a-z]{2} +\d+ \d\d:\d\d(?= (run|netns|infiniband|\.|\.\.)$)", re.MULTILINE)
 # All hard closes, and of other areas what runs on hosts and what cannot.
 AREAS = (
     "tests/contract/test_hard_close.py",
@@ -180,6 +185,50 @@ def test_what_was_provisioned_is_given_back(
     # Any command removes what a supervisor that was killed left here.
     Run("lab", "status").wait()
     assert list((tmp_path / "hil").iterdir()) == []
+
+
+def test_namespaces_are_made_for_a_run_and_taken_back(
+    foreign: ForeignHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """On both hosts a netdev is moved into a namespace, with soft-RoCE on it; the nodes are inside. Then all is back.
+
+    A netdev that somebody has soft-RoCE on stays where it is: its device would end.
+    """
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    request.addfinalizer(lambda: Run("lab", "down").wait())
+    for host in foreign.hosts.values():
+        # Where namespaces are named; it stays, as "ip netns" leaves it.
+        host.run("mkdir -p /var; ln -sfn /run /var/run; /usr/bin/ip netns add some; /usr/bin/ip netns delete some")
+        host.run("/usr/bin/ip link add link eth0 name eth9 type macvlan mode bridge")
+        host.run(f"cp /etc/ssh/sshd_config /dev/shm; cat >> /etc/ssh/sshd_config; {AGAIN}", NO_SHELL)
+    try:
+        before = settled_look(foreign)
+        lab = foreign.lab_file('kind = "none"', "apart.toml")
+        text = lab.read_text().replace('user = "root"', 'user = "root"\nnamespace = "hil-apart"\nmake_namespace = true')
+        lab.write_text(text.replace('netdev = "eth0"', 'netdev = "eth0"\nprovision = true'))
+        status, output = Run("lab", "up", str(lab)).wait()
+        assert status == 2 and "eth0 cannot move to another namespace: rxe0 on it would end" in output, output
+
+        text = text.replace('netdev = "eth0"', 'netdev = "eth9"\nprovision = true\nsoft_roce = true')
+        lab.write_text(text.replace('device = "rxe0"', 'device = "rxe9"').replace('ipv4 = "10.77.', 'ipv4 = "10.88.'))
+        status, output = Run("lab", "up", str(lab)).wait()
+        assert status == 0 and output.count("alive; rxe9 on eth9, 10.88.0.") == 2, output
+        assert "rxe9" in Run("lab", "shell", "a", "ls", "/sys/class/infiniband").wait()[1]
+        assert Run("lab", "shell", "a", "ping", "-c", "1", "-W", "5", "10.88.0.2").wait()[0] == 0
+        assert "hil-apart" in foreign.hosts["a"].run("/usr/bin/ip netns")
+        assert "eth9" not in foreign.hosts["a"].run("/usr/bin/ip -o link")
+        os.kill(int((tmp_path / "hil" / "foreign" / "pid").read_text()), signal.SIGKILL)
+        status, output = Run("lab", "restore", str(lab)).wait()
+        assert status == 0 and output.count("changes undone") == 2, output
+
+        after = {name: FOLDER_TIME.sub("", look) for name, look in settled_look(foreign).items()}
+        timeless = {name: FOLDER_TIME.sub("", look) for name, look in before.items()}
+        assert not (changed := differences(timeless, after)), changed
+    finally:
+        for host in foreign.hosts.values():
+            host.run("/usr/bin/ip link delete eth9; umount /run/netns; rmdir /run/netns; rm /var/run")
+            host.run(f"mv /dev/shm/sshd_config /etc/ssh; {AGAIN}")
+        Run("lab", "status").wait()
 
 
 def test_a_lab_that_records_nothing_is_for_work_by_hand(

@@ -65,9 +65,10 @@ class Fake:
 
     made: list["Fake"]
 
-    def __init__(self, name: str) -> None:
-        self.name, self.dead = name, False
+    def __init__(self, name: str, namespace: str = "") -> None:
+        self.name, self.namespace, self.dead = name, namespace, False
         self.calls: list[str] = []
+        self.asked: dict[str, Any] = {}
         Fake.made.append(self)
 
     def alive(self) -> bool:
@@ -86,6 +87,7 @@ class Fake:
         if self.dead:
             raise NodeDied(f"node {self.name}: gone")
         self.calls.append(call)
+        self.asked[call] = arguments
         if call == "device_of":
             return {"PCI": "nonea"}.get(arguments["wanted"], "")
         return {
@@ -110,10 +112,16 @@ class Fake:
 @pytest.fixture
 def provisioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostLab:
     """A lab whose hosts were given their adapters."""
+    return made_lab(tmp_path, monkeypatch)
+
+
+def made_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str = "") -> HostLab:
+    """A lab of hosts that have everything, and were given their adapters; ``keys`` are more of each node's."""
     Fake.made = []
-    monkeypatch.setattr(HostLab, "_connect", lambda self, name: Fake(name))
+    monkeypatch.setattr(HostLab, "_connect", lambda self, name, section: Fake(name, section.namespace))
     file = Path(lab(tmp_path))
-    file.write_text(file.read_text().replace('netdev = "lo"', 'netdev = "lo"\nprovision = true'))
+    text = file.read_text().replace('netdev = "lo"', 'netdev = "lo"\nprovision = true')
+    file.write_text(text.replace('kind = "local"\n', f'kind = "local"\n{keys}'))
     known = read_lab_file(file)
     assert isinstance(known, HostsFile)
     return HostLab(known, file, tmp_path / "nodes")
@@ -126,12 +134,31 @@ def test_a_lost_host_is_given_back_over_a_new_connection(provisioned: HostLab) -
     assert [(host.name, host.calls[-1]) for host in Fake.made[1:]] == [("b", "restore"), ("a", "restore")]
 
 
+def test_a_namespace_that_is_made_is_made_and_unmade_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent outside moves the netdev and takes it back, one inside is the node; a lost one is made anew."""
+    lab = made_lab(tmp_path, monkeypatch, 'namespace = "left"\nmake_namespace = true\n')
+    outside, inside = [[host for host in Fake.made if host.namespace == name] for name in ("", "left")]
+    assert [host.name for host in outside] == [host.name for host in inside] == ["a", "b"]
+    assert {host.asked["provision"]["netns"] for host in outside} == {"left"}
+    assert "provision" not in inside[0].calls and "inspect" in inside[0].calls
+    assert list(lab.nodes.values()) == inside
+
+    inside[0].dead = True
+    monkeypatch.setattr("hil.nodes.hostlab.HostPair", lambda lab, folder: None)
+    lab.pair(tmp_path / "again")
+    assert [host.namespace for host in Fake.made[4:]] == ["left"] and outside[0].calls.count("provision") == 2
+    lab.close()
+    assert [host.calls[-1] for host in outside] == ["restore", "restore"]
+
+
 def test_what_was_not_given_back_is_told_with_the_command_that_does(
     provisioned: HostLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is an error of its own; the command names the lab file, without which it would restore nothing."""
 
-    def gone(self: HostLab, name: str) -> Fake:
+    def gone(self: HostLab, name: str, section: object) -> Fake:
         raise SetupError(f"node {name}: far could not be made a node")
 
     monkeypatch.setattr(HostLab, "_connect", gone)

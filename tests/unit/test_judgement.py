@@ -167,7 +167,7 @@ def test_a_repeated_drep_hides_nothing() -> None:
     """A packet of the peer's between its DREP and the same DREP again breaks the last link all the same."""
     frames = recorded("reset")
     ack = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-b")
-    connection = one([*moved(frames, ack, len(frames) - 1), *later(frames[-2:], 4_000_000_000)])
+    connection = one([*moved(frames, ack, len(frames) - 1), *resent(frames[-2:], 4_000_000_000)])
     assert [f.link for f in connection.findings if not f.held] == ["nothing of the connection follows the DREP"]
 
 

@@ -111,7 +111,7 @@ def test_five_mistakes_in_a_lab_of_hosts_are_told_at_once(tmp_path: Path) -> Non
             "[nodes.b.adapter.ipv4] '10.0.0.2/24' is not an IPv4 address; write it without a prefix length",
             "[nodes.b.host] it is missing",
             "[nodes.b] unknown sodo; known are kind, host, user, port, config, identity, known_hosts, python, sudo, "
-            "namespace, own, adapter",
+            "namespace, make_namespace, own, adapter",
             "[link.soft] 'yes' is not true or false",
             "[capture.netdev] it is missing",
         )
@@ -276,6 +276,22 @@ def test_nobodys_address_lies_in_the_network(address: str, prefix: int, taken: l
     else:
         with pytest.raises(Unsupported):
             place.nobody(ipv6=ipv6, taken=taken)
+
+
+def test_a_namespace_is_made_only_where_it_can_be(tmp_path: Path) -> None:
+    """It needs its name, and a netdev that the bench may move; settings of a netdev are not told inside of it."""
+    changed = hosts(tmp_path, ('kind = "ssh"\nhost = "one"', 'kind = "ssh"\nhost = "one"\nmake_namespace = true'))
+    with pytest.raises(LabFileError) as caught:
+        read_lab_file(changed)
+    where = f"{changed}: [nodes.a.make_namespace]"
+    assert str(caught.value).splitlines() == [
+        f"{where} namespace is missing: its name",
+        f"{where} a netdev is moved only with an adapter that has provision = true",
+    ]
+    named = 'kind = "ssh"\nhost = "one"\nnamespace = "left"\nmake_namespace = true'
+    asked = 'device = "rxe0"\nprovision = true\nsettings = {"/proc/sys/net/x" = "1"}'
+    with pytest.raises(LabFileError, match="leave make_namespace out"):
+        read_lab_file(hosts(tmp_path, ('kind = "ssh"\nhost = "one"', named), ('device = "rxe0"', asked)))
 
 
 def test_what_the_bench_is_to_give_an_adapter_is_asked_for(tmp_path: Path) -> None:

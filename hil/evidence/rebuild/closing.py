@@ -12,13 +12,13 @@ from hil.evidence.disconnect import (
 )
 from hil.evidence.rebuild.endings import Ending, answers_to, exhausted, of_kind
 from hil.evidence.rebuild.facts import After, CmFacts, ConnectionFacts, Step
-from hil.evidence.rebuild.management import CM_TIME_UNIT_NS, address_of
+from hil.evidence.rebuild.management import address_of, patience_ns
 from hil.wire.layers.cm import CmAttribute
 
 # A packet this close behind its sender's DREQ was in the adapter's queue when the DREQ went into another.
 UNDER_WAY_NS = 100_000
-# The exponent that Linux's RDMA CM uses, for captures that lack the REQ: 4.3 s.
-USUAL_TIMEOUT, USUAL_CM_RETRIES = 20, 15
+# What Linux's RDMA CM uses, for captures that lack the REQ.
+USUAL_CM_RETRIES = 15
 
 
 def disconnect_facts(facts: ConnectionFacts, closer: int, uncertain_ns: int = 0) -> Disconnect:
@@ -36,7 +36,7 @@ def disconnect_facts(facts: ConnectionFacts, closer: int, uncertain_ns: int = 0)
         ends=(one.address, two.address),
         gids=(_address(gids[0][0]), _address(gids[0][1])),
         dreqs=tuple(Release(d.message.number, d.message.qpn in (-1, facts.ends[1 - d.sender].qpn)) for d in dreqs),
-        dreps=tuple(d.last_number for d in dreps),
+        dreps=tuple(d.message.number for d in dreps),
         answered=answered(facts),
         after_dreq=_too_late(facts.after_dreq[closer], uncertain_ns),
         after_drep=_too_late(facts.after_drep, uncertain_ns),
@@ -110,7 +110,4 @@ def patience(facts: ConnectionFacts) -> tuple[int, int]:
     told = requests[0].message if requests else None
     exponent = max(told.local_timeout, told.remote_timeout) if told else -1
     retries = told.max_cm_retries if told else -1
-    return (
-        CM_TIME_UNIT_NS << (exponent if exponent > 0 else USUAL_TIMEOUT),
-        retries if retries >= 0 else USUAL_CM_RETRIES,
-    )
+    return patience_ns(exponent), retries if retries >= 0 else USUAL_CM_RETRIES

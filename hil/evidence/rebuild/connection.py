@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 
 from hil.evidence.rebuild.facts import After, CmFacts, ConnectionFacts, EndFacts, Ladder, Step
-from hil.evidence.rebuild.management import CmMessage, address_of
+from hil.evidence.rebuild.management import CmMessage, address_of, least_patience_ns
 from hil.evidence.rebuild.operations import NAMES
 from hil.evidence.rebuild.requester import Requester
 from hil.evidence.rebuild.rows import Flow, Kind, Row, Segment
@@ -44,28 +44,30 @@ class End:
 class _Following:
     """Counts the packets after an event.
 
-    ``interfaces`` are those that the event was seen at. Only there it is certain what came after it: two interfaces may
-    have a clock each, or be of two captures that were merged.
+    ``interfaces`` are those that the event was seen at, with when. Only there it is certain what came after it, and how
+    long after: two interfaces may have a clock each, or be of two captures that were merged.
     """
 
     begun_ns: int
-    interfaces: set[int]
+    interfaces: dict[int, int]
     count: int = 0
     steps: list[Step] = field(default_factory=list)
     latest_ns: int = 0
     unsure: int = 0
 
-    def add(self, sender: int, row: Row, *, unsure: bool) -> None:
-        if unsure:
-            self.unsure += 1
-            return
+    def add(self, sender: int, row: Row, behind_ns: int) -> None:
         self.count += 1
-        self.latest_ns = max(self.latest_ns, row.time_ns - self.begun_ns)
+        self.latest_ns = max(self.latest_ns, behind_ns)
         if len(self.steps) < LATE_KEPT:
             what = NAMES.get(row.operation, "packet") if row.kind == Kind.REQUEST else "answer"
             self.steps.append(
                 Step(row.number, row.number, row.time_ns, sender, what, row.psn, row.psn, row.payload, row.syndrome)
             )
+
+    def doubt(self) -> None:
+        """What was counted until now may have been sent in front of the event."""
+        self.unsure, self.count, self.latest_ns = self.unsure + self.count, 0, 0
+        self.steps.clear()
 
     def facts(self) -> After:
         return After(self.count, tuple(self.steps), self.latest_ns, self.unsure)
@@ -152,10 +154,20 @@ class Connection:
         kind = [sent.message for sent in self._sent if sent.message.attribute is message.attribute]
         return not kind or any(_same(known, message) for known in kind)
 
-    def copy(self, message: CmMessage, sender: int, row: Row) -> Copy:
-        """Whether ``message``, in ``row``, is a second copy in the capture of one that this connection has."""
+    def copy(self, message: CmMessage, sender: int, row: Row, *, patient: bool = True) -> Copy:
+        """Whether ``message``, in ``row``, is a second copy in the capture of one that this connection has.
+
+        ``patient``: its sender waits for an answer before it sends it again.
+        """
         known = self._earlier(message, sender)
-        return Copy.NO if known is None else self.window.copy(known.position, row)
+        if known is None:
+            return Copy.NO
+        return self.window.copy(known.position, row, patient_ns=self._patience_ns() if patient else 0)
+
+    def _patience_ns(self) -> int:
+        """How long the CM waits for an answer, at least, before it sends a message again."""
+        told = [max(sent.message.local_timeout, sent.message.remote_timeout) for sent in self._sent]
+        return least_patience_ns(max(told, default=-1))
 
     def _earlier(self, message: CmMessage, sender: int) -> _Sent | None:
         return next((sent for sent in self._sent if sent.sender == sender and _same(sent.message, message)), None)
@@ -172,7 +184,12 @@ class Connection:
             # Another mirror, with a longer snap length.
             known.message = whole
             self._learn(whole, sender)
+        twice = seen is not Copy.NO and self._seen_at(message, sender, row)
         self._closes(message, sender, row, new=known is None)
+        if twice:
+            # Everything comes twice here: what followed the first copy may be a second one.
+            for following in self._after.values():
+                following.doubt()
         if seen is Copy.YES:
             self.ends[sender].requester.copies += 1
             return False
@@ -201,6 +218,12 @@ class Connection:
             for known in self.ends:
                 known.requester.mtu = message.mtu if known.requester.mtu < 0 else known.requester.mtu
 
+    def _seen_at(self, message: CmMessage, sender: int, row: Row) -> bool:
+        """Whether a message that ends the connection was seen at the interface of ``row`` before."""
+        watched = sender if message.attribute is CmAttribute.DREQ else BOTH
+        following = self._after.get((message.attribute, watched))
+        return following is not None and self.window.interface(row) in following.interfaces
+
     def _closes(self, message: CmMessage, sender: int, row: Row, *, new: bool) -> None:
         if message.attribute is CmAttribute.DREQ:
             self._watch(CmAttribute.DREQ, sender, row, begins=False)
@@ -211,9 +234,9 @@ class Connection:
         """Count what follows from here on; an event that was seen before ``begins`` anew or was seen once more."""
         interface = self.window.interface(row)
         if not begins and (known := self._after.get((event, sender))) is not None:
-            known.interfaces.add(interface)
+            known.interfaces.setdefault(interface, row.time_ns)
             return
-        self._after[event, sender] = _Following(row.time_ns, {interface})
+        self._after[event, sender] = _Following(row.time_ns, {interface: row.time_ns})
         self.closed_ns = row.time_ns
         for lane in self.lanes:
             lane.watched = True
@@ -223,11 +246,23 @@ class Connection:
         if seen is Copy.YES:
             return
         interface, own = self.window.interface(row), self._after.get((CmAttribute.DREQ, sender))
-        closed_here = own is not None and interface in own.interfaces
+        closed_ns = None if own is None else own.interfaces.get(interface)
         for (_, watched), following in self._after.items():
-            if watched in (BOTH, sender):
-                certain = closed_here or interface in following.interfaces
-                following.add(sender, row, unsure=seen is Copy.UNSURE or not certain)
+            if watched not in (BOTH, sender):
+                continue
+            begun_ns = following.interfaces.get(interface)
+            if begun_ns is None and closed_ns is not None:
+                # What its sender sent last is certain here, and whatever it sent later comes later still.
+                begun_ns = max(closed_ns, following.begun_ns)
+            if seen is Copy.UNSURE or begun_ns is None or self._jumped(sender, following):
+                following.unsure += 1
+            else:
+                following.add(sender, row, row.time_ns - begun_ns)
+
+    def _jumped(self, sender: int, following: _Following) -> bool:
+        """Whether the end's PSNs went on from elsewhere behind the event: its queue pair's number may be another's."""
+        gaps = self.ends[sender].requester.gaps
+        return bool(gaps) and gaps[-1].time_ns >= following.begun_ns
 
     def join(self, other: "Connection") -> None:
         """Take ``other``, of which only its end 0 was seen sending, as the opposite direction of this one."""

@@ -17,6 +17,20 @@ UNRELIABLE_CONNECTED = 1
 CM_TIME_UNIT_NS = 4096
 
 
+# The exponent that Linux's RDMA CM uses, for captures that lack the REQ: 4.3 s.
+USUAL_TIMEOUT = 20
+
+
+def patience_ns(exponent: int) -> int:
+    """How long the CM waits for an answer, by the time-out of the REQ; -1: it is not known."""
+    return CM_TIME_UNIT_NS << (exponent if exponent > 0 else USUAL_TIMEOUT)
+
+
+def least_patience_ns(exponent: int) -> int:
+    """How long it waits at the least: timers are coarse."""
+    return patience_ns(exponent) * 9 // 10
+
+
 def reason_name(reason: int) -> str:
     """A REJ's reason as NAME (number)."""
     try:
@@ -107,7 +121,8 @@ _READERS: dict[int, Callable[[bytes], dict[str, Any]]] = {
     CmAttribute.MRA: lambda body: {"answered": _bits(body, 8, 6, 2)},
     CmAttribute.REJ: lambda body: {"answered": _bits(body, 8, 6, 2), "reason": _at(body, 10, 2)},
     CmAttribute.REP: lambda body: {
-        "qpn": _at(body, 12, 3),
+        # An XRC target's is where an end-to-end context's would be (annex A14).
+        "qpn": _at(body, 12, 3) or _at(body, 16, 3),
         "psn": _at(body, 20, 3),
         "rnr_retry_count": _bits(body, 27, 5, 3),
     },

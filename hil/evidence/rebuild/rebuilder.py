@@ -224,7 +224,7 @@ class Rebuilder:
         if message.attribute is CmAttribute.REQ:
             if sender != 0 or not connection.repeats(message):
                 return True
-            return connection.released and connection.copy(message, sender, row) is Copy.NO
+            return connection.released and connection.copy(message, sender, row, patient=False) is Copy.NO
         if message.attribute is CmAttribute.REP and end.qpn >= 0 and message.qpn not in (-1, end.qpn):
             return True
         pairs = ((end.comm_id, _lasting_id(message)), (other.comm_id, message.remote_comm_id))

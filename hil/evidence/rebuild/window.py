@@ -38,15 +38,18 @@ class Window:
         """The first position whose bytes are still here."""
         return self._batches[0].first if self._batches else 0
 
-    def copy(self, earlier: int, row: Row, *, asked: bool = False) -> Copy:
+    def copy(self, earlier: int, row: Row, *, asked: bool = False, patient_ns: int = 0) -> Copy:
         """Whether ``row`` is a copy of the packet at position ``earlier``.
 
-        ``asked``: the receiver asked in between for the packet to be sent again. Senders number IPv4 packets, so equal
-        numbers are a copy and others none; without numbers only the time between the two tells.
+        ``asked``: the receiver asked in between for the packet to be sent again. ``patient_ns``: its sender waits so
+        long until it sends it again. Senders number IPv4 packets, so equal numbers are a copy and others none; without
+        numbers only the time between the two tells.
         """
         first, second = self._holding(earlier), self._holding(row.position)
-        if first is None or second is None:
+        if second is None:
             return Copy.NO
+        if first is None:
+            return Copy.UNSURE
         between_ns = abs(second.time_ns(row.position) - first.time_ns(earlier))
         elsewhere = first.interface(earlier) != second.interface(row.position)
         late = between_ns > (ELSEWHERE_WITHIN_NS if elsewhere else UNSURE_WITHIN_NS)
@@ -57,6 +60,8 @@ class Window:
             data, other_data = data[:shorter], other_data[:shorter]
         if (number, data) != (other_number, other_data):
             return Copy.NO
+        if between_ns < patient_ns:
+            return Copy.YES
         if late:
             # Merged captures may have clocks any time apart: an equal number may make it a copy, a time does not.
             return Copy.UNSURE if number > 0 else Copy.NO
