@@ -16,6 +16,7 @@ class _Expected:
     psn: int
     count: int
     length: int
+    read: bool = True
 
     def left(self, mtu: int) -> int:
         if self.count < 0:
@@ -31,9 +32,10 @@ class Answers:
 
     waiting: list[_Expected] = field(default_factory=list)
 
-    def expect(self, psn: int, count: int, length: int) -> None:
-        """A READ, or an atomic, from ``psn`` on: with ``count`` answers, or -1 while that is not known."""
-        self.waiting.append(_Expected(psn, count, length))
+    def expect(self, psn: int, count: int, length: int, *, read: bool = True) -> None:
+        """A READ, or an atomic, from ``psn`` on: with ``count`` answers, or -1 while that is not known. ``read``: its
+        answer is not the one packet that FLUSH and ATOMIC WRITE have."""
+        self.waiting.append(_Expected(psn, count, length, read))
         if len(self.waiting) > EXPECTED_KEPT:
             del self.waiting[0]
 
@@ -52,11 +54,14 @@ class Answers:
                 return
             del self.waiting[0]
 
-    def came(self, psn: int, mtu: int, *, last: bool) -> None:
-        """The answer ``psn`` came, ``last`` of its READ; none in front of it is waited for any more."""
+    def came(self, psn: int, mtu: int, *, last: bool) -> bool:
+        """The answer ``psn`` came, ``last`` of its READ; none in front of it is waited for any more.
+
+        Whether it may be a READ's or an atomic's."""
         if not self.waiting or self.waiting[0].psn != psn:
-            return
+            return True
         oldest = self.waiting[0]
         oldest.count, oldest.psn = oldest.left(mtu) - 1, psn + 1 & MASK
         if last or oldest.count == 0:
             del self.waiting[0]
+        return oldest.read

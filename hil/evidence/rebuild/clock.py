@@ -34,6 +34,8 @@ class Clock:
     packets: int = 0
     untimed: int = 0
     _step_ns: int = 0
+    _burst_ns: int = 0
+    _alike: int = 0
     _latest: dict[int, int] = field(default_factory=dict)
     _offset: int = 0
     _last: int = -1
@@ -65,14 +67,22 @@ class Clock:
     @property
     def grain_ns(self) -> int:
         """The step in which the times go on; LATEST_NS when they tell nothing: they are absent, or all the same."""
-        return self._step_ns if self._step_ns and not self.untimed else LATEST_NS
+        if not self._step_ns or self.untimed:
+            return LATEST_NS
+        # Where most packets have the time of the one before, the clock goes on in steps, equal ones or not.
+        return max(self._step_ns, self._burst_ns if 2 * self._alike > self.packets else 0)
 
     def _measure(self, times: NDArray[np.int64]) -> None:
         timed = times[times >= 0]
         self.packets += len(times)
         self.untimed += len(times) - len(timed)
+        steps = np.diff(timed)
         if self._step_ns == 0 or self._step_ns > FINE_NS:
-            self._step_ns = int(np.gcd.reduce(np.append(np.diff(timed), self._step_ns)))
+            self._step_ns = int(np.gcd.reduce(np.append(steps, self._step_ns)))
+        moved = np.abs(steps[steps != 0])
+        self._alike += len(steps) - len(moved)
+        if len(moved):
+            self._burst_ns = max(self._burst_ns, 2 * int(np.median(moved)))
 
     def _set_back(self, batch: Batch, times: NDArray[np.int64], place: int) -> bool:
         """Whether the interface itself had been later; else another capture was appended, whose times are right."""

@@ -11,7 +11,7 @@ from hil.evidence.rebuild.window import Copy, Window
 from hil.wire.ethernet import vlans_of
 from hil.wire.layers.cm import CmAttribute
 
-LATE_KEPT, MESSAGES_KEPT = 16, 64
+LATE_KEPT, MESSAGES_KEPT, WAYS_KEPT = 16, 64, 2
 # After a DREP or a REJ it is both ends that must be silent, after a DREQ its sender.
 BOTH = -1
 
@@ -98,10 +98,12 @@ class Connection:
         self.inferred = False
         self.evicted = False
         self.reused = False
+        self.elsewhere = False
         self.attempts = 0
         self.believed = 0
         self.first = self._last = row
         self.closed_ns = -1
+        self._ways: tuple[set[tuple[int, int]], ...] = (set(), set())
         self._sent: list[_Sent] = []
         self._after: dict[tuple[CmAttribute, int], _Following] = {}
 
@@ -115,6 +117,11 @@ class Connection:
         """How packets that end ``sender`` sends are addressed."""
         end, other = self.ends[sender], self.ends[1 - sender]
         return Flow(self.segments[sender], end.gid, other.gid, other.qpn)
+
+    def come_by(self, sender: int, macs: tuple[int, int]) -> None:
+        """Data of end ``sender`` went between these MAC addresses."""
+        if len(self._ways[sender]) < WAYS_KEPT:
+            self._ways[sender].add(macs)
 
     def comm_key(self, sender: int) -> tuple[Segment, int, int, int]:
         """What tells the comm id of end ``sender`` from all others."""
@@ -254,15 +261,15 @@ class Connection:
             if begun_ns is None and closed_ns is not None:
                 # What its sender sent last is certain here, and whatever it sent later comes later still.
                 begun_ns = max(closed_ns, following.begun_ns)
-            if seen is Copy.UNSURE or begun_ns is None or self._jumped(sender, following):
+            if seen is Copy.UNSURE or begun_ns is None or self._jumped(following):
                 following.unsure += 1
             else:
                 following.add(sender, row, row.time_ns - begun_ns)
 
-    def _jumped(self, sender: int, following: _Following) -> bool:
-        """Whether the end's PSNs went on from elsewhere behind the event: its queue pair's number may be another's."""
-        gaps = self.ends[sender].requester.gaps
-        return bool(gaps) and gaps[-1].time_ns >= following.begun_ns
+    def _jumped(self, following: _Following) -> bool:
+        """Whether PSNs went on from elsewhere behind the event: the queue pairs' numbers may be another connection's."""
+        last = [end.requester.gaps[-1] for end in self.ends if end.requester.gaps]
+        return any(gap.time_ns >= following.begun_ns for gap in last)
 
     def join(self, other: "Connection") -> None:
         """Take ``other``, of which only its end 0 was seen sending, as the opposite direction of this one."""
@@ -284,6 +291,8 @@ class Connection:
         end.packets_sent += theirs.packets_sent
         end.wrong_icrc += theirs.wrong_icrc
         self.believed += other.believed
+        for macs in other._ways[0]:
+            self.come_by(sender, macs)
         self.first = min(self.first, other.first, key=lambda row: row.position)
 
     def facts(self, until_ns: int) -> ConnectionFacts:
@@ -312,6 +321,8 @@ class Connection:
             after_rej=after.get((CmAttribute.REJ, BOTH), nothing),
             evicted=self.evicted,
             reused=self.reused,
+            elsewhere=self.elsewhere,
+            several_ways=any(len(ways) > 1 for ways in self._ways),
             believed=self.believed,
             steps=steps,
             steps_elided=self.ladder.elided,

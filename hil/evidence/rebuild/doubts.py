@@ -7,7 +7,7 @@ from hil.evidence.rebuild.closing import answered, closers, deaf, gave_up, patie
 from hil.evidence.rebuild.endings import Ending, answers_to, counted, of_kind
 from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts, Where
 from hil.evidence.rebuild.file import FileFacts
-from hil.evidence.rebuild.management import UNRELIABLE_CONNECTED
+from hil.evidence.rebuild.management import CM_TIME_UNIT_NS, REP_ANSWERED, UNRELIABLE_CONNECTED
 from hil.wire.layers.cm import CmAttribute
 from hil.wire.links import NAMES
 
@@ -16,6 +16,8 @@ SORTED_ANYWAY_NS = 10_000_000
 # Adapters answer in microseconds. Their timers are far slower, so a packet may be lost and not yet sent again; only
 # where no answer at all is there, is it in doubt whether the capture would show one.
 ANSWERED_WITHIN_NS = 10_000_000
+# A timer's usual length, where the REQ does not tell.
+SENT_AGAIN_WITHIN_NS = 4_000_000_000
 # So many damages, and interfaces that dropped frames, are told one by one.
 TOLD = 10
 
@@ -26,6 +28,8 @@ def doubts_of(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
     mirrored = any(end.requests.copies for end in facts.ends)
     for end in facts.ends:
         yield from doubts_about_direction(end.requests, end.address, mirrored=mirrored)
+    if facts.elsewhere:
+        yield "packets to its queue pairs are in another VLAN or network as well: they may be its own"
     if facts.evicted:
         yield "too many connections live at once: this one was let go before its end"
     if ending in (Ending.OPEN, Ending.SILENCE):
@@ -34,7 +38,7 @@ def doubts_of(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
     if ending in (Ending.QP_ERROR, Ending.RETRY_EXHAUSTED) and not dreqs:
         yield "no tear-down of it is in the capture, only its reason"
     yield from doubts_about_answers(facts)
-    yield from _doubts_about_the_order(facts)
+    yield from doubts_about_the_order(facts)
     for side in (0, 1):
         yield from _doubts_about_silence(facts, side)
     if ending is Ending.NOT_ESTABLISHED:
@@ -51,29 +55,43 @@ def _doubts_about_no_answer(facts: ConnectionFacts) -> Iterator[str]:
         yield f"no answer is in the capture, yet the REQ was sent {times} of {retries + 1} times and no more"
 
 
-def _doubts_about_the_order(facts: ConnectionFacts) -> Iterator[str]:
+def doubts_about_the_order(facts: ConnectionFacts) -> Iterator[str]:
     """Of a REQ, its REP and the RTU to it each answers the one before."""
     kinds = (CmAttribute.REQ, CmAttribute.REP, CmAttribute.RTU)
     found = [(kind.name, of_kind(facts, kind)) for kind in kinds]
     for (earlier, one), (later, other) in pairwise([(name, sent) for name, sent in found if sent]):
         if other[0].place < one[0].place:
             yield f"the {later} is in front of the {earlier}: the order of the capture is wrong"
+    if drep_too_early(facts):
+        yield "the DREP is in front of the DREQ: the capture misses a DREQ or its order is wrong"
+
+
+def drep_too_early(facts: ConnectionFacts) -> bool:
+    return not answered(facts) and any(answers_to(facts, dreq.sender) for dreq in closers(facts))
 
 
 def _doubts_about_silence(facts: ConnectionFacts, side: int) -> Iterator[str]:
     """Nothing answers what an end sent, for long, and it does not mind."""
     end, requests = facts.ends[side], facts.ends[side].requests
     sent = of_kind(facts, CmAttribute.REQ)
-    if not requests.unacknowledged or requests.acknowledgements or requests.retransmissions:
+    if not requests.unacknowledged or requests.unanswered_tries:
         return
     if sent and sent[0].message.transport == UNRELIABLE_CONNECTED:
         return
-    heard = [step.time_ns for step in (requests.last_request,) if step]
-    heard += [dreq.message.time_ns for dreq in closers(facts)[:1]]
-    quiet_ns = max(heard, default=0) - requests.unacknowledged[0].time_ns
-    if quiet_ns > ANSWERED_WITHIN_NS:
+    oldest, heard = requests.unacknowledged[0], [dreq.message.time_ns for dreq in closers(facts)[:1]]
+    heard += [step.time_ns for step in (requests.last_request,) if step]
+    # A response that brings nothing forward is one all the same, such as a NAK, or a part of a READ's.
+    answered_ns = requests.last_response.time_ns if requests.last_response else 0
+    quiet_ns = max(heard, default=0) - max(oldest.time_ns, answered_ns)
+    if quiet_ns > (_sent_again_ns(sent) if requests.acknowledgements else ANSWERED_WITHIN_NS):
         what = f"nothing answers what {end.address} sent, for {quiet_ns / 1e6:.0f} ms, and it sent none of it again"
         yield f"{what}: lost, or missing in the capture"
+
+
+def _sent_again_ns(requests: list[CmFacts]) -> int:
+    """When an end sends again what nobody answers, at the latest (9.7.6.1.3: up to four times the REQ's time-out)."""
+    exponent = requests[0].message.ack_timeout if requests else -1
+    return max(ANSWERED_WITHIN_NS, 4 * CM_TIME_UNIT_NS << exponent) if exponent > 0 else SENT_AGAIN_WITHIN_NS
 
 
 def doubts_about_answers(facts: ConnectionFacts) -> Iterator[str]:
@@ -83,9 +101,7 @@ def doubts_about_answers(facts: ConnectionFacts) -> Iterator[str]:
         yield "the DREQ that the DREP answers is missing in the capture"
     if not dreqs or answered(facts):
         return
-    if any(answers_to(facts, dreq.sender) for dreq in dreqs):
-        yield "the DREP is in front of the DREQ: the capture misses a DREQ or its order is wrong"
-    elif not gave_up(facts, dreqs[0]) and not deaf(facts, dreqs[0]):
+    if not drep_too_early(facts) and not gave_up(facts, dreqs[0]) and not deaf(facts, dreqs[0]):
         yield _unanswered(facts, dreqs[0])
 
 
@@ -99,14 +115,19 @@ def _unanswered(facts: ConnectionFacts, dreq: CmFacts) -> str:
 def doubts_about_the_start(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
     requests, replies = of_kind(facts, CmAttribute.REQ), of_kind(facts, CmAttribute.REP)
     established = ending not in (Ending.REFUSED, Ending.NOT_ESTABLISHED)
+    # An RTU or a REJ of the REP answers one.
+    replied = established or any(sent.message.answered == REP_ANSWERED for sent in of_kind(facts, CmAttribute.REJ))
     if not requests and not replies:
         yield "it began before the capture: neither REQ nor REP is there"
     elif not requests:
         yield "the REQ is missing in the capture"
-    elif not replies and established:
+    elif not replies and replied:
         yield "the REP is missing in the capture"
-    if any(sent.message.qpn < 0 for sent in (*requests, *replies, *of_kind(facts, CmAttribute.DREQ))):
+    dreqs = of_kind(facts, CmAttribute.DREQ)
+    if any(sent.message.qpn < 0 for sent in (*requests, *replies, *dreqs)):
         yield "a snap length cuts CM messages in front of their queue pair's number"
+    elif any(sent.message.psn < 0 for sent in (*requests, *replies)) or any(s.message.cut for s in requests):
+        yield "a snap length cuts CM messages in front of their first PSN or their retry counts"
     if facts.inferred and min(end.qpn for end in facts.ends) < 0 and established:
         yield "only one of its directions is in the capture, or the other could not be told from its like"
     elif facts.inferred:
@@ -129,6 +150,8 @@ def doubts_about_direction(requests: DirectionFacts, address: str, *, mirrored: 
 
 
 def notes_of(facts: ConnectionFacts) -> Iterator[str]:
+    if of_kind(facts, CmAttribute.REP) and not any(end.packets_sent for end in facts.ends):
+        yield "no data of it is in the capture, only the CM's messages"
     if facts.vlans[0] != facts.vlans[1]:
         yield "its two directions are in different VLANs: the CM's messages tell that they are one connection"
     for end in facts.ends:

@@ -95,8 +95,10 @@ def _crossed(facts: ConnectionFacts, dreqs: list[CmFacts]) -> str:
 
 def _no_ending(facts: ConnectionFacts) -> _Told:
     requests, replies = of_kind(facts, CmAttribute.REQ), of_kind(facts, CmAttribute.REP)
-    if requests and not replies and not any(end.packets_sent for end in facts.ends):
-        return Ending.NOT_ESTABLISHED, -1, None, f"the REQ was sent {requests[0].times_sent} times and never answered"
+    silent = not any(end.packets_sent for end in facts.ends) and not of_kind(facts, CmAttribute.RTU)
+    if requests and not replies and silent:
+        times = counted(requests[0].times_sent, "time")
+        return Ending.NOT_ESTABLISHED, -1, None, f"the REQ was sent {times} and never answered"
     quiet_ns = facts.until_ns - facts.last_ns
     if facts.reused:
         return Ending.SILENCE, -1, None, "no DREQ; a later connection has its queue pair's number"
@@ -113,9 +115,11 @@ def exhausted(facts: ConnectionFacts, side: int, dreq: CmFacts | None) -> bool:
     if last is None or (dreq is not None and dreq.place <= last.place):
         return False
     count, rnr_count = retry_counts(facts, side)
-    if requests.rnr_since_progress >= tries:
+    refused = min(requests.rnr_since_progress, tries)
+    if refused == tries:
         return rnr_count != FOR_EVER and tries >= _fewest(rnr_count)
-    return (heard is None or heard.place < last.place) and tries >= _fewest(count)
+    # Being refused is being answered.
+    return (heard is None or heard.place < last.place) and tries - refused >= _fewest(count)
 
 
 def retry_counts(facts: ConnectionFacts, side: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """What is known of a rebuilt connection, as facts: counts, gaps, messages, and the steps of its ladder."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -45,6 +45,9 @@ class Where(Enum):
     UNKNOWN = "unknown"
 
 
+GAP_PSNS_KEPT = 1 << 16
+
+
 @dataclass(slots=True)
 class Gap:
     """PSNs from ``start`` up to but not including ``end`` that were skipped in frame ``number``; ``early``: they were
@@ -54,11 +57,17 @@ class Gap:
     end: int
     number: int
     time_ns: int
-    filled: int = 0
+    came: set[int] = field(default_factory=set)
     last_fill_ns: int = 0
     early: bool = False
     asked: bool = False
     acknowledged: bool = False
+
+    def fill(self, psn: int, time_ns: int) -> None:
+        """``psn``, which is in it, came after all. Of a gap too long to be filled not all is kept."""
+        if len(self.came) < GAP_PSNS_KEPT:
+            self.came.add(psn)
+        self.last_fill_ns = time_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +185,9 @@ class ConnectionFacts:
     ``inferred``: the two directions were paired by addresses and acknowledgements, not by CM messages.
     ``after_dreq``: what each end sent after its own first DREQ; ``after_drep``: what either end sent after the last
     DREP, not counting its repetitions; ``after_rej``: likewise after a REJ. ``until_ns`` is how far the capture goes
-    on: the time of its last frame. ``believed`` counts packets that were taken although their ICRC is wrong, because
-    none had been right so far.
+    on: the time of its last frame. ``elsewhere``: packets to its queue pairs are in another VLAN or network too.
+    ``several_ways``: an end's data goes between more than one pair of MAC addresses. ``believed`` counts packets that
+    were taken although their ICRC is wrong, because none had been right so far.
     """
 
     vlans: tuple[tuple[int, ...], tuple[int, ...]]
@@ -195,6 +205,8 @@ class ConnectionFacts:
     after_rej: After
     evicted: bool
     reused: bool
+    elsewhere: bool
+    several_ways: bool
     believed: int
     steps: tuple[Step, ...]
     steps_elided: int

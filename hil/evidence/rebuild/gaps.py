@@ -18,7 +18,7 @@ def where_of(gap: Gap) -> Where:
 
     What came long after its acknowledgement is no loss either: its first packet is missing, or the order is wrong.
     """
-    if gap.filled >= size_of(gap):
+    if len(gap.came) >= size_of(gap):
         late = gap.last_fill_ns - gap.time_ns > COPY_WITHIN_NS
         if late and gap.early:
             return Where.MISSED

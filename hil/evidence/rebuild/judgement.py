@@ -10,7 +10,7 @@ from enum import Enum
 
 from hil.evidence.disconnect import Finding
 from hil.evidence.rebuild.closing import UNDER_WAY_NS, findings_of
-from hil.evidence.rebuild.doubts import doubts_of, file_doubts, notes_of
+from hil.evidence.rebuild.doubts import doubts_about_the_order, doubts_of, file_doubts, notes_of
 from hil.evidence.rebuild.endings import Ending, counted, ending_of, of_kind
 from hil.evidence.rebuild.facts import After, ConnectionFacts
 from hil.evidence.rebuild.file import FileFacts
@@ -56,7 +56,10 @@ class Judged:
         return Verdict.INVALID if self.doubts else Verdict.PASS
 
     def _may_be_mixed(self) -> bool:
-        return self.facts.inferred or any(end.requests.strange for end in self.facts.ends)
+        """Whether packets may be another connection's, or in another order than the capture has them in."""
+        facts = self.facts
+        strange = any(end.requests.strange for end in facts.ends)
+        return facts.inferred or strange or facts.several_ways or any(doubts_about_the_order(facts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ def judge(facts: ConnectionFacts, capture: Reservations = NO_RESERVATIONS) -> Ju
     ending, closer, at, how = ending_of(facts)
     findings = tuple(findings_of(facts, ending, capture.uncertain_ns))
     doubts = (*doubts_of(facts, ending), *_doubts_in(facts, capture), *capture.doubts)
+    if facts.several_ways and not all(finding.held for finding in findings):
+        doubts += ("its packets go between several pairs of MAC addresses: some may be another network's",)
     notes = (*notes_of(facts), *_under_way(facts, capture.coarse_ns), *_silence_shown(facts, capture.last_ns))
     number, time_ns = at or (-1, -1)
     return Judged(facts, ending, closer, number, time_ns, how, findings, doubts, notes)
@@ -116,9 +121,8 @@ def _doubts_in(facts: ConnectionFacts, capture: Reservations) -> Iterator[str]:
         yield f"it rests on {what} with a wrong ICRC, in a capture where others are right"
     for link, after in _followers(facts):
         if after.unsure:
-            what = f"{counted(after.unsure, 'packet')} behind the {link}"
-            others = "a mirror's second copies of packets in front of it, or packets that no adapter takes"
-            yield f"{what}: retransmissions, {others}"
+            what = f"{counted(after.unsure, 'packet')} behind the {link} that may not belong there"
+            yield f"{what}: second copies, seen by another clock, another connection's, or such as no adapter takes"
         in_doubt = UNDER_WAY_NS < after.latest_ns <= capture.uncertain_ns or after.latest_ns <= capture.coarse_ns
         if after.count and in_doubt:
             yield f"packets follow the {link}, in a capture whose times are out of order, absent or uncertain by more"

@@ -11,6 +11,8 @@ from hil.wire.layers.mad import ManagementClass
 
 _BTH_AND_DETH, _MAD_HEADER = 12 + 8, 24
 MTU_OF_CODE = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}
+# What a REJ or MRA speaks of (12.6.6, 12.6.7).
+REP_ANSWERED = 1
 # Transport service types (12.6.5); of the others each acknowledges.
 UNRELIABLE_CONNECTED = 1
 # CM times are 4.096 us times a power of two (12.7.34).
@@ -50,8 +52,8 @@ class CmMessage:
     """A CM message. ``qpn`` is the sender's QP in REQ and REP, the receiver's in DREQ; -1 is absent or cut away.
 
     ``gids`` are those of the REQ's primary path. ``answered`` is which message an MRA or REJ speaks of: 0 REQ, 1 REP,
-    2 other. ``max_cm_retries``, ``retry_count``, ``transport`` and the time-outs (as powers of two of 4.096 us) are the
-    REQ's; ``rnr_retry_count`` is what the REQ's or REP's receiver is to use.
+    2 other. ``max_cm_retries``, ``retry_count``, ``transport`` and the time-outs (as powers of two of 4.096 us), one of
+    them ``ack_timeout``, are the REQ's; ``rnr_retry_count`` is what the REQ's or REP's receiver is to use.
     """
 
     attribute: CmAttribute
@@ -67,11 +69,17 @@ class CmMessage:
     retry_count: int = -1
     rnr_retry_count: int = -1
     transport: int = -1
+    ack_timeout: int = -1
     max_cm_retries: int = -1
     local_timeout: int = -1
     remote_timeout: int = -1
     answered: int = -1
     reason: int = -1
+
+    @property
+    def cut(self) -> bool:
+        """Whether a REQ lacks what it says of retries."""
+        return min(self.max_cm_retries, self.retry_count) < 0
 
 
 def read_message(packet: bytes, number: int, time_ns: int) -> CmMessage | None:
@@ -110,6 +118,7 @@ def _request(body: bytes) -> dict[str, Any]:
         "retry_count": _bits(body, 47, 0, 3),
         "rnr_retry_count": _bits(body, 50, 0, 3),
         "transport": _bits(body, 43, 1, 2),
+        "ack_timeout": _bits(body, 95, 3, 5),
         "max_cm_retries": _bits(body, 51, 4, 4),
         "local_timeout": _bits(body, 47, 3, 5),
         "remote_timeout": _bits(body, 43, 3, 5),

@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from hil.evidence.rebuild.doubts import doubts_about_answers, doubts_about_direction, doubts_about_the_start
+from hil.evidence.rebuild.doubts import (
+    doubts_about_answers,
+    doubts_about_direction,
+    doubts_about_the_order,
+    doubts_about_the_start,
+)
 from hil.evidence.rebuild.endings import Ending, ending_of
 from hil.evidence.rebuild.facts import ConnectionFacts
 from hil.evidence.rebuild.file import FileRebuild
@@ -32,5 +37,5 @@ def _missing_of(facts: ConnectionFacts) -> Iterator[str]:
     for end in facts.ends:
         doubts += doubts_about_direction(end.requests, end.address, mirrored=False)
     if ending not in (Ending.REFUSED, Ending.NOT_ESTABLISHED):
-        doubts += doubts_about_answers(facts)
+        doubts += [*doubts_about_answers(facts), *doubts_about_the_order(facts)]
     yield from (f"between {ends}: {doubt}" for doubt in doubts)

@@ -3,7 +3,7 @@
 from hil.wire.opcodes import Operation
 
 # Parts of a message that a packet is: where it begins, where it ends, and kinds that are answered by their own packets.
-FIRST, LAST, READ, ATOMIC = 1, 2, 4, 8
+FIRST, LAST, READ, ATOMIC, LIKE_READ = 1, 2, 4, 8, 16
 FATAL_NAKS = frozenset({1, 2, 3, 4})
 NAK_NAMES = {
     0: "PSN sequence error",
@@ -27,6 +27,9 @@ _PARTS = {
     _O.RDMA_READ_REQUEST: FIRST | LAST | READ,
     _O.COMPARE_SWAP: FIRST | LAST | ATOMIC,
     _O.FETCH_ADD: FIRST | LAST | ATOMIC,
+    # Answered by a READ's response of one packet without data (annex A19).
+    _O.FLUSH: FIRST | LAST | LIKE_READ,
+    _O.ATOMIC_WRITE: FIRST | LAST | LIKE_READ,
 }
 PARTS = [_PARTS.get(Operation(n), FIRST | LAST) if n in set(Operation) else 0 for n in range(32)]
 
@@ -43,6 +46,7 @@ NAMES = {int(operation): _name(operation) for operation in Operation}
 
 ANSWERS_FIRST = frozenset({_O.RDMA_READ_RESPONSE_FIRST, _O.RDMA_READ_RESPONSE_ONLY, _O.ATOMIC_ACKNOWLEDGE})
 ANSWERS_LAST = frozenset({_O.RDMA_READ_RESPONSE_LAST, _O.RDMA_READ_RESPONSE_ONLY, _O.ATOMIC_ACKNOWLEDGE})
+FLUSHED = "response"
 ANSWER_NAMES = {
     int(_O.RDMA_READ_RESPONSE_LAST): "RDMA READ response",
     int(_O.RDMA_READ_RESPONSE_ONLY): "RDMA READ response",

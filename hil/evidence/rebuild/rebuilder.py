@@ -52,6 +52,7 @@ class Rebuilder:
     _lanes: dict[Flow, Lane] = field(default_factory=dict)
     _by_comm_id: dict[CommKey, Connection] = field(default_factory=dict)
     _by_id_alone: dict[tuple[int, int, int], Connection] = field(default_factory=dict)
+    _announced: dict[tuple[int, int, int], Connection] = field(default_factory=dict)
     _live: dict[Connection, None] = field(default_factory=dict)
     _unpaired: dict[tuple[Segment, int, int], dict[Connection, None]] = field(default_factory=dict)
     _over: list[Connection] = field(default_factory=list)
@@ -59,7 +60,7 @@ class Rebuilder:
     def feed(self, batch: Rows) -> Iterator[ConnectionFacts]:
         """Take a batch in; yields the connections that are over."""
         self._window.add(batch.batch)
-        flows = list(self._networks.placed(batch.flows, batch.macs))
+        flows = self._networks.placed(batch.flows, batch.macs, batch.order)
         lanes: list[Lane | None] = [None] * len(flows)
         request, response = int(Kind.REQUEST), int(Kind.RESPONSE)
         row = None
@@ -71,6 +72,7 @@ class Rebuilder:
             lane = lanes[row.flow]
             if lane is None or lane.stale:
                 lane = lanes[row.flow] = self._lane(flows[row.flow], row)
+                lane.connection.come_by(lane.sender, batch.macs[row.flow])
             lane.last = row
             lane.packets += 1
             seen = lane.requester.request(row) if kind == request else lane.answered.response(row)
@@ -145,6 +147,8 @@ class Rebuilder:
             return lane
         connection = self._new(flow.segment, (flow.source, flow.destination), row)
         connection.inferred = True
+        if (announced := self._announced.get(flow[1:])) is not None:
+            announced.elsewhere = True
         connection.ends[1].qpn = flow.dest_qp
         lane = self._lanes[flow] = connection.lane(0)
         self._unpaired.setdefault(_way(connection), {})[connection] = None
@@ -263,6 +267,7 @@ class Rebuilder:
             lane.connection.reused = True
             self._end(lane.connection)
         self._lanes[flow] = connection.lane(sender)
+        self._announced[flow[1:]] = connection
 
     def _end(self, connection: Connection) -> None:
         if connection in self._live:
@@ -284,6 +289,8 @@ class Rebuilder:
         flow, key = connection.flow(sender), connection.comm_key(sender)
         if (known := self._lanes.get(flow)) is not None and known.connection is connection:
             del self._lanes[flow]
+        if self._announced.get(flow[1:]) is connection:
+            del self._announced[flow[1:]]
         if self._by_comm_id.get(key) is connection:
             del self._by_comm_id[key]
         if self._by_id_alone.get(key[1:]) is connection:

@@ -20,7 +20,9 @@ from hil.evidence.rebuild.operations import (
     ATOMIC,
     FATAL_NAKS,
     FIRST,
+    FLUSHED,
     LAST,
+    LIKE_READ,
     NAK_NAMES,
     NAMES,
     PARTS,
@@ -85,6 +87,7 @@ class Requester:
     read_gaps: list[Gap] = field(default_factory=list)
     gaps_before: Counter[Where] = field(default_factory=Counter)
     _open: list[Gap] = field(default_factory=list)
+    _begun_at: int = -1
     _begun_number: int = -1
     _begun_psn: int = -1
     _begun_payload: int = 0
@@ -104,13 +107,18 @@ class Requester:
     _read_from: int = 0
 
     def start_at(self, psn: int) -> None:
-        """The first PSN, as the CM message told it."""
+        """The first PSN, as the CM message told it; perhaps only when packets had come already."""
         if self.next_psn < 0:
             self.first_psn = self.next_psn = self.una = psn
+        elif 0 < self.first_psn - psn & MASK < FAR and (first := self.last_request) is not None:
+            self._note(Gap(psn, self.first_psn, first.number, first.time_ns), self.gaps)
+            self.first_psn = psn
 
     def request(self, row: Row) -> Copy:
         """A request packet of the sender's; whether it is a second copy in the capture."""
         psn = row.psn
+        if self._begun_at < 0:
+            self._begun_at = row.position
         if psn != self.next_psn:
             seen, new = self._takes(row)
             self.last_request = row if seen is not Copy.YES else self.last_request
@@ -138,6 +146,8 @@ class Requester:
         if part & ATOMIC:
             self.atomics += 1
             self._answers.expect(row.psn, 1, 0)
+        if part & LIKE_READ:
+            self._answers.expect(row.psn, 1, 0, read=False)
         if part & LAST:
             self.ended += 1
             if self._begun_number < 0:
@@ -226,16 +236,19 @@ class Requester:
             # A slow mirror's copy of the one before may still come.
             self._resends = [*self._resends[1 - FEW :], (row.psn, self._places.get(row.psn, -1))]
             self._places[row.psn] = row.position
-        if gap is not None and gap.filled < size_of(gap):
+        if gap is not None and row.psn not in gap.came:
             self._fill(gap, row)
         else:
-            self._resent(row)
+            self._resent(row, sure=seen is NO_COPY)
         return seen
 
     def _copy(self, row: Row) -> Copy:
         """Whether a packet is a second copy of one with its PSN, as sent first or as sent again."""
         same = [self._places.get(row.psn, -1), *(position for psn, position in self._resends if psn == row.psn)]
         found = {self.window.copy(at, row, asked=self._asked >= at) for at in same if at >= 0}
+        if not found and self.window.oldest > self._begun_at and self._in_gap(row.psn) is None:
+            # It was sent, so long ago that nobody knows its bytes any more.
+            return Copy.UNSURE
         return next((seen for seen in (Copy.YES, Copy.UNSURE) if seen in found), NO_COPY)
 
     def _forget(self, places: dict[int, int]) -> int:
@@ -246,8 +259,7 @@ class Requester:
         return max(FEW, 2 * len(places))
 
     def _fill(self, gap: Gap, row: Row) -> None:
-        gap.filled += 1
-        gap.last_fill_ns = row.time_ns
+        gap.fill(row.psn, row.time_ns)
         gap.early |= gap.acknowledged
         self.packets += 1
         self.payload += row.payload
@@ -260,7 +272,7 @@ class Requester:
                 (row.number, row.number, row.time_ns, self.sender, NAMES[row.operation], row.psn, row.psn, size, -1)
             )
 
-    def _resent(self, row: Row) -> None:
+    def _resent(self, row: Row, *, sure: bool) -> None:
         self.retransmissions += 1
         if row.psn == self._cursor:
             self.go_backs += self._run == 1
@@ -268,7 +280,7 @@ class Requester:
         else:
             self.resends += 1
             self._run = 1
-            self.tries = self.tries + 1 if row.psn == self._stuck else 1
+            self.tries = (self.tries if row.psn == self._stuck else 0) + sure
             self._stuck = row.psn
             what = f"{NAMES.get(row.operation, 'packet')} again"
             self.ladder.add((row.number, row.number, row.time_ns, self.sender, what, row.psn, row.psn, row.payload, -1))
@@ -373,17 +385,17 @@ class Requester:
         if first:
             self._read_begun, self._read_from = row.number, self.read_payload
         for gap in self.read_gaps:
-            gap.filled += holds(gap, row.psn)
-            gap.last_fill_ns = row.time_ns
+            if holds(gap, row.psn):
+                gap.fill(row.psn, row.time_ns)
         if row.operation == Operation.RDMA_READ_RESPONSE_FIRST and self.mtu < 0 < row.payload:
             self.mtu = row.payload
         self.read_payload += row.payload
-        self._answers.came(row.psn, self.mtu, last=last)
+        read = self._answers.came(row.psn, self.mtu, last=last)
         if last:
-            self.reads_answered += row.operation != Operation.ATOMIC_ACKNOWLEDGE
+            self.reads_answered += read and row.operation != Operation.ATOMIC_ACKNOWLEDGE
             begun = self._read_begun if self._read_begun >= 0 else row.number
             size = self.read_payload - self._read_from
-            name, answerer = ANSWER_NAMES[row.operation], 1 - self.sender
+            name, answerer = ANSWER_NAMES[row.operation] if read else FLUSHED, 1 - self.sender
             self.ladder.add((begun, row.number, row.time_ns, answerer, name, row.psn, row.psn, size, -1))
             self._read_begun = -1
 

@@ -69,11 +69,13 @@ class Rows(NamedTuple):
     """A batch for the rebuilder: rows in the order of time (once), their flows, and where their bytes are.
 
     ``macs`` are each flow's two MAC addresses, 0 where there are none; flows that differ by them only are told apart,
-    and networks not yet. ``believed`` are the positions of packets that are taken although their ICRC is wrong.
+    and networks not yet. ``order`` is that of the flows' first packets. ``believed`` are the positions of packets that
+    are taken although their ICRC is wrong.
     """
 
     flows: list[Flow]
     macs: list[tuple[int, int]]
+    order: list[int]
     rows: Iterable[Row]
     batch: "Frames"
     believed: frozenset[int] = frozenset()
@@ -143,6 +145,7 @@ def rows_of(
     if emitted:
         kinds[np.isin(batch.interface, emitted)] = Kind.EMITTED
     flows, macs, index = _flows(batch)
+    _, firsts = np.unique(index if ordered else index[order], return_index=True)
     columns = (
         batch.number,
         times_ns,
@@ -158,7 +161,14 @@ def rows_of(
     lists = [(column if ordered else column[order]).tolist() for column in columns]
     rows = map(_row, zip(range(first, first + len(order)), *lists, strict=True))
     believed = np.flatnonzero(((batch.icrc == 0) & (kinds <= Kind.MANAGEMENT))[order])
-    return Rows(flows, macs, rows, Frames(batch, first, order), frozenset((first + believed).tolist()))
+    return Rows(
+        flows,
+        macs,
+        np.argsort(firsts).tolist(),
+        rows,
+        Frames(batch, first, order),
+        frozenset((first + believed).tolist()),
+    )
 
 
 _ODD = [np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)]

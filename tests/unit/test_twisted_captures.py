@@ -1,0 +1,373 @@
+"""Captures twisted by how they were taken: mirrors with clocks of their own, everything twice, answers that stop,
+queue pairs in two networks at once. None makes a fail of what is right, nor a pass of what is not there."""
+
+import io
+import itertools
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pytest
+from capture_files import enhanced, interface, section
+from captured import (
+    INTERFACES,
+    acknowledged,
+    judged,
+    kind,
+    later,
+    made,
+    one,
+    opcode,
+    pcapng,
+    place,
+    rebuilt,
+    recorded,
+    resent,
+    tagged,
+    without,
+)
+from test_misleading_captures import arp, between, unnumbered
+
+import fixtures.roce as roce
+from fixtures.roce import START_NS, Side, connect, disconnect, management, message
+from hil.evidence.rebuild.endings import Ending
+from hil.evidence.rebuild.judgement import Judged, Verdict
+from hil.wire.icrc import icrc
+from hil.wire.layers.cm import CmAttribute
+from hil.wire.pcapng import CapturedFrame
+
+PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID
+
+
+def sides(ids: tuple[int, int] = (11, 22), psn: int = -1) -> tuple[Side, Side]:
+    return Side(0x0A000001, 0x11, ids[0], psn), Side(0x0A000002, 0x12, ids[1], psn)
+
+
+def frame(time_ns: int, data: bytes, name: str) -> CapturedFrame:
+    return CapturedFrame(0, time_ns, name, data, len(data))
+
+
+def in_time(*streams: Iterable[CapturedFrame]) -> list[CapturedFrame]:
+    return sorted(itertools.chain(*streams), key=lambda frame: frame.time_ns)
+
+
+def at(name: str, frames: Iterable[CapturedFrame], by_ns: int = 0) -> list[CapturedFrame]:
+    """The frames as another interface has them, so much later."""
+    return [replace(frame, interface=name, time_ns=frame.time_ns + by_ns) for frame in frames]
+
+
+def numbered(frames: Iterable[CapturedFrame], first: int = 1) -> list[CapturedFrame]:
+    """The frames with IPv4 identifications that go on."""
+    return [again for n, frame in enumerate(frames) for again in resent([frame], 0, number=first + n)]
+
+
+def sending(rounds: int, *, step_ns: int = 20_000, back: int = 0) -> tuple[list[CapturedFrame], tuple[Side, Side]]:
+    """A connection with messages of its active end and then some of the other's, and where its ends got to."""
+    ends = sides()
+    parts = [*connect(*ends), *(part for _ in range(rounds) for part in message(*ends, 0))]
+    parts += [(1 - side, data) for _ in range(back) for side, data in message(ends[1], ends[0], 0)]
+    parts += disconnect(*ends)
+    return numbered(frame(START_NS + n * step_ns, data, INTERFACES[side]) for n, (side, data) in enumerate(parts)), ends
+
+
+def cut(frames: Iterable[CapturedFrame], snap: int) -> io.BytesIO:
+    """A capture whose snap length ends inside the CM's messages."""
+    blocks = [enhanced(f.data[:snap], ticks=f.time_ns, original=len(f.data)) for f in frames]
+    return io.BytesIO(section() + interface(name="m", resolution=9, snap=snap) + b"".join(blocks))
+
+
+def only(file: io.BytesIO) -> Judged:
+    (connection,), _ = rebuilt(file)
+    return connection
+
+
+# --- mirrors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early_ns", [600_000, 5_000_000, 400_000_000])
+@pytest.mark.parametrize("link", ["DREQ", "DREP"])
+def test_how_long_after_the_end_a_packet_came_is_told_by_its_own_interface(early_ns: int, link: str) -> None:
+    """It was under way, 10 us behind the message, as one mirror shows; another mirror's clock is ahead or behind."""
+    frames, ends = sending(6)
+    end = place(frames, link)
+    if link == "DREQ":
+        late = next(message(*ends, 0))[1]
+    else:
+        late = [f for f in frames if kind(f) == "RC" and f.interface == "side-b"][-1].data
+    (under_way,) = numbered([frame(frames[end].time_ns + 10_000, late, "side-a")], 900)
+    first = at("side-a", [*frames[: end + 1], under_way, *frames[end + 1 :]])
+    assert one(first).verdict is PASS
+    assert FAIL not in {c.verdict for c in judged(in_time(first, at("mirror", frames, -early_ns)))}
+
+
+@pytest.mark.parametrize("behind_ns", [150_000, 300_000, 500_000, 3_000_000])
+@pytest.mark.parametrize("from_last", [0, 1])
+def test_where_everything_comes_twice_a_copy_that_is_alone_proves_nothing(behind_ns: int, from_last: int) -> None:
+    """Two mirror sessions into one port, and the first copy of a packet in front of the DREQ is missing."""
+    frames = at("mirror", sending(6)[0])
+    end = place(frames, "DREQ")
+    last = max(n for n in range(end) if kind(frames[n]) == "RC" and opcode(frames[n]) == 2) - from_last
+    assert one(in_time(frames, later(frames, behind_ns))).verdict is PASS
+    assert one(in_time(without(frames, last), later(frames, behind_ns))).verdict is INVALID
+
+
+@pytest.mark.parametrize("behind_ns", [9_000_000, 11_000_000, 25_000_000])
+def test_captures_merged_into_one_interface_without_numbers_make_no_fail(behind_ns: int) -> None:
+    """A DREQ is not sent again before its answer could have come: it is there twice, and so is all in front of it."""
+    frames = at("mirror", made(sides(), 300))
+    assert FAIL not in {c.verdict for c in judged(in_time(frames, later(frames, behind_ns)))}
+
+
+def test_what_is_too_long_ago_to_be_compared_makes_no_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with so much data between the copies that the bytes of the first are not kept."""
+    monkeypatch.setattr(roce, "MTU", 4096)
+    monkeypatch.setattr(roce, "MTU_CODE", 5)
+    frames = at("mirror", sending(800, step_ns=5_000)[0])
+    assert FAIL not in {c.verdict for c in judged(in_time(frames, later(frames, 15_000_000)))}
+
+
+@pytest.mark.parametrize("behind_ns", [15_000_000, 2_500_000_000])
+@pytest.mark.parametrize("name", ["mirror", "side-a"])
+def test_copies_of_a_dreq_are_not_its_repetitions(behind_ns: int, name: str) -> None:
+    """Nine of the sixteen that the REQ allows, each of them twice: the CM has not given up."""
+    frames = unnumbered(recorded("reset")[:-1])
+    asked = [*frames[:-1], *(f for n in range(9) for f in later(frames[-1:], n * 5_000_000_000))]
+    assert {c.verdict for c in judged(arp(in_time(asked, at(name, asked, behind_ns)), 120))} == {INVALID}
+
+
+@pytest.mark.parametrize(("name", "behind_ns"), [("mirror", 1_500_000), ("side-a", 150_000), ("side-a", 5_000_000)])
+def test_copies_of_what_was_sent_again_are_no_further_tries(name: str, behind_ns: int) -> None:
+    """Three of six retries, twice each: the peer is not known to be deaf, and its DREP is missing."""
+    frames = made(sides(), 3, step_ns=1_000_000)
+    end = place(frames, "DREQ")
+    last = [f for f in frames[:end] if kind(f) == "RC" and f.interface == "side-a"][-1]
+    kept = [f for f in frames[:end] if f.interface == "side-a" or f.time_ns < last.time_ns]
+    tries = [f for n in range(3) for f in later([last], (n + 1) * 70_000_000)]
+    asked = at("side-a", unnumbered([*kept, *tries, *later(frames[end : end + 1], 10**9)]))
+    connection = one(in_time(asked, at(name, asked, behind_ns)))
+    assert (connection.ending, connection.verdict) == (Ending.CM_DISCONNECT, INVALID), connection
+
+
+def test_a_clock_that_goes_on_in_unequal_steps_is_coarse() -> None:
+    """Stamps are given in bursts of about 4 ms: what was under way behind the DREQ cannot be told from what was not."""
+    frames, ends = sending(300)
+    end = place(frames, "DREQ")
+    late = frame(frames[end].time_ns + 10_000, next(message(*ends, 0))[1], "side-a")
+    sequence = [*frames[: end + 1], late, *frames[end + 1 :]]
+    assert one(sequence).verdict is PASS
+    last_tick = frames[end].time_ns + 5_000
+    ticks = [*(last_tick - n * 3_999_987 for n in range(9, 1, -1)), last_tick - 4_000_000, last_tick]
+    stamped = [replace(f, time_ns=max(tick for tick in ticks if tick <= f.time_ns)) for f in sequence]
+    assert one(stamped).verdict is INVALID
+
+
+def test_where_the_order_is_known_to_be_wrong_nothing_is_a_fail() -> None:
+    """One interface's clock was a second ahead and was set right just in front of the DREP."""
+    frames = recorded("reset")
+    end = place(frames, "DREP")
+    skewed = [
+        replace(f, time_ns=f.time_ns + 10**9 * (f.interface == "side-b" and n < end)) for n, f in enumerate(frames)
+    ]
+    assert one(in_time(skewed)).verdict is INVALID
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+def test_two_labs_with_one_gateway_address_make_no_fail() -> None:
+    """Their gateways have one virtual MAC address, and their PSNs are near enough to be one stream's."""
+    gateway = 0x5E000101
+    here = between(made(sides(), 60, step_ns=100_000), 0xA1, gateway)
+    there = later(between(made(sides((111, 222), 136_000), 5, step_ns=31_000), 0xB1, gateway), 300_000)
+    assert FAIL not in {c.verdict for c in judged(in_time(at("mirror", [*here, *there])))}
+
+
+def test_data_that_goes_another_way_than_the_cm_is_missed() -> None:
+    """Over another uplink, or in a VLAN while the CM is in none: the CM's messages alone make no pass."""
+    frames, ends = sending(20)
+    late = frame(frames[-1].time_ns + 50_000_000, next(message(*ends, 0))[1], "side-a")
+    cm, data = between(frames, 0xC1, 0xD1), between([*frames, late], 0xC2, 0xD2)
+    mixed = [cm[n] if kind(f) != "RC" else data[n] for n, f in enumerate(frames)]
+    for capture in ([*mixed, data[-1]], [f if kind(f) != "RC" else tagged(f, 5) for f in frames]):
+        announced = judged(capture)[0]
+        assert announced.verdict is INVALID
+        assert any("in another VLAN or network as well" in doubt for doubt in announced.doubts)
+
+
+def test_the_cms_messages_alone_say_that_no_data_is_there() -> None:
+    """A pass of what never sent anything, or sent it where nobody recorded."""
+    frames = [f for f in made(sides(), 4) if kind(f) != "RC"]
+    connection = one(frames)
+    assert connection.verdict is PASS and "no data of it is in the capture, only the CM's messages" in connection.notes
+
+
+@pytest.mark.parametrize("macs", [*itertools.permutations((1, 2, 3, 4))])
+@pytest.mark.parametrize("chunk_bytes", [1 << 12, 1 << 20])
+def test_networks_do_not_hang_on_the_values_of_macs(macs: tuple[int, int, int, int], chunk_bytes: int) -> None:
+    """Four routers: one way goes by two of them, the other by two others, and once by one of each."""
+    frames, ends = sending(20)
+    late = frame(frames[-1].time_ns + 50_000_000, next(message(*ends[::-1], 0))[1], "side-b")
+    (late,) = numbered([late], 900)
+    one_way = [n for n, f in enumerate(frames) if f.interface == "side-a"]
+
+    def sent(n: int, f: CapturedFrame) -> CapturedFrame:
+        there, back, to, other = (mac.to_bytes(6) for mac in macs)
+        between = (other if n == one_way[30] else to) + there if f.interface == "side-a" else back + other
+        return replace(f, data=between + f.data[12:])
+
+    connections, _ = rebuilt(pcapng(sent(n, f) for n, f in enumerate([*frames, late])), chunk_bytes=chunk_bytes)
+    # Whether the packet that goes another way is this connection's cannot be told by its addresses.
+    assert [c.verdict for c in connections] == [INVALID]
+    assert [f.link for f in connections[0].findings if not f.held] == ["nothing of the connection follows the DREP"]
+
+
+# --- what is missing -------------------------------------------------------------------------------------------------
+
+
+def test_answers_that_stop_are_missed() -> None:
+    """Nineteen seconds without an answer, and the sender does not mind; and the answers of the last READ."""
+    frames, _ = sending(200, step_ns=20_000_000)
+    stopped = [f for n, f in enumerate(frames) if not (kind(f) == "RC" and f.interface == "side-b" and n > 30)]
+    read = made(sides(), 8)
+    end = place(read, "DREQ")
+    unread = [*(f for f in read[:end] if not 0x0D <= opcode(f) <= 0x0F), *later(read[end:], 5 * 10**9)]
+    for capture in (stopped, unread):
+        connection = one(capture)
+        assert connection.verdict is INVALID
+        assert any("nothing answers what 10.0.0.1 sent" in doubt for doubt in connection.doubts)
+
+
+def first_message_back(frames: Sequence[CapturedFrame]) -> list[int]:
+    """Where the packets of the passive end's first message are."""
+    return [n for n, f in enumerate(frames) if kind(f) == "RC" and f.interface == "side-b" and opcode(f) < 3][:4]
+
+
+@pytest.mark.parametrize("snap", [122, 128, 132])
+def test_a_snap_length_that_cuts_the_first_psn_away_is_a_doubt(snap: int) -> None:
+    """The passive end's first message may be missing then; so may retries be that the REQ allows."""
+    frames, _ = sending(1, back=2)
+    lost = without(frames, *first_message_back(frames))
+    assert one(lost).verdict is INVALID
+    connection = only(cut(lost, snap))
+    assert connection.verdict is INVALID
+    assert "a snap length cuts CM messages in front of their first PSN or their retry counts" in connection.doubts
+
+
+def test_a_first_psn_that_is_told_late_is_told_all_the_same() -> None:
+    """One mirror cuts the REQ, the other's comes when packets have come already: those in front of them are missing."""
+    frames, _ = sending(1, back=2)
+    lost = without(frames, *first_message_back(frames))
+    both = [(f.time_ns, 0, f.data[:128], len(f.data)) for f in lost]
+    both += [(f.time_ns + 500_000, 1, f.data, len(f.data)) for f in lost]
+    file = section() + interface(name="m1", resolution=9, snap=128) + interface(name="m2", resolution=9)
+    file += b"".join(enhanced(data, index=n, ticks=t, original=o) for t, n, data, o in sorted(both))
+    assert only(io.BytesIO(file)).verdict is INVALID
+
+
+def test_being_refused_is_no_silence() -> None:
+    """Three times the receiver was not ready, then three tries of six had no answer: the peer is not deaf yet."""
+    frames = made(sides(), 3, step_ns=1_000_000)
+    end = place(frames, "DREQ")
+    last = [f for f in frames[:end] if kind(f) == "RC" and f.interface == "side-a"][-1]
+    ack = [f for f in frames[:end] if kind(f) == "RC" and f.interface == "side-b"][-1]
+    sequence, after_ns = [f for f in frames[:end] if f.interface == "side-a" or f.time_ns < last.time_ns], 0
+    for n in range(3):
+        refusal = acknowledged(ack, syndrome=0x2E, behind=0)
+        sequence.append(replace(refusal, time_ns=last.time_ns + after_ns + 1_000_000))
+        after_ns += 20_000_000
+        sequence += resent([last], after_ns, number=n + 1)
+    for n in range(3):
+        after_ns += 70_000_000
+        sequence += resent([last], after_ns, number=10 + n)
+    assert one([*sequence, *later(frames[end : end + 1], 10**9)]).verdict is INVALID
+
+
+def test_a_rej_of_a_rep_that_is_missing_is_no_pass() -> None:
+    """It says which message it answers. An RTU answers one as well, and whoever sent it was not left without."""
+    ends = sides()
+    request, _, ready = connect(*ends)
+    rej = bytearray(232)
+    struct.pack_into("!II", rej, 0, ends[0].comm_id, ends[1].comm_id)
+    rej[8], rej[10:12] = 1 << 6, (28).to_bytes(2)
+    first, second = frame(START_NS, request[1], "side-a"), START_NS + 10**7
+    refused = one([first, frame(second, management(*ends, CmAttribute.REJ, bytes(rej)), "side-a")])
+    assert (refused.ending, refused.verdict) == (Ending.REFUSED, INVALID)
+    asked = [f for n in range(16) for f in resent([first], n * 5_000_000_000, number=n)]
+    answered = one(arp([*asked, frame(asked[-1].time_ns + 10**7, ready[1], "side-a")], 600))
+    assert answered.verdict is INVALID and "never answered" not in answered.how
+
+
+def test_a_psn_that_is_sent_again_twice_fills_no_other_gap() -> None:
+    """Two PSNs were skipped, one came again two times, the other never."""
+    frames, _ = sending(2)
+    sent = frames[3:7]
+    again = [sent[0], sent[1], sent[3]]
+    twice = [*resent(again, 70_000_000, number=100), *resent(again, 140_000_000, number=200)]
+    assert one([*frames[:3], sent[0], sent[3], *twice, *later(frames[7:], 140_000_000)]).verdict is INVALID
+
+
+def test_a_queue_pair_used_again_without_the_cm_makes_no_fail() -> None:
+    """Behind the DREP its number sends on from far other PSNs: that is somebody else, whoever told them."""
+    frames, _ = sending(4)
+    ends = sides(psn=500_000)
+    parts = [part for n in range(3) for part in message(*ends, n)]
+    again = [
+        frame(frames[-1].time_ns + 10**9 + n * 20_000, data, INTERFACES[side]) for n, (side, data) in enumerate(parts)
+    ]
+    assert FAIL not in {c.verdict for c in judged([*frames, *again])}
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def changed(f: CapturedFrame, changes: dict[int, bytes]) -> CapturedFrame:
+    """A frame with other bytes at those places of its CM message."""
+    data, start = bytearray(f.data), 14 + 20 + 8 + 12 + 8 + 24
+    for offset, value in changes.items():
+        data[start + offset : start + offset + len(value)] = value
+    data[-4:] = icrc(bytes(data), len(data) - 4).to_bytes(4, "little")
+    return replace(f, data=bytes(data))
+
+
+def test_an_xrc_targets_queue_pair_is_where_the_rep_has_it() -> None:
+    """In the place of the end-to-end context (annex A14)."""
+    frames = made(sides(), 0)
+    request, reply = frames[:2]
+    start = 14 + 20 + 8 + 12 + 8 + 24
+    number = reply.data[start + 12 : start + 15]
+    xrc = changed(request, {43: bytes([request.data[start + 43] | 3 << 1])})
+    connection = one([xrc, changed(reply, {12: bytes(3), 16: number}), *frames[2:]])
+    assert (connection.verdict, connection.facts.ends[1].qpn) == (PASS, 0x12)
+
+
+def test_what_follows_the_drep_is_told_with_the_drep_in_front_of_it() -> None:
+    """The DREQ and the DREP come again behind the data: it followed the first."""
+    frames, ends = sending(2)
+    late = numbered([frame(frames[-1].time_ns + 5_000_000, next(message(*ends, 0))[1], "side-a")], 900)
+    connection = one([*frames, *late, *resent(frames[-2:], 5_000_000_000, number=500)])
+    (broken,) = [f for f in connection.findings if not f.held and "DREP" in f.link]
+    assert f"after frame {len(frames)}: [{len(frames) + 1}]" in broken.seen
+
+
+def test_the_answer_to_a_flush_is_no_reads() -> None:
+    """FLUSH and ATOMIC WRITE have a response without data (annex A19); it is missed where it is not there."""
+    ends = sides()
+    parts = list(connect(*ends))
+    for n in range(2):
+        parts.append((0, roce.frame(*ends, 0x1C, ends[1].qpn, ends[0].psn, bytes(24))))
+        parts.append(
+            (1, roce.frame(*ends[::-1], 0x10, ends[0].qpn, ends[0].psn, struct.pack("!I", 0x1F << 24 | n + 1)))
+        )
+        ends[0].psn += 1
+    parts += [*message(*ends, 0), *disconnect(*ends)]
+    frames = numbered(frame(START_NS + n * 20_000, data, INTERFACES[side]) for n, (side, data) in enumerate(parts))
+    connection = one(frames)
+    requests = connection.facts.ends[0].requests
+    assert (connection.verdict, requests.reads, requests.reads_answered) == (PASS, 0, 0), connection
+    assert "response" in [step.what for step in connection.facts.steps]
+    assert one(without(frames, 4)).verdict is INVALID
+
+
+def test_once_is_one_time() -> None:
+    """The words of a REQ that nobody answered."""
+    assert one(recorded("reset")[:1]).how == "the REQ was sent 1 time and never answered"
