@@ -267,7 +267,7 @@ class Connection:
                 following.add(sender, row, row.time_ns - begun_ns)
 
     def _jumped(self, following: _Following) -> bool:
-        """Whether PSNs went on from elsewhere behind the event: the queue pairs' numbers may be another connection's."""
+        """Whether PSNs went on from elsewhere behind the event: the queue pairs' numbers may be another's."""
         last = [end.requester.gaps[-1] for end in self.ends if end.requester.gaps]
         return any(gap.time_ns >= following.begun_ns for gap in last)
 
