@@ -1,19 +1,17 @@
 """One connection while its packets go by: two ends, the CM's messages between them, and what came after the end."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
-from hil.evidence.rebuild.facts import After, CmFacts, ConnectionFacts, EndFacts, Ladder, Step
+from hil.evidence.rebuild.aftermath import Aftermath
+from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, EndFacts, Ladder
 from hil.evidence.rebuild.management import CmMessage, address_of, least_patience_ns
-from hil.evidence.rebuild.operations import NAMES
 from hil.evidence.rebuild.requester import Requester
-from hil.evidence.rebuild.rows import Flow, Kind, Row, Segment
+from hil.evidence.rebuild.rows import Flow, Row, Segment
 from hil.evidence.rebuild.window import Copy, Window
 from hil.wire.ethernet import vlans_of
 from hil.wire.layers.cm import CmAttribute
 
-LATE_KEPT, MESSAGES_KEPT, WAYS_KEPT = 16, 64, 2
-# After a DREP or a REJ it is both ends that must be silent, after a DREQ its sender.
-BOTH = -1
+MESSAGES_KEPT, WAYS_KEPT = 64, 2
 
 
 @dataclass(slots=True, eq=False)
@@ -38,39 +36,6 @@ class End:
             self.wrong_icrc,
             self.congestion_marks,
         )
-
-
-@dataclass(slots=True, eq=False)
-class _Following:
-    """Counts the packets after an event.
-
-    ``interfaces`` are those that the event was seen at, with when. Only there it is certain what came after it, and how
-    long after: two interfaces may have a clock each, or be of two captures that were merged.
-    """
-
-    begun_ns: int
-    interfaces: dict[int, int]
-    count: int = 0
-    steps: list[Step] = field(default_factory=list)
-    latest_ns: int = 0
-    unsure: int = 0
-
-    def add(self, sender: int, row: Row, behind_ns: int) -> None:
-        self.count += 1
-        self.latest_ns = max(self.latest_ns, behind_ns)
-        if len(self.steps) < LATE_KEPT:
-            what = NAMES.get(row.operation, "packet") if row.kind == Kind.REQUEST else "answer"
-            self.steps.append(
-                Step(row.number, row.number, row.time_ns, sender, what, row.psn, row.psn, row.payload, row.syndrome)
-            )
-
-    def doubt(self) -> None:
-        """What was counted until now may have been sent in front of the event."""
-        self.unsure, self.count, self.latest_ns = self.unsure + self.count, 0, 0
-        self.steps.clear()
-
-    def facts(self) -> After:
-        return After(self.count, tuple(self.steps), self.latest_ns, self.unsure)
 
 
 @dataclass(slots=True, eq=False)
@@ -105,11 +70,11 @@ class Connection:
         self.closed_ns = -1
         self._ways: tuple[set[tuple[int, int]], ...] = (set(), set())
         self._sent: list[_Sent] = []
-        self._after: dict[tuple[CmAttribute, int], _Following] = {}
+        self._aftermath = Aftermath()
 
     def lane(self, sender: int) -> "Lane":
         """The flow of packets that end ``sender`` sends."""
-        made = Lane(self, sender, watched=bool(self._after), unpaired=sender == 0 and self.ends[0].qpn < 0)
+        made = Lane(self, sender, watched=self._aftermath.begun, unpaired=sender == 0 and self.ends[0].qpn < 0)
         self.lanes.append(made)
         return made
 
@@ -154,7 +119,7 @@ class Connection:
     @property
     def released(self) -> bool:
         """Whether a DREQ or DREP was seen."""
-        return any(event in (CmAttribute.DREQ, CmAttribute.DREP) for event, _ in self._after)
+        return self._aftermath.released
 
     def repeats(self, message: CmMessage) -> bool:
         """Whether ``message`` was sent before, or is the first of its kind."""
@@ -191,12 +156,12 @@ class Connection:
             # Another mirror, with a longer snap length.
             known.message = whole
             self._learn(whole, sender)
-        twice = seen is not Copy.NO and self._seen_at(message, sender, row)
-        self._closes(message, sender, row, new=known is None)
-        if twice:
-            # Everything comes twice here: what followed the first copy may be a second one.
-            for following in self._after.values():
-                following.doubt()
+        if self._aftermath.note(
+            message.attribute, sender, row, self.window.interface(row), new=known is None, seen=seen
+        ):
+            self.closed_ns = row.time_ns
+            for lane in self.lanes:
+                lane.watched = True
         if seen is Copy.YES:
             self.ends[sender].requester.copies += 1
             return False
@@ -225,51 +190,14 @@ class Connection:
             for known in self.ends:
                 known.requester.mtu = message.mtu if known.requester.mtu < 0 else known.requester.mtu
 
-    def _seen_at(self, message: CmMessage, sender: int, row: Row) -> bool:
-        """Whether a message that ends the connection was seen at the interface of ``row`` before."""
-        watched = sender if message.attribute is CmAttribute.DREQ else BOTH
-        following = self._after.get((message.attribute, watched))
-        return following is not None and self.window.interface(row) in following.interfaces
-
-    def _closes(self, message: CmMessage, sender: int, row: Row, *, new: bool) -> None:
-        if message.attribute is CmAttribute.DREQ:
-            self._watch(CmAttribute.DREQ, sender, row, begins=False)
-        elif message.attribute in (CmAttribute.DREP, CmAttribute.REJ):
-            self._watch(message.attribute, BOTH, row, begins=new)
-
-    def _watch(self, event: CmAttribute, sender: int, row: Row, *, begins: bool) -> None:
-        """Count what follows from here on; an event that was seen before ``begins`` anew or was seen once more."""
-        interface = self.window.interface(row)
-        if not begins and (known := self._after.get((event, sender))) is not None:
-            known.interfaces.setdefault(interface, row.time_ns)
-            return
-        self._after[event, sender] = _Following(row.time_ns, {interface: row.time_ns})
-        self.closed_ns = row.time_ns
-        for lane in self.lanes:
-            lane.watched = True
-
     def late(self, sender: int, row: Row, seen: Copy) -> None:
         """A data packet after a message that ends the connection; a second copy was sent before it."""
-        if seen is Copy.YES:
-            return
-        interface, own = self.window.interface(row), self._after.get((CmAttribute.DREQ, sender))
-        closed_ns = None if own is None else own.interfaces.get(interface)
-        for (_, watched), following in self._after.items():
-            if watched not in (BOTH, sender):
-                continue
-            begun_ns = following.interfaces.get(interface)
-            if begun_ns is None and closed_ns is not None:
-                # What its sender sent last is certain here, and whatever it sent later comes later still.
-                begun_ns = max(closed_ns, following.begun_ns)
-            if seen is Copy.UNSURE or begun_ns is None or self._jumped(following):
-                following.unsure += 1
-            else:
-                following.add(sender, row, row.time_ns - begun_ns)
-
-    def _jumped(self, following: _Following) -> bool:
-        """Whether PSNs went on from elsewhere behind the event: the queue pairs' numbers may be another's."""
-        last = [end.requester.gaps[-1] for end in self.ends if end.requester.gaps]
-        return any(gap.time_ns >= following.begun_ns for gap in last)
+        if seen is not Copy.YES:
+            gaps = [end.requester.gaps[-1] for end in self.ends if end.requester.gaps]
+            jumped_ns = max((gap.time_ns for gap in gaps), default=-1)
+            self._aftermath.late(
+                sender, row, self.window.interface(row), unsure=seen is Copy.UNSURE, jumped_ns=jumped_ns
+            )
 
     def join(self, other: "Connection") -> None:
         """Take ``other``, of which only its end 0 was seen sending, as the opposite direction of this one."""
@@ -299,11 +227,10 @@ class Connection:
         """What is known now; ``until_ns`` is the time of the capture's last packet."""
         self.leave_lanes()
         messages = tuple(CmFacts(s.message, s.sender, s.times, s.last_number, s.last_time_ns) for s in self._sent)
-        after = {event: following.facts() for event, following in self._after.items()}
-        nothing, dreq = After(), CmAttribute.DREQ
+        after = self._aftermath
         steps = self.ladder.steps()
         told = {step.last_number for step in steps}
-        late = [step for found in after.values() for step in found.steps if step.number not in told]
+        late = [step for step in after.steps() if step.number not in told]
         steps = tuple(sorted({*steps, *late}, key=lambda step: (step.time_ns, step.last_number)))
         return ConnectionFacts(
             vlans=(vlans_of(self.segments[0].tags), vlans_of(self.segments[1].tags)),
@@ -316,9 +243,9 @@ class Connection:
             first_ns=self.first.time_ns,
             last_ns=self.last.time_ns,
             until_ns=until_ns,
-            after_dreq=(after.get((dreq, 0), nothing), after.get((dreq, 1), nothing)),
-            after_drep=after.get((CmAttribute.DREP, BOTH), nothing),
-            after_rej=after.get((CmAttribute.REJ, BOTH), nothing),
+            after_dreq=(after.facts(CmAttribute.DREQ, 0), after.facts(CmAttribute.DREQ, 1)),
+            after_drep=after.facts(CmAttribute.DREP),
+            after_rej=after.facts(CmAttribute.REJ),
             evicted=self.evicted,
             reused=self.reused,
             elsewhere=self.elsewhere,
