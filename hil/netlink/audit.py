@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hil.netlink.codes import QpState, QpType
 from hil.netlink.facts import socket_address
 from hil.netlink.link import RdmaLink
 from hil.netlink.messages import Command
@@ -53,6 +54,15 @@ def resources(*, contexts: bool = False) -> list[dict[str, Any]]:
                     if "RES_KERN_NAME" not in entry:
                         found.append(_described(kind, entry, device["DEV_NAME"]))
     return found
+
+
+def general_services(device: str) -> list[str]:
+    """The states of a device's general services queue pairs, one for each port: where it is not RTS the connection
+    manager is deaf. Empty where there is no such device. Raises OSError when a dump is refused."""
+    with RdmaLink() as link:
+        found = [known["DEV_INDEX"] for known in link.devices() if known["DEV_NAME"] == device]
+        entries = [entry for index in found for entry in link.resources(Command.RES_QP_GET, index)]
+    return [QpState(entry["RES_STATE"]).name for entry in entries if entry["RES_TYPE"] == QpType.GSI]
 
 
 def _described(kind: str, entry: dict[str, Any], device: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hil.errors import CaptureError, HilError, NodeError, Unsupported
+from hil.errors import CaptureError, HilError, NodeError, SetupError, Unsupported
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import RocePacket, roce_packets
 from hil.evidence.rebuild.missing import missing_in
@@ -73,6 +73,12 @@ PLACES = (
 )
 
 
+DEAF_MEND = (
+    "the device or its driver is started anew. Soft-RoCE comes to this when the send queue of its netdev overflows: "
+    "ip link set NETDEV txqueuelen 10000"
+)
+
+
 class Pair:
     """Nodes, ``a`` and ``b`` or more, and the link between them; evidence goes to ``folder``. Use as a context manager.
 
@@ -100,11 +106,26 @@ class Pair:
         self._observer: Record | None = None
 
     def _begin(self) -> None:
-        """The nodes are provisioned and frames are recorded: what happens from now on is evidence."""
+        """The nodes are provisioned and frames are recorded: what happens from now on is evidence.
+
+        Raises SetupError where nothing could be connected.
+        """
+        if deaf := self._deaf():
+            raise SetupError("; ".join(deaf))
         self._before = self._settled()
         self._clocks = {name: [node.clock()] for name, node in self.nodes.items()}
         self._port_counters = {name: node.system("port_counters") for name, node in self.nodes.items()}
         self._at_start = {name: self.resources(name, contexts=True) for name in self.nodes}
+
+    def _deaf(self) -> list[str]:
+        """The adapters where no message of the connection manager is sent or heard. Raises NodeError."""
+        found = []
+        for place in self.places:
+            states = self.nodes[place.name].system("general_services", device=place.device)
+            if any(state != "RTS" for state in states):
+                what = f"the connection manager's own queue pair of {place.device} is {' and '.join(states)}, not RTS"
+                found.append(f"node {place.name}: {what}: nothing connects there until {DEAF_MEND}")
+        return found
 
     def everybody(self) -> Mapping[str, Node]:
         """The nodes, and those of the lab that only record, by name."""
@@ -187,6 +208,11 @@ class Pair:
         evidence.uncertainty_ns = max(relation.uncertainty_ns for relation in relations.values())
         if audit:
             self._audit(evidence)
+        try:
+            evidence.problems += self._deaf()
+        except NodeError:
+            # That it does not live is told already.
+            pass
         if audit or last:
             self._conclude()
         self._check_capture(evidence)

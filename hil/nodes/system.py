@@ -20,7 +20,7 @@ from hil.adapters.processes import KernelLog, other_agents, processes, programs
 from hil.adapters.provenance import provenance
 from hil.adapters.provision import counters, provision, wait_ready
 from hil.adapters.restore import pending, restore
-from hil.netlink.audit import resources
+from hil.netlink.audit import general_services, resources
 from hil.netlink.link import RdmaLink
 from hil.netlink.messages import Command
 from hil.netlink.monitor import Monitor
@@ -51,6 +51,7 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
         "processes": processes,
         "kernel_log": KernelLog().read,
         "resources": resources,
+        "general_services": general_services,
         "versions": versions,
         "run": run,
         "panic": panic,

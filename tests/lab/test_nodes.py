@@ -99,6 +99,22 @@ def test_provisioned_addresses_mtu_and_gids_are_the_kernels(pair: SoftPair) -> N
         assert {gid_of(place.ipv4), gid_of(place.ipv6)} <= set(listing.split())
 
 
+def test_a_deaf_connection_manager_is_told(pair: SoftPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of its own queue pair is what rdma shows; where it is not RTS the evidence carries nothing."""
+    assert pair.nodes["a"].system("general_services", device="rxe0") == ["RTS"]
+    shown = pair.nodes["a"].system("run", command=["rdma", "-j", "resource", "show", "qp"])["stdout"]
+    assert [qp["state"] for qp in json.loads(shown) if qp["type"] == "GSI"] == ["RTS"]
+    assert pair.nodes["a"].system("general_services", device="no such device") == []
+    assert not [problem for problem in pair.evidence(last=True).problems if "connection manager" in problem]
+
+    asked = pair.nodes["b"].system
+    monkeypatch.setattr(
+        pair.nodes["b"], "system", lambda call, **facts: ["ERR"] if call == "general_services" else asked(call, **facts)
+    )
+    (problem,) = [problem for problem in pair.evidence(last=True).problems if "connection manager" in problem]
+    assert problem.startswith("node b: the connection manager's own queue pair of rxe0 is ERR, not RTS")
+
+
 @pytest.mark.parametrize("kind", ["qp", "cq", "mr", "pd", "cm_id"])
 def test_the_audit_agrees_with_the_rdma_program(bench: Bench, kind: str) -> None:
     """While a connection is open, our dump names the same resources as ``rdma -j resource show``."""
