@@ -1,7 +1,7 @@
 """What came after a message that ends a connection: counted where its place is certain, else kept apart."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hil.evidence.rebuild.facts import After, Step
 from hil.evidence.rebuild.operations import NAMES
@@ -9,9 +9,30 @@ from hil.evidence.rebuild.rows import Kind, Row
 from hil.evidence.rebuild.window import Copy
 from hil.wire.layers.cm import CmAttribute
 
+# A packet this close behind its sender's DREQ was in the adapter's queue when the DREQ went into another.
+UNDER_WAY_NS = 100_000
 LATE_KEPT = 16
 # After a DREP or a REJ it is both ends that must be silent, after a DREQ its sender.
 BOTH = -1
+
+
+@dataclass(slots=True, eq=False)
+class _Late:
+    """Packets after an event: how many, the longest time after it, and the first of them."""
+
+    count: int = 0
+    latest_ns: int = 0
+    steps: tuple[Step, ...] = ()
+
+    def add(self, step: Step, behind_ns: int) -> None:
+        self.count += 1
+        self.latest_ns = max(self.latest_ns, behind_ns)
+        if len(self.steps) < LATE_KEPT:
+            self.steps += (step,)
+
+    def __add__(self, other: "_Late") -> "_Late":
+        steps = sorted((*self.steps, *other.steps), key=lambda step: step.place)[:LATE_KEPT]
+        return _Late(self.count + other.count, max(self.latest_ns, other.latest_ns), tuple(steps))
 
 
 @dataclass(slots=True, eq=False)
@@ -19,32 +40,33 @@ class _Following:
     """Counts the packets after an event.
 
     ``interfaces`` are those that the event was seen at, with when. Only there it is certain what came after it, and how
-    long after: two interfaces may have a clock each, or be of two captures that were merged.
+    long after: two interfaces may have a clock each, or be of two captures that were merged. ``perhaps`` are packets
+    that are second copies where anything is there twice, ``unsure`` those whose place is not certain.
     """
 
     begun_ns: int
     interfaces: dict[int, int]
-    count: int = 0
-    steps: list[Step] = field(default_factory=list)
-    latest_ns: int = 0
+    late: _Late = field(default_factory=_Late)
+    perhaps: _Late = field(default_factory=_Late)
     unsure: int = 0
+    _marked: tuple[_Late, _Late] = field(default_factory=lambda: (_Late(), _Late()))
 
-    def add(self, sender: int, row: Row, behind_ns: int) -> None:
-        self.count += 1
-        self.latest_ns = max(self.latest_ns, behind_ns)
-        if len(self.steps) < LATE_KEPT:
-            what = NAMES.get(row.operation, "packet") if row.kind == Kind.REQUEST else "answer"
-            self.steps.append(
-                Step(row.number, row.number, row.time_ns, sender, what, row.psn, row.psn, row.payload, row.syndrome)
-            )
+    def mark(self) -> None:
+        """A message that ends the connection is sent, perhaps once more."""
+        self._marked = replace(self.late), replace(self.perhaps)
 
     def doubt(self) -> None:
-        """What was counted until now may have been sent in front of the event."""
-        self.unsure, self.count, self.latest_ns = self.unsure + self.count, 0, 0
-        self.steps.clear()
+        """The message is there twice: what came since may be so too, and have been sent in front of it, unless it was
+        under way in any case."""
+        before, before_perhaps = self._marked
+        for found, known in ((self.late, before), (self.perhaps, before_perhaps)):
+            if found.latest_ns > UNDER_WAY_NS and found.count > known.count:
+                self.unsure += found.count - known.count
+                found.count, found.latest_ns, found.steps = known.count, known.latest_ns, known.steps
 
-    def facts(self) -> After:
-        return After(self.count, tuple(self.steps), self.latest_ns, self.unsure)
+    def facts(self, *, mirrored: bool) -> After:
+        late = self.late if mirrored else self.late + self.perhaps
+        return After(late.count, late.steps, late.latest_ns, self.unsure + (self.perhaps.count if mirrored else 0))
 
 
 class Aftermath:
@@ -72,9 +94,10 @@ class Aftermath:
             return False
         key = event, sender if event is CmAttribute.DREQ else BOTH
         known = self._after.get(key)
-        if known is not None and interface in known.interfaces and seen is not Copy.NO:
-            # Everything comes twice here: what followed the first copy may be a second one.
-            for following in self._after.values():
+        for following in self._after.values():
+            if seen is Copy.NO:
+                following.mark()
+            elif known is not None and interface in known.interfaces:
                 following.doubt()
         if known is not None and not (new and event is not CmAttribute.DREQ):
             known.interfaces.setdefault(interface, row.time_ns)
@@ -82,32 +105,42 @@ class Aftermath:
         self._after[key] = _Following(row.time_ns, {interface: row.time_ns})
         return True
 
-    def late(self, sender: int, row: Row, interface: int, *, unsure: bool, jumped_ns: int) -> None:
-        """A data packet, which is no second copy for certain; ``unsure``: it may be one.
+    def late(self, sender: int, row: Row, interface: int, *, copy: bool, taken: bool, jumped_ns: int) -> None:
+        """A data packet, which is no second copy for certain; ``copy``: it may be one, ``taken``: adapters take it.
 
         ``jumped_ns`` is when PSNs last went on from elsewhere: behind the event, the queue pairs' numbers may be
         another connection's.
         """
-        own = self._after.get((CmAttribute.DREQ, sender))
-        closed_ns = None if own is None else own.interfaces.get(interface)
+        what = NAMES.get(row.operation, "packet") if row.kind == Kind.REQUEST else "answer"
+        number, time_ns, psn = row.number, row.time_ns, row.psn
+        step = Step(number, number, time_ns, sender, what, psn, psn, row.payload, row.syndrome)
         for (_, watched), following in self._after.items():
             if watched not in (BOTH, sender):
                 continue
-            begun_ns = following.interfaces.get(interface)
-            if begun_ns is None and closed_ns is not None:
-                # What its sender sent last is certain here, and whatever it sent later comes later still.
-                begun_ns = max(closed_ns, following.begun_ns)
-            if unsure or begun_ns is None or jumped_ns >= following.begun_ns:
+            begun_ns = self._begun_ns(following, sender, row, interface)
+            if begun_ns is None or not taken or jumped_ns >= following.begun_ns:
                 following.unsure += 1
             else:
-                following.add(sender, row, row.time_ns - begun_ns)
+                (following.perhaps if copy else following.late).add(step, row.time_ns - begun_ns)
+
+    def _begun_ns(self, following: _Following, sender: int, row: Row, interface: int) -> int | None:
+        """When the event was, by the clock that ``row`` was seen by; None where that clock tells nothing of it."""
+        if interface in following.interfaces:
+            return following.interfaces[interface]
+        own = self._after.get((CmAttribute.DREQ, sender))
+        if own is not None and interface in own.interfaces:
+            # What its sender sent last is certain here, and whatever it sent later comes later still.
+            return max(own.interfaces[interface], following.begun_ns)
+        under_way = 0 <= row.time_ns - following.begun_ns <= UNDER_WAY_NS
+        return following.begun_ns if under_way else None
 
     def steps(self) -> Iterator[Step]:
-        """The packets that were counted, as far as they are kept."""
+        """The packets that may be late, as far as they are kept."""
         for following in self._after.values():
-            yield from following.steps
+            yield from following.late.steps
+            yield from following.perhaps.steps
 
-    def facts(self, event: CmAttribute, sender: int = BOTH) -> After:
-        """What came after that end's DREQ, or after a DREP or REJ."""
+    def facts(self, event: CmAttribute, sender: int = BOTH, *, mirrored: bool) -> After:
+        """What came after that end's DREQ, or after a DREP or REJ; ``mirrored``: packets are there twice."""
         following = self._after.get((event, sender))
-        return After() if following is None else following.facts()
+        return After() if following is None else following.facts(mirrored=mirrored)

@@ -15,6 +15,8 @@ LATEST_NS = 1 << 61
 JUMPS_LOOKED_AT = 64
 # Times that go on in finer steps need no measuring.
 FINE_NS = 1_000
+# In percent: so many steps may be smaller than a coarse clock's, where it was set or another interface's comes between.
+SMALL_STEPS = 2
 
 
 @dataclass(slots=True)
@@ -82,7 +84,8 @@ class Clock:
         moved = np.abs(steps[steps != 0])
         self._alike += len(steps) - len(moved)
         if len(moved):
-            self._burst_ns = max(self._burst_ns, 2 * int(np.median(moved)))
+            # A fine clock shows small steps between large ones, a coarse one never does.
+            self._burst_ns = min(self._burst_ns or LATEST_NS, 2 * int(np.percentile(moved, SMALL_STEPS)))
 
     def _set_back(self, batch: Batch, times: NDArray[np.int64], place: int) -> bool:
         """Whether the interface itself had been later; else another capture was appended, whose times are right."""

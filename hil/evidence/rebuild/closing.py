@@ -10,13 +10,12 @@ from hil.evidence.disconnect import (
     answer_findings,
     release_findings,
 )
+from hil.evidence.rebuild.aftermath import UNDER_WAY_NS
 from hil.evidence.rebuild.endings import Ending, answers_to, exhausted, of_kind
 from hil.evidence.rebuild.facts import After, CmFacts, ConnectionFacts, Step
 from hil.evidence.rebuild.management import address_of, patience_ns
 from hil.wire.layers.cm import CmAttribute
 
-# A packet this close behind its sender's DREQ was in the adapter's queue when the DREQ went into another.
-UNDER_WAY_NS = 100_000
 # What Linux's RDMA CM uses, for captures that lack the REQ.
 USUAL_CM_RETRIES = 15
 
@@ -96,7 +95,8 @@ def gave_up(facts: ConnectionFacts, dreq: CmFacts) -> bool:
     wait_ns, retries = patience(facts)
     waited = facts.until_ns - dreq.last_time_ns > 2 * wait_ns
     unanswered = not answers_to(facts, dreq.sender)
-    return unanswered and dreq.times_sent > retries and waited and not deaf(facts, dreq)
+    perhaps_deaf = exhausted(facts, dreq.sender, dreq, perhaps=True)
+    return unanswered and dreq.times_sent > retries and waited and not perhaps_deaf
 
 
 def deaf(facts: ConnectionFacts, dreq: CmFacts) -> bool:

@@ -11,7 +11,7 @@ from hil.evidence.rebuild.window import Copy, Window
 from hil.wire.ethernet import vlans_of
 from hil.wire.layers.cm import CmAttribute
 
-MESSAGES_KEPT, WAYS_KEPT = 64, 2
+MESSAGES_KEPT, WAYS_KEPT = 64, 64
 
 
 @dataclass(slots=True, eq=False)
@@ -63,11 +63,12 @@ class Connection:
         self.inferred = False
         self.evicted = False
         self.reused = False
-        self.elsewhere = False
+        self.elsewhere = [False, False]
         self.attempts = 0
         self.believed = 0
         self.first = self._last = row
         self.closed_ns = -1
+        self.several_ways = False
         self._ways: tuple[set[tuple[int, int]], ...] = (set(), set())
         self._sent: list[_Sent] = []
         self._aftermath = Aftermath()
@@ -83,10 +84,21 @@ class Connection:
         end, other = self.ends[sender], self.ends[1 - sender]
         return Flow(self.segments[sender], end.gid, other.gid, other.qpn)
 
-    def come_by(self, sender: int, macs: tuple[int, int]) -> None:
-        """Data of end ``sender`` went between these MAC addresses."""
+    def knows(self, sender: int, macs: tuple[int, int]) -> bool:
+        """Whether packets of end ``sender`` went between these MAC addresses before."""
+        return macs in self._ways[sender]
+
+    def come_by(self, sender: int, macs: tuple[int, int], *, in_order: bool) -> None:
+        """A packet of end ``sender`` goes between other MAC addresses than those before. Where it does not go on
+        ``in_order`` from them, it may be another network's."""
+        self.several_ways |= bool(self._ways[sender]) and not in_order
         if len(self._ways[sender]) < WAYS_KEPT:
             self._ways[sender].add(macs)
+
+    def note_elsewhere(self, flow: Flow) -> None:
+        """Packets like those of ``flow`` are in another VLAN or network."""
+        for sender in (0, 1):
+            self.elsewhere[sender] |= self.flow(sender)[1:] == flow[1:]
 
     def comm_key(self, sender: int) -> tuple[Segment, int, int, int]:
         """What tells the comm id of end ``sender`` from all others."""
@@ -134,12 +146,15 @@ class Connection:
         known = self._earlier(message, sender)
         if known is None:
             return Copy.NO
-        return self.window.copy(known.position, row, patient_ns=self._patience_ns() if patient else 0)
+        patient_ns = self._patience_ns() if patient else 0
+        seen = self.window.copy(known.position, row, patient_ns=patient_ns)
+        # Its bytes may be kept no more.
+        return Copy.YES if seen is Copy.UNSURE and row.time_ns - known.last_time_ns < patient_ns else seen
 
     def _patience_ns(self) -> int:
         """How long the CM waits for an answer, at least, before it sends a message again."""
-        told = [max(sent.message.local_timeout, sent.message.remote_timeout) for sent in self._sent]
-        return least_patience_ns(max(told, default=-1))
+        told = [t for sent in self._sent for t in (sent.message.local_timeout, sent.message.remote_timeout) if t > 0]
+        return least_patience_ns(min(told, default=-1))
 
     def _earlier(self, message: CmMessage, sender: int) -> _Sent | None:
         return next((sent for sent in self._sent if sent.sender == sender and _same(sent.message, message)), None)
@@ -190,14 +205,13 @@ class Connection:
             for known in self.ends:
                 known.requester.mtu = message.mtu if known.requester.mtu < 0 else known.requester.mtu
 
-    def late(self, sender: int, row: Row, seen: Copy) -> None:
-        """A data packet after a message that ends the connection; a second copy was sent before it."""
+    def late(self, sender: int, row: Row, seen: Copy, *, taken: bool = True) -> None:
+        """A data packet after a message that ends the connection; a second copy was sent before it. ``taken``: its
+        receiver takes it."""
         if seen is not Copy.YES:
-            gaps = [end.requester.gaps[-1] for end in self.ends if end.requester.gaps]
-            jumped_ns = max((gap.time_ns for gap in gaps), default=-1)
-            self._aftermath.late(
-                sender, row, self.window.interface(row), unsure=seen is Copy.UNSURE, jumped_ns=jumped_ns
-            )
+            jumped_ns = max(end.requester.jumped_ns for end in self.ends)
+            interface = self.window.interface(row)
+            self._aftermath.late(sender, row, interface, copy=seen is Copy.UNSURE, taken=taken, jumped_ns=jumped_ns)
 
     def join(self, other: "Connection") -> None:
         """Take ``other``, of which only its end 0 was seen sending, as the opposite direction of this one."""
@@ -219,8 +233,8 @@ class Connection:
         end.packets_sent += theirs.packets_sent
         end.wrong_icrc += theirs.wrong_icrc
         self.believed += other.believed
-        for macs in other._ways[0]:
-            self.come_by(sender, macs)
+        self._ways[sender].update(other._ways[0])
+        self.several_ways |= other.several_ways
         self.first = min(self.first, other.first, key=lambda row: row.position)
 
     def facts(self, until_ns: int) -> ConnectionFacts:
@@ -228,6 +242,7 @@ class Connection:
         self.leave_lanes()
         messages = tuple(CmFacts(s.message, s.sender, s.times, s.last_number, s.last_time_ns) for s in self._sent)
         after = self._aftermath
+        mirrored = any(end.requester.copies for end in self.ends)
         steps = self.ladder.steps()
         told = {step.last_number for step in steps}
         late = [step for step in after.steps() if step.number not in told]
@@ -243,13 +258,16 @@ class Connection:
             first_ns=self.first.time_ns,
             last_ns=self.last.time_ns,
             until_ns=until_ns,
-            after_dreq=(after.facts(CmAttribute.DREQ, 0), after.facts(CmAttribute.DREQ, 1)),
-            after_drep=after.facts(CmAttribute.DREP),
-            after_rej=after.facts(CmAttribute.REJ),
+            after_dreq=(
+                after.facts(CmAttribute.DREQ, 0, mirrored=mirrored),
+                after.facts(CmAttribute.DREQ, 1, mirrored=mirrored),
+            ),
+            after_drep=after.facts(CmAttribute.DREP, mirrored=mirrored),
+            after_rej=after.facts(CmAttribute.REJ, mirrored=mirrored),
             evicted=self.evicted,
             reused=self.reused,
-            elsewhere=self.elsewhere,
-            several_ways=any(len(ways) > 1 for ways in self._ways),
+            elsewhere=any(seen and not end.packets_sent for seen, end in zip(self.elsewhere, self.ends, strict=True)),
+            several_ways=self.several_ways,
             believed=self.believed,
             steps=steps,
             steps_elided=self.ladder.elided,
@@ -271,6 +289,11 @@ class Lane:
         "unpaired",
         "watched",
     )
+
+    @property
+    def disorder(self) -> int:
+        """Grows with each packet of this lane that does not go on from those before."""
+        return self.requester.disorder + self.answered.disorder
 
     def __init__(self, connection: Connection, sender: int, *, watched: bool, unpaired: bool) -> None:
         self.connection = connection

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 
 from hil.evidence.rebuild.closing import answered, closers, deaf, gave_up, patience
-from hil.evidence.rebuild.endings import Ending, answers_to, counted, of_kind
+from hil.evidence.rebuild.endings import Ending, answers_to, counted, of_kind, tries_of
 from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts, Where
 from hil.evidence.rebuild.file import FileFacts
 from hil.evidence.rebuild.management import CM_TIME_UNIT_NS, REP_ANSWERED, UNRELIABLE_CONNECTED
@@ -74,7 +74,7 @@ def _doubts_about_silence(facts: ConnectionFacts, side: int) -> Iterator[str]:
     """Nothing answers what an end sent, for long, and it does not mind."""
     end, requests = facts.ends[side], facts.ends[side].requests
     sent = of_kind(facts, CmAttribute.REQ)
-    if not requests.unacknowledged or requests.unanswered_tries:
+    if not requests.unacknowledged or tries_of(facts, side, perhaps=True):
         return
     if sent and sent[0].message.transport == UNRELIABLE_CONNECTED:
         return
@@ -82,7 +82,9 @@ def _doubts_about_silence(facts: ConnectionFacts, side: int) -> Iterator[str]:
     heard += [step.time_ns for step in (requests.last_request,) if step]
     # A response that brings nothing forward is one all the same, such as a NAK, or a part of a READ's.
     answered_ns = requests.last_response.time_ns if requests.last_response else 0
-    quiet_ns = max(heard, default=0) - max(oldest.time_ns, answered_ns)
+    # Whoever closed answers no more.
+    closed = [dreq.message.time_ns for dreq in closers(facts) if dreq.sender != side]
+    quiet_ns = min([max(heard, default=0), *closed]) - max(oldest.time_ns, answered_ns)
     if quiet_ns > (_sent_again_ns(sent) if requests.acknowledgements else ANSWERED_WITHIN_NS):
         what = f"nothing answers what {end.address} sent, for {quiet_ns / 1e6:.0f} ms, and it sent none of it again"
         yield f"{what}: lost, or missing in the capture"
@@ -143,7 +145,7 @@ def doubts_about_direction(requests: DirectionFacts, address: str, *, mirrored: 
         told = first.get(Where.UNKNOWN, "")
         yield f"{counted(unknown, 'packet')} of {address} missing, lost on the wire or in the capture, {told}"
     if requests.strange:
-        yield f"{counted(requests.strange, 'packet')} of {address}'s PSNs far from all others"
+        yield f"{counted(requests.strange, 'packet')} of {address}'s PSNs that are none of its own"
     # Where nothing is there twice for certain, what may be a second copy is a retransmission.
     if mirrored and requests.unsure_copies:
         yield f"{counted(requests.unsure_copies, 'packet')} of {address}: retransmissions or a mirror's second copies"

@@ -81,7 +81,7 @@ def _failures(facts: ConnectionFacts, dreq: CmFacts | None) -> Iterator[_Told]:
             words = f"{_nak_words(requests)} from {facts.ends[1 - side].address} in frame {nak.number}"
             yield Ending.QP_ERROR, 1 - side, (nak.number, nak.time_ns), f"{words}, then {then}"
         elif last is not None and exhausted(facts, side, dreq):
-            words = f"sent PSN {requests.oldest_unacknowledged_psn} {requests.unanswered_tries + 1} times"
+            words = f"sent PSN {requests.oldest_unacknowledged_psn} {tries_of(facts, side) + 1} times"
             words += _receiver_words(requests)
             yield Ending.RETRY_EXHAUSTED, side, (last.number, last.time_ns), f"{words}, then {then}"
 
@@ -107,11 +107,21 @@ def _no_ending(facts: ConnectionFacts) -> _Told:
     return Ending.OPEN, -1, None, "no DREQ; packets until the capture ends"
 
 
-def exhausted(facts: ConnectionFacts, side: int, dreq: CmFacts | None) -> bool:
-    """Whether end ``side`` gave up: it sent its oldest packet again as often as it may, and nothing brought it
-    forward."""
+def tries_of(facts: ConnectionFacts, side: int, *, perhaps: bool = False) -> int:
+    """How often end ``side`` sent its oldest packet again since anything brought it forward.
+
+    What may be second copies counts where nothing is there twice for certain, or ``perhaps``.
+    """
     requests = facts.ends[side].requests
-    last, heard, tries = requests.last_request, requests.last_response, requests.unanswered_tries
+    mirrored = any(end.requests.copies for end in facts.ends)
+    return requests.unanswered_tries + (requests.unsure_tries if perhaps or not mirrored else 0)
+
+
+def exhausted(facts: ConnectionFacts, side: int, dreq: CmFacts | None, *, perhaps: bool = False) -> bool:
+    """Whether end ``side`` gave up, or ``perhaps`` did: it sent its oldest packet again as often as it may, and nothing
+    brought it forward."""
+    requests = facts.ends[side].requests
+    last, heard, tries = requests.last_request, requests.last_response, tries_of(facts, side, perhaps=perhaps)
     if last is None or (dreq is not None and dreq.place <= last.place):
         return False
     count, rnr_count = retry_counts(facts, side)

@@ -86,8 +86,9 @@ class DirectionFacts:
 
     ``packets`` and ``payload`` (bytes) count each PSN once; ``retransmissions`` are packets sent again in ``resends``
     runs, of which ``go_backs`` were longer than one packet. ``unanswered_tries`` counts runs from one PSN since the
-    last progress. ``unacknowledged`` are messages in flight at the end, the oldest first and capped; their number is
-    ``messages_in_flight``. ``naks`` maps a NAK code's name to its number of packets.
+    last progress, ``unsure_tries`` those that may be second copies. ``unacknowledged`` are messages in flight
+    at the end, the oldest first and capped; their number is ``messages_in_flight``. ``naks`` maps a NAK code's name to
+    its number of packets.
     """
 
     first_psn: int
@@ -104,6 +105,7 @@ class DirectionFacts:
     resends: int
     go_backs: int
     unanswered_tries: int
+    unsure_tries: int
     acknowledgements: int
     repeated_acknowledgements: int
     rnr_naks: int
@@ -185,8 +187,9 @@ class ConnectionFacts:
     ``inferred``: the two directions were paired by addresses and acknowledgements, not by CM messages.
     ``after_dreq``: what each end sent after its own first DREQ; ``after_drep``: what either end sent after the last
     DREP, not counting its repetitions; ``after_rej``: likewise after a REJ. ``until_ns`` is how far the capture goes
-    on: the time of its last frame. ``elsewhere``: packets to its queue pairs are in another VLAN or network too.
-    ``several_ways``: an end's data goes between more than one pair of MAC addresses. ``believed`` counts packets that
+    on: the time of its last frame. ``elsewhere``: what one end sent is missing, and packets
+    like it are in another VLAN or network. ``several_ways``: packets of an end that do not go on from those before go
+    between other MAC addresses. ``believed`` counts packets that
     were taken although their ICRC is wrong, because none had been right so far.
     """
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hil.evidence.disconnect import Finding
-from hil.evidence.rebuild.closing import UNDER_WAY_NS, findings_of
+from hil.evidence.rebuild.aftermath import UNDER_WAY_NS
+from hil.evidence.rebuild.closing import findings_of
 from hil.evidence.rebuild.doubts import doubts_about_the_order, doubts_of, file_doubts, notes_of
 from hil.evidence.rebuild.endings import Ending, counted, ending_of, of_kind
 from hil.evidence.rebuild.facts import After, ConnectionFacts

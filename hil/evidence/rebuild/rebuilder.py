@@ -53,6 +53,7 @@ class Rebuilder:
     _by_comm_id: dict[CommKey, Connection] = field(default_factory=dict)
     _by_id_alone: dict[tuple[int, int, int], Connection] = field(default_factory=dict)
     _announced: dict[tuple[int, int, int], Connection] = field(default_factory=dict)
+    _strays: dict[tuple[int, int, int], Connection] = field(default_factory=dict)
     _live: dict[Connection, None] = field(default_factory=dict)
     _unpaired: dict[tuple[Segment, int, int], dict[Connection, None]] = field(default_factory=dict)
     _over: list[Connection] = field(default_factory=list)
@@ -63,6 +64,7 @@ class Rebuilder:
         flows = self._networks.placed(batch.flows, batch.macs, batch.order)
         lanes: list[Lane | None] = [None] * len(flows)
         request, response = int(Kind.REQUEST), int(Kind.RESPONSE)
+        new_ways: set[int] = set()
         row = None
         for row in self._noting_belief(batch, flows) if batch.believed else batch.rows:
             kind = row.kind
@@ -72,10 +74,16 @@ class Rebuilder:
             lane = lanes[row.flow]
             if lane is None or lane.stale:
                 lane = lanes[row.flow] = self._lane(flows[row.flow], row)
-                lane.connection.come_by(lane.sender, batch.macs[row.flow])
+                if not lane.connection.knows(lane.sender, batch.macs[row.flow]):
+                    new_ways.add(row.flow)
             lane.last = row
             lane.packets += 1
+            before = lane.disorder if row.flow in new_ways else -1
             seen = lane.requester.request(row) if kind == request else lane.answered.response(row)
+            if before >= 0 and seen is not Copy.YES:
+                new_ways.discard(row.flow)
+                in_order = lane.disorder == before
+                lane.connection.come_by(lane.sender, batch.macs[row.flow], in_order=in_order)
             if lane.watched:
                 lane.connection.late(lane.sender, row, seen)
             if lane.unpaired and kind == response:
@@ -117,7 +125,7 @@ class Rebuilder:
         lane = self._lanes.get(flow)
         if lane is not None and lane.watched and row.kind in PASSED_OVER:
             # Nobody takes it, and yet its sender has not been silent.
-            lane.connection.late(lane.sender, row, Copy.UNSURE)
+            lane.connection.late(lane.sender, row, Copy.NO, taken=False)
         if row.kind == Kind.CONGESTION:
             self.tally.congestion += 1
             if lane is not None:
@@ -147,8 +155,9 @@ class Rebuilder:
             return lane
         connection = self._new(flow.segment, (flow.source, flow.destination), row)
         connection.inferred = True
+        self._strays[flow[1:]] = connection
         if (announced := self._announced.get(flow[1:])) is not None:
-            announced.elsewhere = True
+            announced.note_elsewhere(flow)
         connection.ends[1].qpn = flow.dest_qp
         lane = self._lanes[flow] = connection.lane(0)
         self._unpaired.setdefault(_way(connection), {})[connection] = None
@@ -268,6 +277,8 @@ class Rebuilder:
             self._end(lane.connection)
         self._lanes[flow] = connection.lane(sender)
         self._announced[flow[1:]] = connection
+        if (stray := self._strays.get(flow[1:])) is not None and stray is not connection:
+            connection.note_elsewhere(flow)
 
     def _end(self, connection: Connection) -> None:
         if connection in self._live:
@@ -289,8 +300,9 @@ class Rebuilder:
         flow, key = connection.flow(sender), connection.comm_key(sender)
         if (known := self._lanes.get(flow)) is not None and known.connection is connection:
             del self._lanes[flow]
-        if self._announced.get(flow[1:]) is connection:
-            del self._announced[flow[1:]]
+        for known_flows in (self._announced, self._strays):
+            if known_flows.get(flow[1:]) is connection:
+                del known_flows[flow[1:]]
         if self._by_comm_id.get(key) is connection:
             del self._by_comm_id[key]
         if self._by_id_alone.get(key[1:]) is connection:

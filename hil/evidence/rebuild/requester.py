@@ -29,7 +29,7 @@ from hil.evidence.rebuild.operations import (
     READ,
 )
 from hil.evidence.rebuild.rows import Row
-from hil.evidence.rebuild.window import Copy, Window
+from hil.evidence.rebuild.window import UNSURE_WITHIN_NS, Copy, Window
 from hil.wire.opcodes import Operation
 
 NO_COPY = Copy.NO
@@ -39,6 +39,8 @@ SMALLEST_MTU = 256
 # More PSNs than any adapter keeps in flight: a jump so far is another stream, unless the next packet follows it.
 FAR = 1 << 20
 FAR_BEHIND = 1 << 16
+# So many PSNs are skipped by no loss, but by somebody who counts from elsewhere.
+JUMP = 1024
 GAPS_KEPT, PENDING_KEPT = 256, 1024
 
 
@@ -65,6 +67,7 @@ class Requester:
     resends: int = 0
     go_backs: int = 0
     tries: int = 0
+    unsure_tries: int = 0
     acknowledgements: int = 0
     repeated: int = 0
     rnr: int = 0
@@ -87,6 +90,10 @@ class Requester:
     read_gaps: list[Gap] = field(default_factory=list)
     gaps_before: Counter[Where] = field(default_factory=Counter)
     _open: list[Gap] = field(default_factory=list)
+    jumped_ns: int = -1
+    _told: int = -1
+    _resent_at: int = -1
+    _forgotten_ns: int = -1
     _begun_at: int = -1
     _begun_number: int = -1
     _begun_psn: int = -1
@@ -106,8 +113,15 @@ class Requester:
     _read_begun: int = -1
     _read_from: int = 0
 
+    @property
+    def disorder(self) -> int:
+        """How often something did not go on from what was before: gaps, packets sent again, other streams."""
+        gaps = len(self.gaps) + self.gaps_before.total()
+        return gaps + self.retransmissions + self.strange + self.repeated
+
     def start_at(self, psn: int) -> None:
         """The first PSN, as the CM message told it; perhaps only when packets had come already."""
+        self._told = psn
         if self.next_psn < 0:
             self.first_psn = self.next_psn = self.una = psn
         elif 0 < self.first_psn - psn & MASK < FAR and (first := self.last_request) is not None:
@@ -189,7 +203,9 @@ class Requester:
         ahead = row.psn - self.next_psn & MASK
         if ahead < HALF:
             return NO_COPY, self._skips(row, ahead)
-        if MASK + 1 - ahead > FAR_BEHIND and not self._in_gap(row.psn):
+        # In front of its first PSN nothing of it can be.
+        early = self._told >= 0 and 0 < self._told - row.psn & MASK < HALF
+        if early or (MASK + 1 - ahead > FAR_BEHIND and not self._in_gap(row.psn)):
             return NO_COPY, self._other_stream(row)
         return self._again(row), False
 
@@ -199,6 +215,8 @@ class Requester:
             return True
         if ahead > FAR:
             return self._other_stream(row)
+        if ahead > JUMP:
+            self.jumped_ns = row.time_ns
         gap = Gap(self.next_psn, row.psn, row.number, row.time_ns)
         self._open.append(gap)
         self._note(gap, self.gaps)
@@ -246,14 +264,15 @@ class Requester:
         """Whether a packet is a second copy of one with its PSN, as sent first or as sent again."""
         same = [self._places.get(row.psn, -1), *(position for psn, position in self._resends if psn == row.psn)]
         found = {self.window.copy(at, row, asked=self._asked >= at) for at in same if at >= 0}
-        if not found and self.window.oldest > self._begun_at and self._in_gap(row.psn) is None:
-            # It was sent, so long ago that nobody knows its bytes any more.
+        if not found and 0 <= row.time_ns - self._forgotten_ns <= UNSURE_WITHIN_NS and self._in_gap(row.psn) is None:
+            # It was sent, among so much else that nobody knows its bytes any more.
             return Copy.UNSURE
         return next((seen for seen in (Copy.YES, Copy.UNSURE) if seen in found), NO_COPY)
 
     def _forget(self, places: dict[int, int]) -> int:
         """Drop what the window does not hold any more, so that memory grows with it only; how many may then be kept."""
         oldest = self.window.oldest
+        self._forgotten_ns = self.window.begun_ns
         for psn in [psn for psn, position in places.items() if position < oldest]:
             del places[psn]
         return max(FEW, 2 * len(places))
@@ -274,13 +293,16 @@ class Requester:
 
     def _resent(self, row: Row, *, sure: bool) -> None:
         self.retransmissions += 1
+        self._resent_at = row.position
         if row.psn == self._cursor:
             self.go_backs += self._run == 1
             self._run += 1
         else:
             self.resends += 1
             self._run = 1
-            self.tries = (self.tries if row.psn == self._stuck else 0) + sure
+            if row.psn != self._stuck:
+                self.tries = self.unsure_tries = 0
+            self.tries, self.unsure_tries = self.tries + sure, self.unsure_tries + (not sure)
             self._stuck = row.psn
             what = f"{NAMES.get(row.operation, 'packet')} again"
             self.ladder.add((row.number, row.number, row.time_ns, self.sender, what, row.psn, row.psn, row.payload, -1))
@@ -323,7 +345,8 @@ class Requester:
             self.una = row.psn + (kind == 0) & MASK
             return NO_COPY
         earlier = self._responses.get(row.psn, -1)
-        seen = self.window.copy(earlier, row) if earlier >= 0 else NO_COPY
+        # What is asked for again is answered again.
+        seen = self.window.copy(earlier, row) if earlier > self._resent_at else NO_COPY
         self.repeated += kind == 0 and seen is not Copy.YES
         return seen
 
@@ -338,7 +361,7 @@ class Requester:
             # What came itself is no answer that is missing.
             self._lacking(acked if row.operation != Operation.ACKNOWLEDGE else acked + 1 & MASK, row)
         self.una = acked + 1 & MASK
-        self.tries, self.rnr_since_progress, self._stuck = 0, 0, -1
+        self.tries, self.unsure_tries, self.rnr_since_progress, self._stuck = 0, 0, 0, -1
         if self._open:
             self._settle(acked)
         done = 0
@@ -442,6 +465,7 @@ class Requester:
             resends=self.resends,
             go_backs=self.go_backs,
             unanswered_tries=self.tries,
+            unsure_tries=self.unsure_tries,
             acknowledgements=self.acknowledgements,
             repeated_acknowledgements=self.repeated,
             rnr_naks=self.rnr,

@@ -38,6 +38,11 @@ class Window:
         """The first position whose bytes are still here."""
         return self._batches[0].first if self._batches else 0
 
+    @property
+    def begun_ns(self) -> int:
+        """When the first packet came whose bytes are still here; 0 where none is."""
+        return self._batches[0].time_ns(self.oldest) if self._batches and len(self._batches[0]) else 0
+
     def copy(self, earlier: int, row: Row, *, asked: bool = False, patient_ns: int = 0) -> Copy:
         """Whether ``row`` is a copy of the packet at position ``earlier``.
 
