@@ -4,7 +4,7 @@ queue pairs in two networks at once. None makes a fail of what is right, nor a p
 import io
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -372,3 +372,191 @@ def test_the_answer_to_a_flush_is_no_reads() -> None:
 def test_once_is_one_time() -> None:
     """The words of a REQ that nobody answered."""
     assert one(recorded("reset")[:1]).how == "the REQ was sent 1 time and never answered"
+
+
+# --- what stays a fail, and what stays a pass ------------------------------------------------------------------------
+
+
+def built(parts: Iterable[tuple[int, bytes]], *, step_ns: int = 20_000) -> list[CapturedFrame]:
+    """Frames one after the other, numbered as their senders do."""
+    return numbered(frame(START_NS + n * step_ns, data, INTERFACES[side]) for n, (side, data) in enumerate(parts))
+
+
+def late_data(frames: Sequence[CapturedFrame], ends: tuple[Side, Side], name: str = "side-a") -> list[CapturedFrame]:
+    """The next data packet of the active end, 50 ms behind the last frame."""
+    data = next(message(*ends, 0))[1]
+    return numbered([frame(frames[-1].time_ns + 50_000_000, data, name)], 900)
+
+
+@pytest.mark.parametrize("made_as", [list, unnumbered])
+def test_a_peer_that_is_gone_owes_no_drep_however_short_the_timer_is(
+    made_as: Callable[[Sequence[CapturedFrame]], list[CapturedFrame]],
+) -> None:
+    """Retries every 8 ms could be a mirror's copies, if anything else were there twice; all sixteen DREQs follow."""
+    ends = sides()
+    base = built([*connect(*ends), *message(*ends, 0)])
+    data = [part for side, part in message(*ends, 0) if side == 0]
+    start_ns, release = base[-1].time_ns, next(iter(disconnect(*ends)))[1]
+    tries = [frame(start_ns + 8_000_000 * n + k, part, "side-a") for n in range(8) for k, part in enumerate(data)]
+    dreqs = [frame(start_ns + 10**9 + n * 5 * 10**9, release, "side-a") for n in range(16)]
+    connection = one(arp(made_as(numbered([*base, *tries, *dreqs])), 100))
+    assert (connection.ending, connection.verdict) == (Ending.RETRY_EXHAUSTED, PASS), connection
+
+
+def test_both_ports_of_a_router_show_a_breach_and_no_breach_where_there_is_none() -> None:
+    """One MAC address on all its ports: each packet is there with the sender's and with the receiver's."""
+    frames, ends = sending(40, back=3)
+
+    def mirrored(sent: Sequence[CapturedFrame]) -> list[CapturedFrame]:
+        near, far = between(sent, 0xA1, 0xC1), between(sent, 0xC1, 0xB1)
+        pairs = [
+            (one, other) if f.interface == "side-a" else (other, one)
+            for f, one, other in zip(sent, near, far, strict=True)
+        ]
+        return in_time(at("mirror", (f for f, _ in pairs)), at("mirror", (f for _, f in pairs), 1000))
+
+    assert one(mirrored(frames)).verdict is PASS
+    assert one(mirrored([*frames, *late_data(frames, ends)])).verdict is FAIL
+
+
+def test_a_router_that_takes_over_takes_nothing_from_a_breach() -> None:
+    """From the middle on the packets come by another router, and go on where they were."""
+    frames, ends = sending(40)
+    ways = [between([*frames, *late_data(frames, ends)], 0xA1, router) for router in (0xC1, 0xC2)]
+    moved = [ways[n >= 100][n] for n in range(len(ways[0]))]
+    assert one(moved[:-1]).verdict is PASS
+    assert one(moved).verdict is FAIL
+
+
+@pytest.mark.parametrize("lag_ns", [3_000, 8_000, 50_000])
+@pytest.mark.parametrize("made_as", [list, unnumbered])
+def test_where_everything_comes_twice_what_is_shown_is_shown(
+    lag_ns: int, made_as: Callable[[Sequence[CapturedFrame]], list[CapturedFrame]]
+) -> None:
+    """A packet under way between two copies of the DREQ stays that; one behind the DREP stays a breach, even where
+    DREQ and DREP are sent once more behind it."""
+    ends = sides()
+    frames = at("mirror", built([*connect(*ends), *message(*ends, 0), *disconnect(*ends)]))
+    data = next(message(*ends, 0))[1]
+    under_way = in_time(frames, numbered([frame(frames[-2].time_ns + 5_000, data, "mirror")], 90))
+    breach = numbered([frame(frames[-1].time_ns + 50_000_000, data, "mirror")], 90)
+    again = resent(frames[-2:], 5 * 10**9, number=500)
+    for sent, verdict in ((under_way, PASS), ([*frames, *breach, *again], FAIL)):
+        once = made_as(sent)
+        assert one(once).verdict is verdict
+        assert one(in_time(once, later(once, lag_ns))).verdict is verdict
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_breach_of_which_the_first_packet_is_missing_is_one(lost: int) -> None:
+    """PSNs that go on almost where they were are this queue pair's."""
+    ends = sides()
+    frames = built([*connect(*ends), *message(*ends, 0), *disconnect(*ends)])
+    data = [part for side, part in message(*ends, 0) if side == 0]
+    late = [frame(frames[-1].time_ns + (n + 1) * 10**7, part, "side-a") for n, part in enumerate(data)]
+    assert one([*frames, *numbered(late, 90)[lost:]]).verdict is FAIL
+
+
+@pytest.mark.parametrize("behind", [40, 5000])
+def test_a_queue_pair_used_again_from_earlier_psns_makes_no_fail(behind: int) -> None:
+    """In front of the first PSN that the CM told nothing can be the connection's own."""
+    frames, _ = sending(10, step_ns=1_000_000)
+    ends = sides(psn=Side(0x0A000001, 0x11, 11).psn - behind)
+    parts = [part for n in range(5) for part in message(*ends, n)]
+    start_ns = frames[-1].time_ns + 2 * 10**9
+    again = [frame(start_ns + n * 20_000, data, INTERFACES[side]) for n, (side, data) in enumerate(parts)]
+    assert one([*frames, *numbered(again, 3000)]).verdict is INVALID
+
+
+def test_data_in_another_vlan_is_missed_by_each_of_two_connections() -> None:
+    """The second uses the queue pairs again, and its data goes where the first one's went."""
+
+    def connection(ids: tuple[int, int], psn: int, start_ns: int) -> list[CapturedFrame]:
+        ends = sides(ids, psn)
+        frames = built([*connect(*ends), *(p for _ in range(5) for p in message(*ends, 0)), *disconnect(*ends)])
+        sent = later([*frames, *late_data(frames, ends)], start_ns)
+        return [f if kind(f) != "RC" else tagged(f, 5) for f in sent]
+
+    connections = judged([*connection((11, 22), 1000, 0), *connection((111, 222), 2000, 10**10)])
+    assert PASS not in {c.verdict for c in connections}
+
+
+def test_two_tenants_with_equal_numbers_do_not_hang_on_each_other() -> None:
+    """One VLAN's connection began before the capture; the other's is all there, and has data of its own."""
+    frames, _ = sending(10)
+    both = in_time((tagged(f, 10) for f in frames), (tagged(f, 20) for f in frames[5:]))
+    verdicts = {c.facts.vlans[0]: c.verdict for c in judged(both)}
+    assert verdicts[(10,)] is PASS
+
+
+def test_equal_answers_to_what_was_sent_again_are_no_copies() -> None:
+    """One mirror, no numbers: three messages are sent again by the timer, and each is answered with the same ACK."""
+    ends = sides()
+    frames = built(connect(*ends), step_ns=1_000_000)
+    messages = [list(message(*ends, n)) for n in range(3)]
+    at_ns = frames[-1].time_ns
+    for again in (False, True):
+        at_ns += 70_000_000
+        for parts in messages:
+            for _, data in parts[:4]:
+                at_ns += 500
+                frames.append(frame(at_ns, data, "side-a"))
+            at_ns += 1_500
+            if again:
+                frames.append(frame(at_ns, messages[-1][4][1], "side-b"))
+    frames += [
+        frame(at_ns + 10**6 * (n + 1), data, INTERFACES[side]) for n, (side, data) in enumerate(disconnect(*ends))
+    ]
+    connection = one(unnumbered(frames))
+    assert connection.verdict is PASS, connection
+    assert not any(end.requests.copies for end in connection.facts.ends)
+
+
+def test_whoever_closed_owes_no_answer() -> None:
+    """The peer sends for 30 ms until its CM has read the DREQ, the first that it ever sent."""
+    ends = sides()
+    frames = built([*connect(*ends), *(p for _ in range(5) for p in message(*ends, 0))], step_ns=1_000_000)
+    (_, dreq), (_, drep) = disconnect(*ends)
+    at_ns = frames[-1].time_ns + 1_500_000
+    ended = [frame(at_ns - 500_000, dreq, "side-a")]
+    for _ in range(6):
+        ended += [frame(at_ns, data, "side-b") for side, data in message(*ends[::-1], 0) if side == 0]
+        at_ns += 5_000_000
+    ended.append(frame(at_ns, drep, "side-b"))
+    assert one([*frames, *numbered(ended, 600)]).verdict is PASS
+
+
+@pytest.mark.parametrize(("remote", "wait_ns"), [(20, 4_500_000_000), (14, 150_000_000)])
+def test_a_cm_message_is_sent_again_after_the_shorter_of_two_time_outs(remote: int, wait_ns: int) -> None:
+    """The REQ has one for each end: a DREQ that comes again after the shorter one was sent again."""
+    frames, ends = sending(10, step_ns=1_000_000)
+    request = changed(frames[0], {43: bytes([remote << 3]), 47: bytes([20 << 3 | 6])})
+    frames = at("mirror", [request, *frames[1:]])
+    end = place(frames, "DREQ")
+    late = late_data(frames[: end + 1], ends, "mirror")
+    again = [*resent(frames[end : end + 1], wait_ns, number=1000), *resent(frames[end + 1 :], wait_ns, number=1001)]
+    assert one(unnumbered([*frames[: end + 1], *late, *again])).verdict is FAIL
+    asked = unnumbered([f for n in range(16) for f in resent(frames[:1], n * 2 * wait_ns, number=n)])
+    assert one(arp(asked, 600)).verdict is PASS
+
+
+@pytest.mark.parametrize("gap_ns", [1_000_000, 100_000_000])
+def test_a_fine_clock_that_shows_bursts_is_not_coarse(gap_ns: int) -> None:
+    """Microseconds on a fast link: most packets share theirs with the one before, and bursts are far apart."""
+    ends, frames, at_ns = sides(), [], START_NS
+    for side, data in connect(*ends):
+        at_ns += 1_000_003
+        frames.append(frame(at_ns, data, INTERFACES[side]))
+    for n in range(60):
+        at_ns += gap_ns
+        for side, data in message(*ends, 0):
+            at_ns += 29 * (n % 30 + 1)
+            frames.append(frame(at_ns, data, INTERFACES[side]))
+    at_ns += gap_ns
+    for side, data in disconnect(*ends):
+        at_ns += 40_000
+        frames.append(frame(at_ns, data, INTERFACES[side]))
+    late = frame(at_ns + 500_000, next(message(*ends, 0))[1], "side-a")
+    stamped = [replace(f, time_ns=f.time_ns // 1000 * 1000) for f in numbered([*frames, late])]
+    assert one(stamped[:-1]).verdict is PASS
+    assert one(stamped).verdict is FAIL
