@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,13 +15,15 @@ from hil.adapters.inspect import inspect
 from hil.errors import HilError
 from hil.files import passing_folder
 from hil.nodes.host import Host
-from hil.nodes.hostlab import addresses, not_ready, resolved, told
+from hil.nodes.hostlab import addresses, not_ready, outside, provisioning, resolved, told
 from hil.nodes.image import cache_folder
-from hil.nodes.labfile import Adapter, Guest, HostsFile, LabFile, MirrorCapture, SoftPairFile
+from hil.nodes.labfile import Adapter, Guest, HostsFile, LabFile, MirrorCapture, NodeSection, SoftPairFile
 from hil.nodes.machine import qemu_version
 from hil.nodes.needs import lacks
 
 QEMU_AT_LEAST = (7, 2)
+# The first Linux whose soft-RoCE works inside network namespaces.
+NAMESPACES_SINCE = 7
 # An image, two snapshots and what their making needs.
 ROOM_GIB = 4
 INSTALL = "apt-get install -y --no-install-recommends {}"
@@ -153,7 +155,7 @@ def _host(lab: HostsFile, name: str, base: Path) -> Iterator[Finding]:
     what, adapter = f"node {name}", section.adapter
     with passing_folder("hil-") as folder:
         try:
-            host = Host(name, section, base, folder / "console", lambda node, worker, event: None)
+            host = Host(name, outside(section), base, folder / "console", lambda node, worker, event: None)
             try:
                 host.wait_ready()
                 wanted: dict[str, Any] = {}
@@ -161,6 +163,7 @@ def _host(lab: HostsFile, name: str, base: Path) -> Iterator[Finding]:
                     adapter = resolved(host, adapter)
                     wanted = {"device": adapter.device, "netdev": adapter.netdev, "addresses": addresses(adapter)}
                 facts = host.system("inspect", **wanted)
+                foreseen = _foreseen(host, section, adapter)
             finally:
                 host.stop()
         except HilError as error:
@@ -170,13 +173,33 @@ def _host(lab: HostsFile, name: str, base: Path) -> Iterator[Finding]:
     described = [machine.get(key, "") for key in ("distribution", "kernel")] + [f"Python {machine.get('python', '')}"]
     yield Finding(Level.OK, what, ", ".join(text for text in described if text))
     if adapter:
-        yield from _adapter(adapter, facts, what, section.namespace)
+        yield from _adapter(adapter, facts, what, outside(section).namespace, foreseen)
+    yield from _namespace(section, what, machine.get("kernel", ""))
     yield from _recorder(lab, name, facts)
 
 
-def _adapter(adapter: Adapter, facts: dict[str, Any], what: str, namespace: str = "") -> Iterator[Finding]:
+def _foreseen(host: Host, section: NodeSection, adapter: Adapter | None) -> list[str]:
+    """Why the node would refuse to make an adapter what the lab file asks; what it has to begin with is told apart."""
+    wanted = provisioning(adapter, section.namespace if section.make_namespace else "") if adapter else {}
+    return list(host.system("foresee", **wanted)) if wanted else []
+
+
+def _namespace(section: NodeSection, what: str, kernel: str) -> Iterator[Finding]:
+    number = re.match(r"\d+", kernel)
+    soft = section.adapter is not None and section.adapter.soft_roce
+    if section.namespace and soft and number and int(number[0]) < NAMESPACES_SINCE:
+        seen = f"soft-RoCE of Linux {kernel} sends nothing from inside a network namespace"
+        yield Finding(Level.WARNING, what, seen, f"take Linux {NAMESPACES_SINCE} or newer for it")
+
+
+def _adapter(
+    adapter: Adapter, facts: dict[str, Any], what: str, namespace: str = "", foreseen: Iterable[str] = ()
+) -> Iterator[Finding]:
     if problems := not_ready(adapter, facts, provisioned=False, namespace=namespace):
         yield from (Finding(Level.BAD, what, problem.seen, problem.mend) for problem in problems)
+        return
+    if refused := [Finding(Level.BAD, what, text) for text in foreseen]:
+        yield from refused
         return
     having = ", ".join(addresses(adapter))
     if not_ready(adapter, facts):

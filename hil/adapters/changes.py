@@ -18,6 +18,7 @@ from pyroute2 import IPRoute
 from pyroute2 import netns as namespaces
 
 from hil.adapters.pfc import get_pfc, set_priorities
+from hil.adapters.settable import SETTABLE
 from hil.errors import AdapterError
 from hil.netlink.codes import NetnsMode
 from hil.netlink.link import RdmaLink
@@ -26,7 +27,6 @@ T = TypeVar("T")
 IFF_UP, IFA_F_NODAD, IFA_F_PERMANENT = 0x1, 0x02, 0x80
 LINK_LOCAL = 253
 """The scope of addresses that are good on their link only (linux/rtnetlink.h)."""
-SETTABLE = ("/sys/class/net/", "/proc/sys/net/", "/sys/kernel/config/rdma_cm/")
 
 
 class Change(Protocol):
@@ -123,6 +123,13 @@ def _was_given(address: Any) -> bool:
 
 def _text(address: Any) -> str:
     return f"{address.get_attr('IFA_LOCAL') or address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}"
+
+
+def _netdevs() -> list[str]:
+    """The netdevs of this thread's namespace that it was not made with."""
+    with IPRoute() as ip:
+        names = [str(link.get_attr("IFLA_IFNAME")) for link in ip.get_links()]
+    return [name for name in names if name != "lo"]
 
 
 def known_netdev(name: str) -> Netdev:
@@ -269,6 +276,8 @@ class Namespace:
 
     def undo(self) -> None:
         if self.name in namespaces.listnetns():
+            if others := in_namespace(self.name, _netdevs):
+                raise AdapterError(f"namespace {self.name} still holds {', '.join(others)}")
             namespaces.remove(self.name)
 
 
@@ -307,6 +316,8 @@ class Moved:
                 ip.link("set", index=found.index, net_ns_fd=namespace)
 
     def _make_as_before(self) -> None:
+        if netdev(self.netdev) is None:
+            raise AdapterError(f"there is no netdev {self.netdev} that {self.addresses} could be given back to")
         LinkSetting(self.netdev, "state", "down", "up" if self.up else "down").make()
         for address in self.addresses:
             Address(self.netdev, address, detect=address not in self.unchecked).make()

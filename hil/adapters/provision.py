@@ -1,15 +1,17 @@
 """Give a netdev its addresses and an RDMA device on it, and wait until it can be used; everything can be undone."""
 
+import errno
 import ipaddress
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2 import netns as namespaces
+from pyroute2.netlink.exceptions import NetlinkError
 
 from hil.adapters.changes import (
     Address,
@@ -31,11 +33,13 @@ from hil.adapters.changes import (
 from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
+from hil.adapters.moving import lost_by_a_move
 from hil.adapters.pfc import PRIORITIES, get_pfc
 from hil.errors import AdapterError, AtWork
 from hil.netlink.codes import NetnsMode, PortState
 from hil.netlink.link import RdmaLink
 
+T = TypeVar("T")
 RDMA_CM = Path("/sys/kernel/config/rdma_cm")
 KERNEL_ROUTE = 2
 """The protocol of routes that come and go with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
@@ -79,6 +83,7 @@ def provision(
     journal: str | Path = JOURNAL,
     pause: Callable[[], None] = lambda: None,
     owner: Owner | None = None,
+    wait: bool = True,
     **wanted: Any,
 ) -> dict[str, Any]:
     """Make an adapter what it is ``wanted`` to be (the fields of ``Wanted``); what is so already is left alone.
@@ -87,7 +92,8 @@ def provision(
     before and after each of these steps. Returns the device, its port, and the GID index of each address, once the port
     is ACTIVE and has them. Raises NotReady after ``timeout_s``, AdapterError for what cannot be, OSError or
     NetlinkError as the kernel answers; what was changed before stays noted. ``owner``: who asks. AtWork where another
-    bench that is still at work changed the same adapter: it will take away at its end what both find there.
+    bench that is still at work changed the same adapter: it will take away at its end what both find there. Without
+    ``wait`` the port is not waited for, and nothing is returned: whoever is in the namespace may see it only there.
     """
     asked = Wanted(**wanted)
     _check(asked)
@@ -101,7 +107,28 @@ def provision(
             pause()
             change.make()
         pause()
-    return in_namespace(asked.netns, lambda: _ready(asked, timeout_s))
+    return in_namespace(asked.netns, lambda: _ready(asked, timeout_s)) if wait else {}
+
+
+def foresee(journal: str | Path = JOURNAL, owner: Owner | None = None, **wanted: Any) -> list[str]:
+    """Why ``provision`` would refuse what is ``wanted``, as far as it can be told while nothing is changed."""
+    asked = Wanted(**wanted)
+    found: list[str] = []
+    parts: list[Callable[[], Any]] = [
+        lambda: _check(asked),
+        lambda: _check_others(asked, Journal(Path(journal), owner=owner).pending(), owner),
+        lambda: list(_move_changes(asked)) if asked.netns else [],
+        lambda: list(_link_changes(asked)) if _has(asked.netdev) else [],
+        lambda: list(_device_change(asked)) if asked.device and _has(asked.netdev) else [],
+        lambda: list(_setting_changes(asked)),
+    ]
+    for part in parts:
+        try:
+            part()
+        except (AdapterError, AtWork, OSError, NetlinkError) as error:
+            if str(error) not in found:
+                found.append(str(error))
+    return found
 
 
 def _check(asked: Wanted) -> None:
@@ -126,13 +153,17 @@ def _check(asked: Wanted) -> None:
 
 
 def _check_others(asked: Wanted, pending: Sequence[Entry], owner: Owner | None) -> None:
-    """Raises AtWork when a living bench other than ``owner``'s has changed this adapter."""
+    """Raises AtWork when a living bench other than ``owner``'s has changed this adapter, or is in its namespace."""
     if owner is None:
         return
     for entry in pending:
-        if entry.facts.get("netdev") == asked.netdev and entry.of_another(owner.bench):
-            pid = entry.owner.pid if entry.owner else 0
+        if not entry.of_another(owner.bench):
+            continue
+        pid = entry.owner.pid if entry.owner else 0
+        if entry.facts.get("netdev") == asked.netdev:
             raise AtWork(f"another bench (process {pid}) works with {asked.netdev}: wait for its end, or end it")
+        if asked.netns and asked.netns in (entry.facts.get("netns"), entry.facts.get("name")):
+            raise AtWork(f"another bench (process {pid}) works in {asked.netns}: name another namespace, or end it")
 
 
 def _ready(asked: Wanted, timeout_s: float) -> dict[str, Any]:
@@ -167,6 +198,9 @@ def _move_changes(asked: Wanted) -> Iterator[Change]:
         return
     now = known_netdev(asked.netdev)
     _check_move(asked.netdev, now)
+    if not asked.device and _exclusive():
+        what = "RDMA's namespace mode is exclusive, and the bench moves netdevs only"
+        raise AdapterError(f"{asked.netdev} cannot move without its RDMA device: {what}: rdma system set netns shared")
     yield Moved(asked.netdev, asked.netns, now.up, now.addresses, now.unchecked)
 
 
@@ -177,21 +211,39 @@ def _has(netdev: str) -> bool:
 
 def _check_move(name: str, now: Netdev) -> None:
     """Raises AdapterError for a netdev that would lose in the move what cannot be given back to it."""
-    with IPRoute() as ip:
-        routes = [r for r in ip.get_routes(oif=now.index, table=254) if r["proto"] != KERNEL_ROUTE]
-    _check_losses(f"{name} cannot move to another namespace", now.leased, len(routes))
     if made := _software_devices(name):
         raise AdapterError(f"{name} cannot move to another namespace: {', '.join(made)} on it would end")
+    if lost := lost_by_a_move(name, now):
+        raise AdapterError(f"{name} cannot move to another namespace: it would lose {', '.join(lost)} for good")
+
+
+def _if_rdma(work: Callable[[], T], otherwise: T) -> T:
+    """What ``work`` returns, and ``otherwise`` of a kernel without RDMA. Raises what ``work`` does."""
+    try:
+        return work()
+    except OSError as error:
+        if error.errno != errno.EPROTONOSUPPORT:
+            raise
+        return otherwise
+
+
+def _exclusive() -> bool:
+    def work() -> bool:
+        with RdmaLink() as link:
+            return link.netns_mode() == NetnsMode.EXCLUSIVE
+
+    return _if_rdma(work, False)
 
 
 def _software_devices(netdev: str) -> list[str]:
     """The RDMA devices that somebody made on a netdev: they end when it leaves its namespace."""
-    try:
+
+    def work() -> dict[str, list[dict[str, Any]]]:
         with RdmaLink() as link:
-            ports = {device["DEV_NAME"]: link.ports(device["DEV_INDEX"]) for device in link.devices()}
-    except OSError:
-        # A kernel without RDMA has none.
-        return []
+            return {device["DEV_NAME"]: link.ports(device["DEV_INDEX"]) for device in link.devices()}
+
+    none: dict[str, list[dict[str, Any]]] = {}
+    ports = _if_rdma(work, none)
     on = [name for name, held in ports.items() if any(port.get("NDEV_NAME") == netdev for port in held)]
     return [name for name in on if not (INFINIBAND / name / "device").exists()]
 
@@ -257,10 +309,14 @@ def _setting_changes(asked: Wanted) -> Iterator[Change]:
     if asked.traffic_class is not None:
         if not RDMA_CM.is_dir():
             raise AdapterError(f"{RDMA_CM} is not there: load rdma_cm and mount -t configfs none {RDMA_CM.parent}")
-        device, port = (asked.device, 1) if asked.device else device_on(asked.netdev)
+        on = in_namespace(asked.netns, lambda: (asked.device, 1) if asked.device else device_on(asked.netdev))
+        device, port = on
         folder = RDMA_CM / device
         if not folder.is_dir():
             yield Folder(str(folder))
+        if not folder.is_dir():
+            # Not made: it is only asked what would be.
+            return
         yield from _setting(str(folder / "ports" / str(port) / "default_roce_tos"), str(asked.traffic_class))
 
 

@@ -6,6 +6,7 @@ program, whatever it wrote to its standard output.
 
 import contextlib
 import ctypes
+import glob
 import select
 import shutil
 import socket
@@ -26,7 +27,7 @@ STOP_TIMEOUT_S, LAST_FRAMES_S = 10.0, 5.0
 # program ends is lost without a word.
 BLOCK_S = 0.6
 CLOCK_READINGS = 7
-NETDEVS = Path("/sys/class/net")
+NETDEVS, DEVICES = Path("/sys/class/net"), Path("/sys/class/infiniband")
 # What an adapter counts that came in and that no socket was given (the kernel's sysfs-class-net-statistics).
 # rx_dropped is not among it: the kernel also counts there what it has no use for.
 LOST_BY_ADAPTER = ("rx_missed_errors", "rx_over_errors", "rx_fifo_errors", "rx_crc_errors", "rx_frame_errors")
@@ -231,13 +232,23 @@ def program(method: str, interface: str, *, everything: bool = False) -> list[st
     raise LookupError(f"there is no capture method {method!r}")
 
 
-def lost_by_adapter(netdev: str) -> dict[str, int]:
-    """What the netdev's adapter says it lost, by the counter's name; of those that the kernel has for it."""
-    found = {}
-    for name in LOST_BY_ADAPTER:
-        with contextlib.suppress(OSError, ValueError):
-            found[name] = int((NETDEVS / netdev / "statistics" / name).read_text())
+def lost_by_adapter(interface: str) -> dict[str, int]:
+    """What the adapters below an interface, a netdev or an RDMA device, say they lost, by the counter's name; of those
+    that the kernel has."""
+    found: dict[str, int] = {}
+    for below in _netdevs_of(interface):
+        for name in LOST_BY_ADAPTER:
+            with contextlib.suppress(OSError, ValueError):
+                found[name] = found.get(name, 0) + int((NETDEVS / below / "statistics" / name).read_text())
     return found
+
+
+def _netdevs_of(interface: str) -> set[str]:
+    """The netdev itself and those that it is on top of, as a VLAN's; those of an RDMA device."""
+    if not (NETDEVS / interface).exists():
+        return {path.name for path in DEVICES.glob(f"{glob.escape(interface)}/device/net/*")}
+    lower = [path.name.removeprefix("lower_") for path in (NETDEVS / interface).glob("lower_*")]
+    return {interface}.union(*map(_netdevs_of, lower))
 
 
 def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:

@@ -215,6 +215,7 @@ _MENDS = (
     ("'sudo'", "install sudo, or be root and leave sudo = true out"),
     ("sudo:", "sudo asks for a password; allow it without, or log in as root"),
     ("Python 3.11", "install a newer python3, or name it in [nodes.NAME] python"),
+    ("Cannot open network namespace", "it is not there: ip netns add NAME, or set make_namespace = true"),
     ("not found", "a program is missing on the node; is [nodes.NAME] python right?"),
     ("No such file", "a program is missing on the node; is [nodes.NAME] python right?"),
 )

@@ -23,6 +23,7 @@ from hil.wire.point import NothingRecorded
 
 T = TypeVar("T")
 PORT_ACTIVE = 4
+INSIDE_TIMEOUT_S = 20.0
 
 
 class HostLab:
@@ -87,9 +88,14 @@ class HostLab:
                 adapter = self._adapters[name] = resolved(maker, section.adapter)
                 if wanted := provisioning(adapter, section.namespace if section.make_namespace else ""):
                     self._provisioned.add(name)
-                    maker.system("provision", bench=self._bench, **wanted)
+                    maker.system("provision", bench=self._bench, wait=not section.make_namespace, **wanted)
             self.nodes[name] = self._connect(name, section) if section.make_namespace else maker
         wait_ready([self.nodes[name] for name in names])
+        for name in names:
+            if self.nodes[name] is not self._makers[name]:
+                adapter = self._adapters[name]
+                facts = {"device": adapter.device, "addresses": addresses(adapter), "timeout_s": INSIDE_TIMEOUT_S}
+                self.nodes[name].system("wait_ready", **facts)
         self.places = tuple(self._place(name) for name in ("a", "b"))
 
     def adapter(self, name: str) -> Adapter:

@@ -37,7 +37,7 @@ def open_lab(lab: LabFile, file: Path, folder: Path) -> Lab:
         return SoftLab(lab)
     if isinstance(lab, HostsFile):
         return HostLab(lab, file, folder)
-    raise Unsupported(lacks(lab)[Need.PAIR])
+    raise Unsupported(f"a lab of kind {lab.lab.kind} runs while a test has it, and no longer: {lacks(lab)[Need.PAIR]}")
 
 
 def parallel(lab: LabFile) -> bool:

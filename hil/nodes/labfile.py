@@ -16,6 +16,7 @@ import cattrs
 from cattrs import transform_error
 from cattrs.gen import make_dict_structure_fn
 
+from hil.adapters.settable import SETTABLE
 from hil.errors import LabFileError
 from hil.progress import harmless
 
@@ -462,7 +463,8 @@ def _contradictions(lab: LabFile, values: dict[str, Any]) -> Any:
             "mirror the port to a third node"
         )
     for name, node in lab.nodes.items():
-        yield from _without_a_namespace(name, node)
+        yield from _without_a_namespace(name, node, _table(values, "nodes", name) or {})
+        yield from _not_settings(name, node)
         if node.adapter is not None and not node.adapter.provision:
             for key in PROVISIONED:
                 if getattr(node.adapter, key) != attrs.fields_dict(Adapter)[key].default:
@@ -470,21 +472,32 @@ def _contradictions(lab: LabFile, values: dict[str, Any]) -> Any:
             continue
         if node.adapter is not None and node.adapter.flow_control is not None and node.namespace:
             yield f"[nodes.{name}.adapter.flow_control] it is a setting of a port: ask for it without a namespace"
+    soft = [name for name, node in lab.nodes.items() if node.adapter is not None and node.adapter.soft_roce]
+    if soft and not lab.link.soft and not isinstance(_table(values, "link", "soft"), str):
+        yield f"[link.soft] it is false, and the adapter of node {soft[0]} is soft-RoCE: soft = true"
     known = [ip for node in lab.nodes.values() if (a := node.adapter) for ip in (a.ipv4, a.ipv6) if ip]
     for ip in sorted({ip for ip in known if known.count(ip) > 1}):
         yield f"[nodes] two adapters have the address {ip}"
 
 
-def _without_a_namespace(name: str, node: NodeSection) -> Iterator[str]:
-    """Why the bench cannot make the namespace that a node is to be in."""
+def _not_settings(name: str, node: NodeSection) -> Iterator[str]:
+    """Settings that no adapter has."""
+    for path in (node.adapter.settings if node.adapter else None) or {}:
+        if not path.startswith(SETTABLE) or ".." in path.split("/"):
+            yield f"[nodes.{name}.adapter.settings] {path!r} is not below {' or '.join(SETTABLE)}"
+
+
+def _without_a_namespace(name: str, node: NodeSection, written: dict[str, Any]) -> Iterator[str]:
+    """Why the bench cannot make the namespace that a node is to be in; ``written`` is all that stands there."""
     if not node.make_namespace:
         return
-    where = f"[nodes.{name}.make_namespace]"
-    if not node.namespace:
+    where, adapter = f"[nodes.{name}.make_namespace]", written.get("adapter")
+    if not node.namespace and "namespace" not in written:
         yield f"{where} namespace is missing: its name"
-    if node.adapter is None or not node.adapter.provision:
+    provisioned = isinstance(adapter, dict) and adapter.get("provision")
+    if not provisioned and (node.adapter is None or not node.adapter.provision):
         yield f"{where} a netdev is moved only with an adapter that has provision = true"
-    elif node.adapter.settings is not None:
+    elif node.adapter is not None and node.adapter.settings is not None:
         yield f"[nodes.{name}.adapter.settings] they are those of netdevs outside: leave make_namespace out"
 
 

@@ -18,7 +18,7 @@ from hil.adapters.inspect import device_of, inspect
 from hil.adapters.journal import Owner
 from hil.adapters.processes import KernelLog, other_agents, processes, programs
 from hil.adapters.provenance import provenance
-from hil.adapters.provision import counters, provision, wait_ready
+from hil.adapters.provision import counters, foresee, provision, wait_ready
 from hil.adapters.restore import pending, restore
 from hil.netlink.audit import general_services, resources
 from hil.netlink.link import RdmaLink
@@ -38,6 +38,7 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
         "adapters": lambda: find.plain(find.adapters()),
         "standing": standing,
         "provision": provisioned,
+        "foresee": foresee,
         "inspect": inspect,
         "provenance": provenance,
         "wait_ready": wait_ready,

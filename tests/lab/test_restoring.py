@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from hil.adapters.changes import Change, in_namespace, noted
-from hil.adapters.journal import Journal
-from hil.adapters.provision import Wanted, _address_changes, _link_changes, _move_changes
+from hil.adapters.journal import Journal, Owner
+from hil.adapters.provision import Wanted, _address_changes, _link_changes, _move_changes, provision
 from hil.adapters.restore import pending, restore
-from hil.errors import AdapterError
+from hil.errors import AdapterError, AtWork
 
 ROOT = Path(__file__).parents[2]
 APART = ["unshare", "--net", "--mount", "--propagation", "private"]
@@ -36,9 +36,9 @@ def can_be_apart() -> bool:
 
 
 @pytest.mark.skipif("not can_be_apart()", reason="making a network namespace with a veth pair needs root")
-@pytest.mark.parametrize("case", ["bare", "in use", "namespace", "routes", "nodes", "small", "asleep"])
+@pytest.mark.parametrize("case", ["bare", "in use", "namespace", "routes", "nodes", "small", "asleep", "shared"])
 def test_killed_at_any_step_all_is_undone(case: str, tmp_path: Path) -> None:
-    """A bare netdev, one in use and one moved to a namespace are as before; one that would lose a route stays.
+    """A bare netdev, one in use and one moved to a namespace are as before; one that would lose something stays.
 
     IPv6 addresses are given back that the kernel drops below an MTU of 1280, or where a netdev goes down again.
 
@@ -188,14 +188,59 @@ def main(case: str, journal: Path) -> None:
         check(Wanted("v0", ["10.9.0.7/24"], mtu=1000), journal, 5)
     elif case == "nodes":
         check_nodes_of_one_machine(journal)
+    elif case == "shared":
+        check_a_namespace_of_two(journal)
     else:
-        ip("route", "add", "default", "via", "10.9.0.254")
+        check_losses()
+
+
+LOSSES = {
+    "1 routes": "ip route add default via 10.9.0.254 table 100",
+    "the label of 10.9.0.8": "ip address add 10.9.0.8/24 dev v0 label v0:1",
+    "how 10.9.0.8 makes no route": "ip address add 10.9.0.8/24 dev v0 noprefixroute",
+    "the peer 10.8.0.2": "ip address add 10.8.0.1 peer 10.8.0.2/32 dev v0",
+    "its place in a bridge": "ip link add br0 type bridge; ip link set v0 master br0",
+    "the neighbour 10.9.0.9": "ip neighbour add 10.9.0.9 lladdr 52:54:00:00:09:09 dev v0",
+    "the queueing discipline clsact": "tc qdisc add dev v0 clsact",
+    "ipv4.arp_ignore = 1": "echo 1 > /proc/sys/net/ipv4/conf/v0/arp_ignore",
+}
+
+
+def check_losses() -> None:
+    """A netdev that would lose something by the move is not moved, and what it would lose is named."""
+    for lost, command in LOSSES.items():
+        # Each on a netdev of its own, with what the others have.
+        ip("link", "delete", "v0")
+        make_netdevs(used=True)
+        subprocess.run(["sh", "-ec", command], check=True)
         try:
             list(itertools.islice(changes(Wanted("v0", netns="hil-a")), 2))
         except AdapterError as error:
-            assert "v0 cannot move to another namespace: it would lose 1 routes for good" in str(error)
+            assert "v0 cannot move to another namespace: it would lose" in str(error) and lost in str(error), error
         else:
-            raise AssertionError("the move was not refused")
+            raise AssertionError(f"the move was not refused, and loses {lost}")
+
+
+def check_a_namespace_of_two(journal: Path) -> None:
+    """Another bench, at work, is in the namespace: it stays, and what is in it by then is not taken down with it."""
+    wanted = {"netdev": "v0", "netns": "hil-a", "wait": False}
+    provision(journal=journal, owner=Owner.through("one", os.getpid()), **wanted)
+    try:
+        provision(journal=journal, owner=Owner.through("two", os.getpid()), **wanted | {"netdev": "v1"})
+    except AtWork as error:
+        assert "works in hil-a" in str(error)
+    else:
+        raise AssertionError("two benches share a namespace")
+    ip("link", "set", "v1", "netns", "hil-a")
+    try:
+        restore(journal=journal, bench="one")
+    except AdapterError as error:
+        assert "namespace hil-a still holds v1" in str(error)
+    else:
+        raise AssertionError("the namespace went with somebody's netdev in it")
+    ip("-n", "hil-a", "link", "set", "v1", "netns", str(os.getpid()))
+    restore(journal=journal)
+    assert "hil-a" not in ip("netns") and {"v0", "v1"} <= {link["ifname"] for link in json.loads(ip("-j", "link"))}
 
 
 if __name__ == "__main__":

@@ -296,13 +296,14 @@ def test_a_namespace_is_made_only_where_it_can_be(tmp_path: Path) -> None:
 
 def test_what_the_bench_is_to_give_an_adapter_is_asked_for(tmp_path: Path) -> None:
     """PFC, traffic class and settings go to provisioning as they are written, and only where they are."""
-    more = 'device = "rxe0"\nprovision = true\nflow_control = [3, 4]\ntraffic_class = 106\nsettings = {"/proc/x" = "1"}'
+    more = 'device = "rxe0"\nprovision = true\nflow_control = [3, 4]\ntraffic_class = 106\n'
+    more += 'settings = {"/proc/sys/net/x" = "1"}'
     lab = read_lab_file(hosts(tmp_path, ('device = "rxe0"', more)))
     assert isinstance(lab, HostsFile)
     adapter = lab.nodes[Name("a")].adapter
     assert adapter is not None
     asked = provisioning(adapter)
-    wanted = {"flow_control": [3, 4], "traffic_class": 106, "settings": {"/proc/x": "1"}}
+    wanted = {"flow_control": [3, 4], "traffic_class": 106, "settings": {"/proc/sys/net/x": "1"}}
     assert {key: asked[key] for key in wanted} == wanted
     other = lab.nodes[Name("b")].adapter
     assert other is not None and not set(wanted) & set(provisioning(attrs.evolve(other, provision=True)))

@@ -191,6 +191,22 @@ def test_what_the_adapter_lost_is_missing_in_the_capture(
     assert told is not None and told.capture_error.endswith(f"frames that the adapter of x lost: {name} 3")
 
 
+def test_the_port_below_a_vlan_and_the_netdev_of_a_device_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes in is lost at the port, whichever of its interfaces is recorded."""
+    monkeypatch.setattr(on_node, "NETDEVS", tmp_path / "net")
+    monkeypatch.setattr(on_node, "DEVICES", tmp_path / "infiniband")
+    for netdev, lost in (("ens1", 7), ("ens1.5", 0)):
+        folder = tmp_path / "net" / netdev / "statistics"
+        folder.mkdir(parents=True)
+        (folder / "rx_missed_errors").write_text(str(lost))
+    (tmp_path / "net" / "ens1.5" / "lower_ens1").symlink_to(tmp_path / "net" / "ens1")
+    (tmp_path / "infiniband" / "mlx5_0" / "device" / "net" / "ens1").mkdir(parents=True)
+    for interface in ("ens1", "ens1.5", "mlx5_0"):
+        assert on_node.lost_by_adapter(interface) == {"rx_missed_errors": 7}
+
+
 def test_every_netdev_has_the_counters_of_what_its_adapter_lost() -> None:
     """The kernel's own folder: a counter that is named wrongly would never be seen to move."""
     assert set(on_node.lost_by_adapter("lo")) == set(on_node.LOST_BY_ADAPTER)

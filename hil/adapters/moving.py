@@ -1,0 +1,73 @@
+"""What a netdev would lose for good by being moved to another network namespace and back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from hil.adapters.changes import Netdev
+
+# linux/rtnetlink.h, linux/neighbour.h, linux/if_addr.h
+KERNEL_ROUTE, LOCAL_TABLE, MULTICAST, NUD_PERMANENT = 2, 255, 5, 0x80
+IFA_F_NOPREFIXROUTE = 0x200
+# What the kernel gives a netdev by itself.
+OWN_QDISCS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "pfifo"})
+CONF = Path("/proc/sys/net")
+# They follow the netdev's own MTU, or cannot be read.
+OWN_CONF = frozenset({"mtu", "stable_secret"})
+
+
+def lost_by_a_move(name: str, now: Netdev) -> list[str]:
+    """What cannot be given back to a netdev, in words: addresses are, with their prefix lengths, and that it is up."""
+    with IPRoute() as ip:
+        found = [f"the leased address {address}" for address in now.leased]
+        found += _of_link(ip.get_links(now.index)[0])
+        found += [text for address in ip.get_addr(index=now.index) for text in _of_address(address, name)]
+        found += _routes(ip, now.index)
+        permanent = [n for n in ip.get_neighbours(ifindex=now.index) if n["state"] & NUD_PERMANENT]
+        found += [f"the neighbour {neighbour.get_attr('NDA_DST')}" for neighbour in permanent]
+        kinds = {qdisc.get_attr("TCA_KIND") for qdisc in ip.get_qdiscs(index=now.index)}
+        found += [f"the queueing discipline {kind}" for kind in sorted(kinds - OWN_QDISCS)]
+    return [*found, *_of_conf(name)]
+
+
+def _of_link(link: Any) -> Iterator[str]:
+    if link.get_attr("IFLA_MASTER"):
+        yield "its place in a bridge or bond"
+
+
+def _of_address(address: Any, name: str) -> Iterator[str]:
+    told = address.get_attr("IFA_ADDRESS")
+    local = address.get_attr("IFA_LOCAL") or told
+    if local != told:
+        yield f"the peer {told} of {local}"
+    if address.get_attr("IFA_LABEL") not in (None, name):
+        yield f"the label of {local}"
+    if (address.get_attr("IFA_FLAGS") or 0) & IFA_F_NOPREFIXROUTE or address.get_attr("IFA_RT_PRIORITY"):
+        yield f"how {local} makes no route, or one with a metric"
+
+
+def _routes(ip: IPRoute, index: int) -> Iterator[str]:
+    """Routes that do not come back with the addresses."""
+    own = [route for route in ip.get_routes(oif=index) if route.get_attr("RTA_OIF") == index]
+    others = [r for r in own if r["proto"] != KERNEL_ROUTE and r["type"] != MULTICAST]
+    if others := [r for r in others if (r.get_attr("RTA_TABLE") or r["table"]) != LOCAL_TABLE]:
+        yield f"{len(others)} routes"
+
+
+def _of_conf(name: str) -> Iterator[str]:
+    """Settings of its own below /proc/sys/net."""
+    for family in ("ipv4", "ipv6"):
+        own, usual = CONF / family / "conf" / name, CONF / family / "conf" / "default"
+        if own.is_dir():
+            for path in sorted(own.iterdir()):
+                if path.name not in OWN_CONF and _read(path) != _read(usual / path.name):
+                    yield f"{family}.{path.name} = {_read(path)}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
