@@ -11,9 +11,9 @@ import pytest
 
 from hil import lab_cli
 from hil.errors import NodeDied, RemoteError, SetupError
-from hil.nodes.host import Host
+from hil.nodes.host import Host, explain
 from hil.nodes.hostlab import HostLab, resolved, told
-from hil.nodes.labfile import Adapter, HostsFile, Ipv4, Name, read_lab_file
+from hil.nodes.labfile import Adapter, HostsFile, Ipv4, LocalNode, Name, read_lab_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,3 +201,19 @@ def test_what_a_bench_works_with_is_not_taken_from_it(monkeypatch: pytest.Monkey
     assert lab_cli._restored(cast(Host, Busy(10**6)), True) == [{"kind": "address"}]
     with pytest.raises(RemoteError, match="process 311"):
         lab_cli._restored(cast(Host, Busy(10**6)), False)
+
+
+def test_a_missing_namespace_is_told_with_what_makes_it() -> None:
+    """iproute2's own words end in "No such file or directory", as those about a missing program do."""
+    said = explain(LocalNode("local"), 'Cannot open network namespace "left": No such file or directory')
+    assert "ip netns add NAME, or set make_namespace = true" in said and "python" not in said
+
+
+def test_the_doctor_looks_where_a_namespace_is_made(tmp_path: Path) -> None:
+    """The namespace is not there yet, and need not be: the netdev is looked for where it is moved from."""
+    file = Path(lab(tmp_path))
+    text = file.read_text().replace("/no/such/python", sys.executable)
+    text = text.replace('kind = "local"\n', 'kind = "local"\nnamespace = "hil-no-such"\nmake_namespace = true\n')
+    file.write_text(text.replace('netdev = "lo"', 'netdev = "lo"\nprovision = true'))
+    said = hil("doctor", f"--lab={file}").stdout
+    assert "could not be made a node" not in said and "node a: " in said, said
