@@ -32,7 +32,9 @@ class Crowd(Endpoint):
 
 def crowds(bench: Bench) -> tuple[Crowd, Crowd]:
     """A crowd on each node, in place of the endpoints."""
-    a, b = (Crowd(bench.pair.nodes[p.name], p.ipv4, bench.provider) for p in bench.pair.places)
+    # Nobody gives up while a busy machine takes its time.
+    patient = {"connect_timeout_s": 90.0}
+    a, b = (Crowd(bench.pair.nodes[p.name], p.ipv4, bench.provider, **patient) for p in bench.pair.places)
     bench.endpoints |= {"a": a, "b": b}
     return a, b
 
