@@ -399,8 +399,12 @@ def test_a_peer_that_is_gone_owes_no_drep_however_short_the_timer_is(
     start_ns, release = base[-1].time_ns, next(iter(disconnect(*ends)))[1]
     tries = [frame(start_ns + 8_000_000 * n + k, part, "side-a") for n in range(8) for k, part in enumerate(data)]
     dreqs = [frame(start_ns + 10**9 + n * 5 * 10**9, release, "side-a") for n in range(16)]
-    connection = one(arp(made_as(numbered([*base, *tries, *dreqs])), 100))
+    sent = made_as(numbered([*base, *tries, *dreqs]))
+    connection = one(arp(sent, 100))
     assert (connection.ending, connection.verdict) == (Ending.RETRY_EXHAUSTED, PASS), connection
+    for behind_ns in (5_000, 300_000, 5_000_000):
+        twice = one(arp(in_time(sent, at("mirror", sent, behind_ns)), 100))
+        assert twice.verdict is not FAIL
 
 
 def test_both_ports_of_a_router_show_a_breach_and_no_breach_where_there_is_none() -> None:

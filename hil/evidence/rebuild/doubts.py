@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 
 from hil.evidence.rebuild.closing import answered, closers, deaf, gave_up, patience
-from hil.evidence.rebuild.endings import Ending, answers_to, counted, of_kind, tries_of
+from hil.evidence.rebuild.endings import Ending, answers_to, counted, mirrored, of_kind, tries_of
 from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts, Where
 from hil.evidence.rebuild.file import FileFacts
 from hil.evidence.rebuild.management import CM_TIME_UNIT_NS, REP_ANSWERED, UNRELIABLE_CONNECTED
@@ -25,9 +25,9 @@ TOLD = 10
 def doubts_of(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
     """Why the capture cannot carry a pass for this connection."""
     yield from doubts_about_the_start(facts, ending)
-    mirrored = any(end.requests.copies for end in facts.ends)
+    twice = mirrored(facts)
     for end in facts.ends:
-        yield from doubts_about_direction(end.requests, end.address, mirrored=mirrored)
+        yield from doubts_about_direction(end.requests, end.address, twice=twice)
     if facts.elsewhere:
         yield "packets to its queue pairs are in another VLAN or network as well: they may be its own"
     if facts.evicted:
@@ -136,7 +136,7 @@ def doubts_about_the_start(facts: ConnectionFacts, ending: Ending) -> Iterator[s
         yield "its directions were paired by addresses and acknowledgements only"
 
 
-def doubts_about_direction(requests: DirectionFacts, address: str, *, mirrored: bool) -> Iterator[str]:
+def doubts_about_direction(requests: DirectionFacts, address: str, *, twice: bool) -> Iterator[str]:
     missed, unknown = requests.gaps_by.get(Where.MISSED, 0), requests.gaps_by.get(Where.UNKNOWN, 0)
     first = {gap.where: f"first in front of frame {gap.number}" for gap in reversed(requests.gaps)}
     if missed:
@@ -147,7 +147,7 @@ def doubts_about_direction(requests: DirectionFacts, address: str, *, mirrored: 
     if requests.strange:
         yield f"{counted(requests.strange, 'packet')} of {address}'s PSNs that are none of its own"
     # Where nothing is there twice for certain, what may be a second copy is a retransmission.
-    if mirrored and requests.unsure_copies:
+    if twice and requests.unsure_copies:
         yield f"{counted(requests.unsure_copies, 'packet')} of {address}: retransmissions or a mirror's second copies"
 
 

@@ -113,8 +113,12 @@ def tries_of(facts: ConnectionFacts, side: int, *, perhaps: bool = False) -> int
     What may be second copies counts where nothing is there twice for certain, or ``perhaps``.
     """
     requests = facts.ends[side].requests
-    mirrored = any(end.requests.copies for end in facts.ends)
-    return requests.unanswered_tries + (requests.unsure_tries if perhaps or not mirrored else 0)
+    return requests.unanswered_tries + (requests.unsure_tries if perhaps or not mirrored(facts) else 0)
+
+
+def mirrored(facts: ConnectionFacts) -> bool:
+    """Whether anything of the connection is there twice for certain."""
+    return any(end.requests.copies for end in facts.ends)
 
 
 def exhausted(facts: ConnectionFacts, side: int, dreq: CmFacts | None, *, perhaps: bool = False) -> bool:
@@ -128,8 +132,9 @@ def exhausted(facts: ConnectionFacts, side: int, dreq: CmFacts | None, *, perhap
     refused = min(requests.rnr_since_progress, tries)
     if refused == tries:
         return rnr_count != FOR_EVER and tries >= _fewest(rnr_count)
-    # Being refused is being answered.
-    return (heard is None or heard.place < last.place) and tries - refused >= _fewest(count)
+    # Being refused is being answered. The answer behind the last request may be a second copy of one in front of it.
+    silent = heard is None or heard.place < last.place or (perhaps and mirrored(facts))
+    return silent and tries - refused >= _fewest(count)
 
 
 def retry_counts(facts: ConnectionFacts, side: int) -> tuple[int, int]:

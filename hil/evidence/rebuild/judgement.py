@@ -12,7 +12,7 @@ from hil.evidence.disconnect import Finding
 from hil.evidence.rebuild.aftermath import UNDER_WAY_NS
 from hil.evidence.rebuild.closing import findings_of
 from hil.evidence.rebuild.doubts import doubts_about_the_order, doubts_of, file_doubts, notes_of
-from hil.evidence.rebuild.endings import Ending, counted, ending_of, of_kind
+from hil.evidence.rebuild.endings import Ending, counted, ending_of, mirrored, of_kind
 from hil.evidence.rebuild.facts import After, ConnectionFacts
 from hil.evidence.rebuild.file import FileFacts
 from hil.evidence.rebuild.window import COPY_WITHIN_NS
@@ -105,7 +105,7 @@ def judge(facts: ConnectionFacts, capture: Reservations = NO_RESERVATIONS) -> Ju
 def depends(facts: ConnectionFacts) -> bool:
     """Whether the judgement may be another one without reservations about the capture than with them."""
     followed = any(after.count or after.unsure for _, after in _followers(facts))
-    return followed or facts.believed > 0 or any(end.requests.copies for end in facts.ends)
+    return followed or facts.believed > 0 or mirrored(facts)
 
 
 def _followers(facts: ConnectionFacts) -> Iterator[tuple[str, After]]:
@@ -127,7 +127,7 @@ def _doubts_in(facts: ConnectionFacts, capture: Reservations) -> Iterator[str]:
         in_doubt = UNDER_WAY_NS < after.latest_ns <= capture.uncertain_ns or after.latest_ns <= capture.coarse_ns
         if after.count and in_doubt:
             yield f"packets follow the {link}, in a capture whose times are out of order, absent or uncertain by more"
-    if capture.coarse_ns > COPY_WITHIN_NS and any(end.requests.copies for end in facts.ends):
+    if capture.coarse_ns > COPY_WITHIN_NS and mirrored(facts):
         yield "second copies and packets sent again cannot be told apart by times so coarse"
 
 

@@ -35,7 +35,7 @@ def _missing_of(facts: ConnectionFacts) -> Iterator[str]:
     ends = " and ".join(f"{end.address} QP {end.qpn:#x}" if end.qpn >= 0 else end.address for end in facts.ends)
     doubts = [*doubts_about_the_start(facts, ending)]
     for end in facts.ends:
-        doubts += doubts_about_direction(end.requests, end.address, mirrored=False)
+        doubts += doubts_about_direction(end.requests, end.address, twice=False)
     if ending not in (Ending.REFUSED, Ending.NOT_ESTABLISHED):
         doubts += [*doubts_about_answers(facts), *doubts_about_the_order(facts)]
     yield from (f"between {ends}: {doubt}" for doubt in doubts)

@@ -346,7 +346,7 @@ class Requester:
             return NO_COPY
         earlier = self._responses.get(row.psn, -1)
         # What is asked for again is answered again.
-        seen = self.window.copy(earlier, row) if earlier > self._resent_at else NO_COPY
+        seen = self.window.copy(earlier, row, asked=earlier <= self._resent_at) if earlier >= 0 else NO_COPY
         self.repeated += kind == 0 and seen is not Copy.YES
         return seen
 
