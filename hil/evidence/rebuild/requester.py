@@ -48,7 +48,8 @@ GAPS_KEPT, PENDING_KEPT = 256, 1024
 class Requester:
     """The state of one direction. Feed it the end's requests and the other end's responses, in order.
 
-    ``sender`` is the end whose requests these are, ``mtu`` the path's in bytes or -1 while unknown.
+    ``sender`` is the end whose requests these are, ``mtu`` the path's in bytes or -1 while unknown, ``jumped_ns`` when
+    PSNs last went on from far ahead.
     """
 
     sender: int
@@ -89,12 +90,11 @@ class Requester:
     gaps: list[Gap] = field(default_factory=list)
     read_gaps: list[Gap] = field(default_factory=list)
     gaps_before: Counter[Where] = field(default_factory=Counter)
-    _open: list[Gap] = field(default_factory=list)
     jumped_ns: int = -1
+    _open: list[Gap] = field(default_factory=list)
     _told: int = -1
     _resent_at: int = -1
     _forgotten_ns: int = -1
-    _begun_at: int = -1
     _begun_number: int = -1
     _begun_psn: int = -1
     _begun_payload: int = 0
@@ -131,8 +131,6 @@ class Requester:
     def request(self, row: Row) -> Copy:
         """A request packet of the sender's; whether it is a second copy in the capture."""
         psn = row.psn
-        if self._begun_at < 0:
-            self._begun_at = row.position
         if psn != self.next_psn:
             seen, new = self._takes(row)
             self.last_request = row if seen is not Copy.YES else self.last_request
