@@ -8,8 +8,10 @@ from pyroute2 import IPRoute
 
 from hil.adapters.changes import Netdev
 
+KERNEL_ROUTE = 2
+"""The protocol of routes that come and go with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
 # linux/rtnetlink.h, linux/neighbour.h, linux/if_addr.h
-KERNEL_ROUTE, LOCAL_TABLE, MULTICAST, NUD_PERMANENT = 2, 255, 5, 0x80
+LOCAL_TABLE, MULTICAST, NUD_PERMANENT = 255, 5, 0x80
 IFA_F_NOPREFIXROUTE = 0x200
 # What the kernel gives a netdev by itself.
 OWN_QDISCS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "pfifo"})

@@ -33,7 +33,7 @@ from hil.adapters.changes import (
 from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
-from hil.adapters.moving import lost_by_a_move
+from hil.adapters.moving import KERNEL_ROUTE, lost_by_a_move
 from hil.adapters.pfc import PRIORITIES, get_pfc
 from hil.errors import AdapterError, AtWork
 from hil.netlink.codes import NetnsMode, PortState
@@ -41,8 +41,6 @@ from hil.netlink.link import RdmaLink
 
 T = TypeVar("T")
 RDMA_CM = Path("/sys/kernel/config/rdma_cm")
-KERNEL_ROUTE = 2
-"""The protocol of routes that come and go with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
 IPV6_MTU = 1280
 """Bytes, the least that IPv6 works with."""
 POLL_S = 0.01

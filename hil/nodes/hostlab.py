@@ -2,7 +2,7 @@
 
 import shlex
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,7 @@ class HostLab:
         mac = facts["adapter"]["mac"]
         return Place(name, mac, adapter.ipv4, adapter.ipv6, adapter.netdev, adapter.device, *prefixes)
 
-    def _make_ready(self, names: Iterable[str]) -> None:
+    def _make_ready(self, names: Collection[str]) -> None:
         """Make adapters what the lab file asks them to be; each node notes how to undo it before it is done."""
         for name in names:
             section, maker = self._section(name), self._makers[name]
