@@ -17,9 +17,10 @@ class Evidence:
     closed sockets before WSPCleanup. ``resources``: what the kernel held at the end. ``processes``: node to what its
     processes held before the first connection and at the end. ``kernel_log``: node to what its kernel logged.
     ``port_counters``: node to the counters of its ports at the start and at the end. ``problems``: why the evidence
-    cannot carry a judgement. ``uncertainty_ns``: the larger of both nodes' clock relations'. ``packets``: what the
-    nodes sent. ``delivered``: what the nodes got, another thing only where something was done to the wire, which then
-    is among the events of node "wire".
+    cannot carry a judgement. ``uncertainty_ns``: the largest of the clock relations'. ``late_ns``: by how much a
+    packet's time may be later than its receiver had it, as a mirror's is. ``packets``: what the nodes sent.
+    ``delivered``: what the nodes got, another thing only where something was done to the wire, which then is among the
+    events of node "wire".
     """
 
     addresses: dict[str, list[str]]
@@ -34,6 +35,7 @@ class Evidence:
     kernel_log: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     port_counters: dict[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
     uncertainty_ns: int = 0
+    late_ns: int = 0
     problems: list[str] = field(default_factory=list)
 
     def connections(self) -> list[Connection]:

@@ -149,7 +149,7 @@ def _news_was_carried(evidence: Evidence, close: HardClose, connection: Connecti
         return Finding(link, requirements, False, "no DREQ and no DREP reached the peer")
     since_ns = heard["at_ns"] - first
     seen = f"heard {since_ns / 1e6:.1f} ms after it was carried"
-    return Finding(link, requirements, since_ns >= -evidence.uncertainty_ns, seen)
+    return Finding(link, requirements, since_ns >= -(evidence.uncertainty_ns + evidence.late_ns), seen)
 
 
 def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
@@ -202,7 +202,8 @@ def _reset_by_close(evidence: Evidence, close: HardClose, connection: Connection
         return Finding(link, ("CLOSE-06", "CLOSE-35"), False, f"{len(times)} DREQ, {len(begun)} calls begun")
     slack_ns = evidence.uncertainty_ns + WIRE_DELAY_NS
     first = min(times)
-    held = begun[0] - slack_ns <= first <= min(ended[0] + slack_ns, begun[0] + RESET_WITHIN_NS)
+    latest = min(ended[0] + slack_ns, begun[0] + RESET_WITHIN_NS) + evidence.late_ns
+    held = begun[0] - slack_ns <= first <= latest
     seen = (
         f"DREQ {(first - begun[0]) / 1e6:.1f} ms after the call began, which took {(ended[0] - begun[0]) / 1e6:.1f} ms"
     )

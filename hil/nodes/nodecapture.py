@@ -32,6 +32,7 @@ DROPPED = (
     re.compile(r"(\d+) packets? dropped by (?:kernel|interface)"),
     re.compile(r"received/dropped on interface .*: \d+/(\d+)(?:.*ps_ifdrop:(\d+))?"),
 )
+MIRROR_LATE_NS = 1_000_000_000
 MAX_RECORD = 1 << 18
 BUFFER = 128 << 20
 
@@ -151,7 +152,10 @@ class NodeCapture(Onlooker):
         self.path, self.sides = path, sides
         self._node, self._method, self._interface, self._buffer = node, method, interface, buffer
         self._macs = {bytes.fromhex(mac.replace(":", "")): name for name, mac in macs.items()}
-        self._offset_ns = node.clock().offset_ns
+        relation = node.clock()
+        self._offset_ns, self.uncertainty_ns = relation.offset_ns, relation.uncertainty_ns
+        # A mirror's copies reach a machine of its own, which stamps them when it comes to it.
+        self.late_ns = 0 if node.name in macs else MIRROR_LATE_NS
         self._lock = threading.Lock()
         self._frames, self._brought = {"a": 0, "b": 0}, 0
         self._problem = ""

@@ -205,7 +205,8 @@ class Pair:
             evidence.problems.append(f"the audit did not see {', '.join(missed)} while the connection was open")
         evidence.after_close = dict(self._after_close)
         relations = self._relations(evidence)
-        evidence.uncertainty_ns = max(relation.uncertainty_ns for relation in relations.values())
+        known = [relation.uncertainty_ns for relation in relations.values()]
+        evidence.uncertainty_ns, evidence.late_ns = max(*known, self.wire.uncertainty_ns), self.wire.late_ns
         if audit:
             self._audit(evidence)
         try:

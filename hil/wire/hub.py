@@ -17,13 +17,18 @@ from hil.wire.pcapng import PcapngWriter
 QUEUE_LIMIT = 1024
 BATCH = 64
 GROUP_BIT = 0x01
+MIRROR = "~"
 
 
 class Switch:
-    """Ports by number; a frame goes to the port where its destination was last heard, else to all others."""
+    """Ports by number; a frame goes to the port where its destination was last heard, else to all others.
+
+    A port whose name begins with ``MIRROR`` gets every frame of the others, and nothing goes to who is there.
+    """
 
     def __init__(self, ports: dict[str, socket.socket], control: socket.socket, out: BinaryIO) -> None:
-        self._names, self._ends = list(ports), list(ports.values())
+        self._mirrors = [port for port, name in enumerate(ports) if name.startswith(MIRROR)]
+        self._names, self._ends = [name.removeprefix(MIRROR) for name in ports], list(ports.values())
         self._control, self._out = control, out
         self._queues: list[deque[bytes]] = [deque() for _ in self._ends]
         self._where: dict[bytes, int] = {}
@@ -68,6 +73,8 @@ class Switch:
             if len(frame) < 14:
                 return
             self.received[port] += 1
+            if port in self._mirrors:
+                continue
             self._record(port, frame)
             self._where[frame[6:12]] = port
             for other in self.destinations(frame, port):
@@ -79,7 +86,7 @@ class Switch:
         known = None if frame[0] & GROUP_BIT else self._where.get(frame[:6])
         if known is None:
             return [other for other in range(len(self._ends)) if other != port]
-        return [known] if known != port else []
+        return [*([known] if known != port else []), *self._mirrors]
 
     def _record(self, port: int, frame: bytes) -> None:
         if self.capture_error:
@@ -121,7 +128,8 @@ class Switch:
 
 
 def main() -> None:
-    """Arguments: the control's descriptor, the capture's path, then NAME=DESCRIPTOR for every port."""
+    """Arguments: the control's descriptor, the capture's path, then NAME=DESCRIPTOR for every port, ~NAME= for one that
+    the others are mirrored to."""
     control, path, *ports = sys.argv[1:]
     ends = {name: socket.socket(fileno=int(fd)) for name, fd in (port.split("=") for port in ports)}
     with Path(path).open("wb", buffering=1 << 20) as out:

@@ -39,11 +39,14 @@ class CapturePoint(Protocol):
     """Records from before the first call until ``stop``. The file is pcapng, interfaces ``side-a`` and ``side-b``.
 
     ``sides`` names the nodes whose adapters must have counted what was recorded: a frame more or less on one of them
-    makes the capture incomplete.
+    makes the capture incomplete. ``late_ns`` is by how much a frame may be stamped later than its receiver had it,
+    ``uncertainty_ns`` that of the stamps' clock.
     """
 
     path: Path
     sides: tuple[str, ...]
+    late_ns: int
+    uncertainty_ns: int
 
     def counts(self) -> Counts:
         """Counts now; whatever they count is in the file. Raises CaptureError when nothing records any more."""
@@ -69,6 +72,9 @@ class CapturePoint(Protocol):
 
 class Onlooker:
     """A capture point that frames do not pass through: it sees them, and can do nothing to them."""
+
+    late_ns = 0
+    uncertainty_ns = 0
 
     def log(self) -> list[dict[str, Any]]:
         """Empty: nothing is done to any frame."""

@@ -16,7 +16,10 @@ ANSWER_TIMEOUT_S = 20.0
 
 
 class SoftSwitch(Onlooker):
-    """Joins the nodes' frame sockets, by the nodes' names, and records to ``path`` what comes in, each frame once."""
+    """Joins the nodes' frame sockets, by the nodes' names, and records to ``path`` what comes in, each frame once.
+
+    A port named ``~NAME`` is one that the others are mirrored to: what comes in there is no traffic.
+    """
 
     def __init__(self, ports: dict[str, socket.socket], path: Path) -> None:
         self.path, self.sides = path, tuple(ports)

@@ -67,6 +67,8 @@ class Wire:
     """
 
     sides: tuple[str, ...] = SIDES
+    late_ns = 0
+    uncertainty_ns = 0
 
     def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path, liar: str = "") -> None:
         self.path = path

@@ -269,6 +269,21 @@ def test_a_capture_program_takes_the_packet_sockets_place(foreign: ForeignHosts,
     assert (status, counted(tmp_path / "results")) == (0, Counter({"pass": 4})), output
 
 
+def test_a_mirror_port_on_a_third_host_takes_the_packet_sockets_place(tmp_path: Path) -> None:
+    """A switch copies what both hosts send to a host that has no adapter: recorded there, the same closes pass, and a
+    mirror that lost its cable makes the next ones invalid."""
+    (tmp_path / "test_it.py").write_text(CLOSES)
+    with ForeignHosts(tmp_path / "hosts", mirrored=True) as hosts:
+        before = settled_look(hosts)
+        lab = hosts.lab_file('kind = "mirror"\nnode = "m"\nnetdev = "eth0"')
+        status, output = contract(lab, tmp_path / "results", str(tmp_path / "test_it.py")).wait()
+        assert (status, counted(tmp_path / "results")) == (0, Counter({"pass": 4})), output
+        assert not (changed := differences(before, settled_look(hosts))), changed
+        hosts.hosts["m"].run("ip link set eth0 down")
+        status, output = contract(lab, tmp_path / "deaf", str(tmp_path / "test_it.py")).wait()
+        assert (status, set(counted(tmp_path / "deaf"))) == (2, {"invalid"}), output
+
+
 def test_a_wrong_key_is_no_node(foreign: ForeignHosts, tmp_path: Path) -> None:
     """A host whose key is not the known one is not spoken to: the doctor says so, and the tests are invalid."""
     lab, known = foreign.lab_file(), foreign.folder / "known_hosts"
