@@ -73,19 +73,22 @@ def drep_too_early(facts: ConnectionFacts) -> bool:
 def _doubts_about_silence(facts: ConnectionFacts, side: int) -> Iterator[str]:
     """Nothing answers what an end sent, for long, and it does not mind."""
     end, requests = facts.ends[side], facts.ends[side].requests
-    sent = of_kind(facts, CmAttribute.REQ)
-    if not requests.unacknowledged or tries_of(facts, side, perhaps=True):
+    last, sent = requests.last_request, of_kind(facts, CmAttribute.REQ)
+    if last is None or not requests.unacknowledged or tries_of(facts, side, perhaps=True):
         return
-    if sent and sent[0].message.transport == UNRELIABLE_CONNECTED:
+    # A NAK for good is an answer, and there is none behind it.
+    if requests.fatal_nak or (sent and sent[0].message.transport == UNRELIABLE_CONNECTED):
         return
-    oldest, heard = requests.unacknowledged[0], [dreq.message.time_ns for dreq in closers(facts)[:1]]
-    heard += [step.time_ns for step in (requests.last_request,) if step]
-    # A response that brings nothing forward is one all the same, such as a NAK, or a part of a READ's.
+    # A response that brings nothing forward is one all the same, such as a part of a READ's.
     answered_ns = requests.last_response.time_ns if requests.last_response else 0
+    begun_ns = max(requests.unacknowledged[0].time_ns, answered_ns)
     # Whoever closed answers no more.
     closed = [dreq.message.time_ns for dreq in closers(facts) if dreq.sender != side]
-    quiet_ns = min([max(heard, default=0), *closed]) - max(oldest.time_ns, answered_ns)
-    if quiet_ns > (_sent_again_ns(sent) if requests.acknowledgements else ANSWERED_WITHIN_NS):
+    heard = [dreq.message.time_ns for dreq in closers(facts)[:1]]
+    quiet_ns = min([max([last.time_ns, *heard]), *closed]) - begun_ns
+    # It may have sent all that at once, to an end that was about to close; not one after the other without any answer.
+    went_on_ns = 0 if requests.acknowledgements else min([last.time_ns, *closed]) - begun_ns
+    if quiet_ns > _sent_again_ns(sent) or went_on_ns > ANSWERED_WITHIN_NS:
         what = f"nothing answers what {end.address} sent, for {quiet_ns / 1e6:.0f} ms, and it sent none of it again"
         yield f"{what}: lost, or missing in the capture"
 
