@@ -17,6 +17,8 @@ from hil.winsock.codes import (
     Code,
     failed,
 )
+from hil.wire.frames import dissect
+from hil.wire.layers.cm import CMREQ
 from hil.wire.pcapng import read_pcapng
 
 pytestmark = pytest.mark.used_pair
@@ -203,7 +205,11 @@ def test_a_call_that_fails_puts_nothing_on_the_wire(bench: Bench) -> None:
 
 
 def frames(bench: Bench) -> int:
-    """How many frames node a has sent, without the kernel's own neighbour and multicast messages."""
+    """How many frames node a has sent, without the kernel's own neighbour and multicast messages, and without a REQ
+    that the CM sends again because nobody has answered it yet."""
     bench.pair.wire.counts()
     captured = read_pcapng(bench.pair.wire.path)
-    return sum(frame.interface == "side-a" and frame.data[12:14] not in (IPV6, ARP) for frame in captured)
+    sent = [f for f in captured if f.interface == "side-a" and f.data[12:14] not in (IPV6, ARP)]
+    packets = [dissect(frame.data) for frame in sent]
+    requests = [packet[CMREQ].local_comm_id for packet in packets if packet is not None and packet.haslayer(CMREQ)]
+    return len(sent) - len(requests) + len(set(requests))
