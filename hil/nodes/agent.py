@@ -4,6 +4,7 @@ It runs nothing that could block: every job runs in a worker forked from it, whi
 answers the clock at once, notices a worker's death at once, and workers can be killed at will.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -63,6 +64,14 @@ class Agent:
                     self._read_worker(key.data)
             if self._silence_limit_s and time.monotonic_ns() - heard_ns > self._silence_limit_s * 1e9:
                 return
+
+    def end_workers(self) -> None:
+        """End every worker, and wait until it has."""
+        for worker in self._workers.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+        self._workers.clear()
 
     def _read_controller(self) -> bool:
         data = os.read(self._fd, READ_SIZE)
@@ -198,13 +207,20 @@ def main() -> None:
 def serve_host(silence_limit_s: float) -> None:
     """Entry point on a host: serve standard input and output, which nobody else may write to from now on."""
     import hil.nodes.worker
+    from hil.provider.tokens import forget_orphans
 
     stream, out, nothing = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
     hil.nodes.worker.preload_present()
-    Agent(stream, out, silence_limit_s).serve()
+    agent = Agent(stream, out, silence_limit_s)
+    try:
+        agent.serve()
+    finally:
+        # Sockets that were handed over and never taken leave their tokens.
+        agent.end_workers()
+        forget_orphans()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-LIFETIME_S = 600.0
+LIFETIME_S, FILLED_WITHIN_S = 600.0, 30.0
 ATTEMPTS = 100
 # tempfile would find its folder by writing there: a host on which nothing is handed over keeps no trace of us.
 FOLDER = Path(os.environ.get("TMPDIR", "/tmp")) / f"san-provider-{os.geteuid()}"
@@ -63,6 +63,25 @@ def _sweep() -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LIFETIME_S:
                 path.unlink()
+
+
+def forget_orphans() -> None:
+    """Remove the tokens of processes that have ended: nobody can claim them any more."""
+    with contextlib.suppress(OSError, BadToken):
+        _check_folder()
+        for path in FOLDER.iterdir():
+            with contextlib.suppress(OSError):
+                if not _alive(path):
+                    path.unlink()
+    _leave_folder()
+
+
+def _alive(path: Path) -> bool:
+    """Whether the process that a token is for lives; of one that is not filled yet nobody knows."""
+    try:
+        return Path(f"/proc/{int(json.loads(path.read_text())['pid'])}").exists()
+    except (ValueError, KeyError, TypeError):
+        return time.time() - path.stat().st_mtime < FILLED_WITHIN_S
 
 
 def claim(token: int) -> dict[str, Any]:

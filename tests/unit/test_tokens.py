@@ -2,6 +2,7 @@
 
 import os
 import resource
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,22 @@ def test_nothing_is_left_behind_the_last_token(own_folder: Path) -> None:
     tokens.revoke(revoked)
     assert not own_folder.exists()
     tokens.claim(made(os.getpid(), {}))
+
+
+def test_tokens_of_ended_processes_are_forgotten(own_folder: Path) -> None:
+    """Those of living ones stay, and one that is about to be filled; the folder goes with the last."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, living = made(ended.pid, {}), made(os.getpid(), {"family": 2})
+    unfilled, file = tokens.reserve()
+    tokens.forget_orphans()
+    assert {path.name for path in own_folder.iterdir()} == {f"{living:08x}", f"{unfilled:08x}"}
+    file.close()
+    os.utime(own_folder / f"{unfilled:08x}", (0, 0))
+    assert tokens.claim(living) == {"family": 2}
+    tokens.settle(living)
+    tokens.forget_orphans()
+    assert not own_folder.exists()
+    tokens.forget_orphans()
+    with pytest.raises(BadToken):
+        tokens.claim(dead)
