@@ -263,7 +263,8 @@ def test_a_damaged_snapshot_is_made_again_and_said_so(cache: Path) -> None:
     killed.kill()
     killed.wait()
     end_ns = time.monotonic_ns() + 10 * 10**9
-    while list(cache.glob("**/building-*")):
+    # Not below them: a folder may go while it is looked into.
+    while list(cache.glob("*/building-*")):
         assert time.monotonic_ns() < end_ns, "the killed bench's folder stays"
         time.sleep(0.05)
     abandoned = cache / "snapshots" / "building-0-after-a-power-failure"
