@@ -169,3 +169,31 @@ def resent(frames: Iterable[CapturedFrame], by_ns: int, *, number: int = 1) -> l
 
 def later(frames: Iterable[CapturedFrame], by_ns: int) -> list[CapturedFrame]:
     return [replace(frame, time_ns=frame.time_ns + by_ns) for frame in frames]
+
+
+def arp(frames: Sequence[CapturedFrame], seconds: int) -> list[CapturedFrame]:
+    """The frames, and then for so long nothing but ARP."""
+    one_of_it = replace(frames[-1], data=b"\xff" * 12 + b"\x08\x06" + bytes(46))
+    return [*frames, *(frame for n in range(seconds) for frame in later([one_of_it], (n + 1) * 10**9))]
+
+
+def between(frames: Sequence[CapturedFrame], one_mac: int, other_mac: int) -> list[CapturedFrame]:
+    """The frames between two other MAC addresses; the first is that of side a."""
+    macs = [mac.to_bytes(6) for mac in (one_mac, other_mac)]
+
+    def moved(frame: CapturedFrame) -> CapturedFrame:
+        source, destination = macs if frame.interface == "side-a" else macs[::-1]
+        return replace(frame, data=destination + source + frame.data[12:])
+
+    return [moved(frame) for frame in frames]
+
+
+def unnumbered(frames: Sequence[CapturedFrame]) -> list[CapturedFrame]:
+    """The IPv4 frames with the number 0, as adapters send that do not number."""
+    zeroed = []
+    for frame in frames:
+        data = bytearray(frame.data)
+        data[18:20] = bytes(2)
+        data[-4:] = icrc(bytes(data), len(data) - 4).to_bytes(4, "little")
+        zeroed.append(replace(frame, data=bytes(data)))
+    return zeroed

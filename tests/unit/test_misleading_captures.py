@@ -8,7 +8,9 @@ import pytest
 from capture_files import enhanced, interface, section, simple, statistics
 from captured import (
     FAULTS,
+    arp,
     as_v1,
+    between,
     judged,
     kind,
     later,
@@ -22,6 +24,7 @@ from captured import (
     recorded,
     resent,
     tagged,
+    unnumbered,
     without,
 )
 
@@ -180,12 +183,6 @@ def test_a_capture_without_times_passes_by_its_order() -> None:
     file = section() + interface() + b"".join(simple(frame.data) for frame in recorded("reset"))
     (connection,), facts = rebuilt(io.BytesIO(file))
     assert (connection.verdict, facts.clock.untimed) == (PASS, facts.frames), connection
-
-
-def arp(frames: Sequence[CapturedFrame], seconds: int) -> list[CapturedFrame]:
-    """The frames, and then for so long nothing but ARP."""
-    one_of_it = replace(frames[-1], data=b"\xff" * 12 + b"\x08\x06" + bytes(46))
-    return [*frames, *(frame for n in range(seconds) for frame in later([one_of_it], (n + 1) * 10**9))]
 
 
 def test_a_capture_goes_on_with_frames_of_any_protocol() -> None:
@@ -385,17 +382,6 @@ def test_messages_behind_extension_headers_are_read() -> None:
     assert (connection.verdict, connection.facts.ends[0].qpn) == (PASS, plain.facts.ends[0].qpn)
 
 
-def between(frames: Sequence[CapturedFrame], one_mac: int, other_mac: int) -> list[CapturedFrame]:
-    """The frames between two other MAC addresses; the first is that of side a."""
-    macs = [mac.to_bytes(6) for mac in (one_mac, other_mac)]
-
-    def moved(frame: CapturedFrame) -> CapturedFrame:
-        source, destination = macs if frame.interface == "side-a" else macs[::-1]
-        return replace(frame, data=destination + source + frame.data[12:])
-
-    return [moved(frame) for frame in frames]
-
-
 @pytest.mark.parametrize("lag_ns", [0, 7_000, 300_000])
 def test_networks_that_are_alike_but_for_their_macs_are_told_apart(lag_ns: int) -> None:
     """Two labs made of one image: equal addresses, queue pairs, comm ids, and PSNs that are no one's business."""
@@ -419,17 +405,6 @@ def test_two_directions_on_two_sides_of_a_router_are_one_connection() -> None:
     ways = [between(frames, 0xA1, 0xC1), between(frames, 0xC2, 0xB1)]
     connection = one(ways[frame.interface == "side-b"][n] for n, frame in enumerate(frames))
     assert connection.verdict is PASS, connection
-
-
-def unnumbered(frames: Sequence[CapturedFrame]) -> list[CapturedFrame]:
-    """The IPv4 frames with the number 0, as adapters send that do not number."""
-    zeroed = []
-    for frame in frames:
-        data = bytearray(frame.data)
-        data[18:20] = bytes(2)
-        data[-4:] = icrc(bytes(data), len(data) - 4).to_bytes(4, "little")
-        zeroed.append(replace(frame, data=bytes(data)))
-    return zeroed
 
 
 @pytest.mark.parametrize("behind_ns", [1_500_000_000, 30_000_000_000, -30_000_000_000])

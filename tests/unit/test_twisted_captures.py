@@ -12,6 +12,8 @@ from capture_files import enhanced, interface, section
 from captured import (
     INTERFACES,
     acknowledged,
+    arp,
+    between,
     judged,
     kind,
     later,
@@ -24,9 +26,9 @@ from captured import (
     recorded,
     resent,
     tagged,
+    unnumbered,
     without,
 )
-from test_misleading_captures import arp, between, unnumbered
 
 import fixtures.roce as roce
 from fixtures.roce import START_NS, Side, connect, disconnect, management, message
