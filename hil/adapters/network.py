@@ -1,30 +1,41 @@
 """The IP addresses and ports of this machine's RDMA devices, and notice of their changes."""
 
+import errno
+import fcntl
 import os
 import socket
+import struct
 import threading
 
 from pyroute2 import IPRoute
 
-from hil.adapters.find import IFF_UP, NET, read_text
+from hil.adapters.find import IFF_UP
 from hil.netlink.link import RdmaLink
 
 NETLINK_ROUTE = 0
 # Multicast groups of rtnetlink: links, IPv4 addresses, IPv6 addresses (linux/rtnetlink.h, RTMGRP_*).
 _GROUPS = 0x1 | 0x10 | 0x100
 ACTIVE = 4
+# linux/sockios.h, and struct ifreq of linux/if.h with the flags in its union.
+_SIOCGIFFLAGS, _IFREQ = 0x8913, struct.Struct("16sH22x")
 _DEVICES = "/sys/class/infiniband"
 
 
 class Network:
-    """What a SAN provider must know of the network. ``fd`` polls readable when addresses or links changed."""
+    """What a SAN provider must know of the network. ``fd`` polls readable when addresses or links changed.
+
+    A process without a free descriptor still learns which ports are up; of addresses it has those known before.
+    Raises OSError where the kernel has no RDMA.
+    """
 
     def __init__(self) -> None:
         self._socket, self._changes = _notices(), _notices()
         self.fd = self._socket.fileno()
+        self._link = RdmaLink()
         self._lock = threading.Lock()
         self._devices: set[tuple[str, int]] = set()
-        self._known: dict[str, str] | None = None
+        self._known: dict[str, str] = {}
+        self._stale = True
 
     def drain(self) -> None:
         """Consume the notices; what they say is asked for afresh."""
@@ -38,19 +49,25 @@ class Network:
         may tell others first: who asks because of a change that somebody else told of must ask ``afresh``.
         """
         with self._lock:
-            devices = _devices()
-            if _drain(self._changes) or afresh or devices != self._devices or self._known is None:
-                self._devices, self._known = devices, self._ask()
+            self._stale |= _drain(self._changes) or afresh
+            try:
+                devices = _devices()
+                if self._stale or devices != self._devices:
+                    self._devices, self._known, self._stale = devices, self._ask(), False
+            except OSError as error:
+                # What cannot be asked now is asked the next time.
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                self._stale = True
             return dict(self._known)
 
     def _ask(self) -> dict[str, str]:
-        with RdmaLink() as link:
-            netdevs = {
-                port["NDEV_INDEX"]: device["DEV_NAME"]
-                for device in link.devices()
-                for port in link.ports(device["DEV_INDEX"])
-                if "NDEV_INDEX" in port
-            }
+        netdevs = {
+            port["NDEV_INDEX"]: device["DEV_NAME"]
+            for device in self._link.devices()
+            for port in self._link.ports(device["DEV_INDEX"])
+            if "NDEV_INDEX" in port
+        }
         with IPRoute() as ip:
             return {
                 message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"): netdevs[message["index"]]
@@ -65,22 +82,27 @@ class Network:
         tells the RDMA device, whose port is ACTIVE for a moment longer.
         """
         with self._lock:
-            self._known = None
-        with RdmaLink() as link:
-            ports = [port for device in link.devices() for port in link.ports(device["DEV_INDEX"])]
-        return any(port.get("PORT_STATE") == ACTIVE and _is_up(port.get("NDEV_NAME")) for port in ports)
+            self._stale = True
+            ports = [port for device in self._link.devices() for port in self._link.ports(device["DEV_INDEX"])]
+            return any(port.get("PORT_STATE") == ACTIVE and self._is_up(port.get("NDEV_NAME")) for port in ports)
+
+    def _is_up(self, netdev: str | None) -> bool:
+        if netdev is None:
+            # An InfiniBand port has none.
+            return True
+        try:
+            _, flags = _IFREQ.unpack(fcntl.ioctl(self._socket, _SIOCGIFFLAGS, _IFREQ.pack(netdev.encode(), 0)))
+        except OSError as error:
+            # ENODEV: it is gone, or going.
+            if error.errno != errno.ENODEV:
+                raise
+            return False
+        return bool(flags & IFF_UP)
 
     def close(self) -> None:
         self._socket.close()
         self._changes.close()
-
-
-def _is_up(netdev: str | None) -> bool:
-    if netdev is None:
-        # An InfiniBand port has none.
-        return True
-    # Of one that is gone, or going, there is nothing to read.
-    return bool(int(read_text(NET / netdev / "flags") or "0", 16) & IFF_UP)
+        self._link.close()
 
 
 def _devices() -> set[tuple[str, int]]:

@@ -13,8 +13,8 @@ from hil.nodes.snapshot import Snapshot, wait_for_migration
 # What only looks: whatever else is asked of the system role, another test may find its traces.
 # fmt: off
 LOOKS = frozenset((
-    "adapters", "counters", "inspect", "kernel_log", "pending_changes", "port_counters", "processes", "provenance",
-    "resources", "standing", "survey", "versions", "wait_ready",
+    "adapters", "counters", "general_services", "inspect", "kernel_log", "pending_changes", "port_counters",
+    "processes", "provenance", "resources", "standing", "survey", "versions", "wait_ready",
 ))
 # fmt: on
 

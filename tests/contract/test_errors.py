@@ -166,6 +166,33 @@ def test_a_failed_network_gives_wsaenetdown_in_every_function(bench: Bench) -> N
     bench.judge()
 
 
+@pytest.mark.requirement("ERR-04", "ADDR-05")
+@pytest.mark.needs("inline wire", "own nodes")
+def test_without_a_descriptor_the_network_is_still_watched(bench: Bench) -> None:
+    """A process that may open nothing more hears that the port goes down and comes back; of addresses that come
+    meanwhile it learns as soon as it can ask."""
+    connector, acceptor = bench.connect()
+    a, new = connector.at, "10.77.0.11"
+    unbound, other = (a.must("WSPSocket").result for _ in range(2))
+    a.ask("exhaust_descriptors")
+
+    def bind(s: int, address: str) -> Code:
+        return a.wsp("WSPBind", s=s, address=address, port=7001, deliberately=["SWITCH-04"]).code
+
+    with bench.port_down("a"):
+        down = bind(unbound, a.ip)
+    bench.run("a", "ip", "address", "add", f"{new}/24", "dev", bench.pair.place("a").netdev)
+    unknown, known = bind(other, new), bind(unbound, a.ip)
+    a.ask("free_descriptors")
+    later = bind(other, new)
+
+    assert [down, unknown, known, later] == [Code.WSAENETDOWN, Code.WSAEADDRNOTAVAIL, Code.OK, Code.OK]
+    receive = acceptor.recv()
+    connector.send(b"up again")
+    assert acceptor.completion(receive) == (Code.OK, 8)
+    bench.judge()
+
+
 # --- nothing on the wire ---------------------------------------------------------------------------------------------
 
 
