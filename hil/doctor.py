@@ -19,7 +19,7 @@ from hil.nodes.hostlab import addresses, not_ready, outside, provisioning, resol
 from hil.nodes.image import cache_folder
 from hil.nodes.labfile import Adapter, Guest, HostsFile, LabFile, MirrorCapture, NodeSection, SoftPairFile
 from hil.nodes.machine import qemu_version
-from hil.nodes.needs import lacks
+from hil.nodes.needs import doubts, lacks
 
 QEMU_AT_LEAST = (7, 2)
 # The first Linux whose soft-RoCE works inside network namespaces.
@@ -146,6 +146,7 @@ def _rdma_here(*, needed: bool) -> Finding:
 def _hosts(lab: HostsFile, base: Path) -> Iterator[Finding]:
     if any(node.kind == "ssh" for node in lab.nodes.values()):
         yield _program("ssh", "openssh-client", "no host can be reached")
+    yield from (Finding(Level.WARNING, "lab file", doubt) for doubt in doubts(lab))
     for name in lab.nodes:
         yield from _host(lab, name, base)
 

@@ -22,7 +22,7 @@ from hil.files import passing_folder
 from hil.nodes import hostlab, running
 from hil.nodes.host import Host
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile
-from hil.nodes.needs import Need, guarantee, lacks
+from hil.nodes.needs import Need, doubts, guarantee, lacks
 from hil.options import DEFAULT_LAB, ROOT, give_up, lab_of, or_give_up
 
 # The first time, the guest image is built and booted in it.
@@ -58,7 +58,8 @@ def described(known: LabFile) -> list[str]:
     missing = lacks(known)
     how = {Need.CAPTURE: f": {guarantee(known)}"}
     lines += [f"  has    {need}{how.get(need, '')}" for need in Need if need not in missing]
-    return lines + [f"  lacks  {need}: {reason}" for need, reason in missing.items()]
+    lines += [f"  lacks  {need}: {reason}" for need, reason in missing.items()]
+    return lines + [f"  doubt  {doubt}" for doubt in doubts(known)]
 
 
 def _nodes(known: LabFile) -> list[str]:

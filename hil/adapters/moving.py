@@ -1,5 +1,6 @@
-"""What a netdev would lose for good by being moved to another network namespace and back."""
+"""What a netdev would lose for good by a move to another network namespace and back, or without IPv6 for a time."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,25 @@ def lost_by_a_move(name: str, now: Netdev) -> list[str]:
     with IPRoute() as ip:
         found = [f"the leased address {address}" for address in now.leased]
         found += _of_link(ip.get_links(now.index)[0])
-        found += [text for address in ip.get_addr(index=now.index) for text in _of_address(address, name)]
+        found += _of_addresses(ip, name, now)
         found += _routes(ip, now.index)
         permanent = [n for n in ip.get_neighbours(ifindex=now.index) if n["state"] & NUD_PERMANENT]
         found += [f"the neighbour {neighbour.get_attr('NDA_DST')}" for neighbour in permanent]
         kinds = {qdisc.get_attr("TCA_KIND") for qdisc in ip.get_qdiscs(index=now.index)}
         found += [f"the queueing discipline {kind}" for kind in sorted(kinds - OWN_QDISCS)]
     return [*found, *_of_conf(name)]
+
+
+def lost_without_ipv6(name: str, now: Netdev) -> list[str]:
+    """Like ``lost_by_a_move``, where the kernel forgets a netdev's IPv6: it goes down, or its MTU is too small."""
+    found = [f"the leased address {address}" for address in now.leased if ":" in address]
+    with IPRoute() as ip:
+        found += _of_addresses(ip, name, now, family=socket.AF_INET6)
+        return [*found, *_routes(ip, now.index, family=socket.AF_INET6)]
+
+
+def _of_addresses(ip: IPRoute, name: str, now: Netdev, **wanted: int) -> list[str]:
+    return [text for address in ip.get_addr(index=now.index, **wanted) for text in _of_address(address, name)]
 
 
 def _of_link(link: Any) -> Iterator[str]:
@@ -50,9 +63,9 @@ def _of_address(address: Any, name: str) -> Iterator[str]:
         yield f"how {local} makes no route, or one with a metric"
 
 
-def _routes(ip: IPRoute, index: int) -> Iterator[str]:
+def _routes(ip: IPRoute, index: int, **wanted: int) -> Iterator[str]:
     """Routes that do not come back with the addresses."""
-    own = [route for route in ip.get_routes(oif=index) if route.get_attr("RTA_OIF") == index]
+    own = [route for route in ip.get_routes(oif=index, **wanted) if route.get_attr("RTA_OIF") == index]
     others = [r for r in own if r["proto"] != KERNEL_ROUTE and r["type"] != MULTICAST]
     if others := [r for r in others if (r.get_attr("RTA_TABLE") or r["table"]) != LOCAL_TABLE]:
         yield f"{len(others)} routes"

@@ -2,7 +2,6 @@
 
 import errno
 import ipaddress
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from hil.adapters.changes import (
 from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
-from hil.adapters.moving import KERNEL_ROUTE, lost_by_a_move
+from hil.adapters.moving import lost_by_a_move, lost_without_ipv6
 from hil.adapters.pfc import PRIORITIES, get_pfc
 from hil.errors import AdapterError, AtWork
 from hil.netlink.codes import NetnsMode, PortState
@@ -246,18 +245,10 @@ def _software_devices(netdev: str) -> list[str]:
     return [name for name in on if not (INFINIBAND / name / "device").exists()]
 
 
-def _check_mtu(name: str, now: Netdev, mtu: int) -> None:
-    """Raises AdapterError where an MTU that is too small for IPv6 would take what cannot be given back."""
-    with IPRoute() as ip:
-        known = ip.get_routes(oif=now.index, table=254, family=socket.AF_INET6)
-        routes = [r for r in known if r["proto"] != KERNEL_ROUTE]
-    _check_losses(f"{name} cannot have MTU {mtu}", [a for a in now.leased if ":" in a], len(routes))
-
-
-def _check_losses(what: str, leased: Sequence[str], routes: int) -> None:
-    if leased or routes:
-        lost = [*(f"the leased address {a}" for a in leased), *[f"{routes} routes"] * bool(routes)]
-        raise AdapterError(f"{what}: it would lose {', '.join(lost)} for good")
+def _check_ipv6(name: str, now: Netdev, what: str) -> None:
+    """Raises AdapterError where ``what``, done or undone, takes from a netdev's IPv6 what cannot be given back."""
+    if lost := lost_without_ipv6(name, now):
+        raise AdapterError(f"{name} cannot {what}: it would lose {', '.join(lost)} for good")
 
 
 def _link_changes(asked: Wanted) -> Iterator[Change]:
@@ -267,11 +258,12 @@ def _link_changes(asked: Wanted) -> Iterator[Change]:
     if asked.mac and asked.mac != now.mac:
         yield LinkSetting(asked.netdev, "address", now.mac, asked.mac, asked.netns)
     if not now.up:
+        _check_ipv6(asked.netdev, now, "go up, and down again in the end")
         yield LinkSetting(asked.netdev, "state", "down", "up", **facts)
     # Behind the state, so that it is undone first: below 1280 bytes no IPv6 address could be given back.
     if asked.mtu and asked.mtu != now.mtu:
         if asked.mtu < IPV6_MTU <= now.mtu:
-            _check_mtu(asked.netdev, now, asked.mtu)
+            _check_ipv6(asked.netdev, now, f"have MTU {asked.mtu}")
         yield LinkSetting(asked.netdev, "mtu", now.mtu, asked.mtu, **facts)
 
 

@@ -25,6 +25,7 @@ MTU_LIMITS = (1280, 9000)
 MEMORY_LIMITS = (384, 16384)
 NODE_LIMITS = (2, 64)
 PORT_LIMITS = (0, 65535)
+IFNAMSIZ = 16
 PROVISIONED = ("soft_roce", "mtu", "flow_control", "traffic_class", "settings")
 
 Mtu = NewType("Mtu", int)
@@ -39,6 +40,7 @@ TrafficClass = NewType("TrafficClass", int)
 Ipv4 = NewType("Ipv4", str)
 Ipv6 = NewType("Ipv6", str)
 Name = NewType("Name", str)
+NetdevName = NewType("NetdevName", str)
 """What a kernel calls an interface, and what a lab calls a node: no blank, no slash, not empty."""
 Namespace = NewType("Namespace", str)
 """A name, or empty: none."""
@@ -112,7 +114,7 @@ class Adapter:
     """
 
     device: Name
-    netdev: Name
+    netdev: NetdevName
     ipv4: Ipv4
     ipv6: Ipv6 = Ipv6("")
     provision: bool = False
@@ -297,6 +299,14 @@ def _name(value: Any, of: Any) -> str:
     return text
 
 
+def _netdev_name(value: Any, of: Any) -> str:
+    text = _name(value, of)
+    # dev_valid_name() of the kernel; IFNAMSIZ counts the NUL.
+    if ":" in text or len(text) >= IFNAMSIZ:
+        raise ValueError(f"{text!r} is no netdev's name: at most {IFNAMSIZ - 1} characters, and no colon")
+    return text
+
+
 def _name_or_none(value: Any, of: Any) -> str:
     return "" if value == "" else _name(value, of)
 
@@ -346,6 +356,7 @@ def _converter(*, strict: bool = True) -> cattrs.Converter:
     converter.register_structure_hook(Ipv4, _address(4, optional=False))
     converter.register_structure_hook(Ipv6, _address(6, optional=True))
     converter.register_structure_hook(Name, _name)
+    converter.register_structure_hook(NetdevName, _netdev_name)
     converter.register_structure_hook(Namespace, _name_or_none)
     converter.register_structure_hook(Host, _host)
     for union in (NodeSection, CaptureSection):

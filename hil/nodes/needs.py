@@ -2,7 +2,16 @@
 
 from enum import StrEnum
 
-from hil.nodes.labfile import HostCapture, HostsFile, LabFile, MirrorCapture, NoCapture, SoftPairFile, SoftSwitchFile
+from hil.nodes.labfile import (
+    HostCapture,
+    HostsFile,
+    LabFile,
+    MirrorCapture,
+    NoCapture,
+    NodeSection,
+    SoftPairFile,
+    SoftSwitchFile,
+)
 
 
 class Need(StrEnum):
@@ -71,6 +80,25 @@ def capture_lacks(lab: HostsFile) -> str:
         "RoCE frames of a hardware adapter pass its netdev by, so they are not in a capture there; mirror the port to "
         "a third node, or name an interface that dumpcap records RDMA on"
     )
+
+
+def doubts(lab: LabFile) -> list[str]:
+    """What of a lab file that holds no mistake is likely to be one, in words."""
+    if not isinstance(lab, HostsFile):
+        return []
+    where = [_network(node) for name, node in lab.nodes.items() if name in ("a", "b")]
+    if len(set(where)) == len(where):
+        return []
+    return [
+        "nodes a and b are one machine in one network namespace, where a kernel keeps what it sends to its own "
+        "addresses to itself: unless its routing was arranged for this, no adapter is tested; give one node a namespace"
+    ]
+
+
+def _network(node: NodeSection) -> tuple[str, ...]:
+    """The machine and the network namespace that a node is in, as its section names them."""
+    machine = ("", "", "") if node.kind == "local" else (node.host, str(node.port), node.config)
+    return (*machine, node.namespace)
 
 
 def guarantee(lab: LabFile) -> str:

@@ -206,19 +206,41 @@ LOSSES = {
 }
 
 
+WITHOUT_IPV6 = {
+    "how fd09::8 makes no route, or one with a metric": "ip address add fd09::8/64 dev v0 nodad metric 50",
+    "the leased address fd09::8/64": "ip address add fd09::8/64 dev v0 nodad valid_lft 900 preferred_lft 900",
+    "1 routes": "ip -6 route add fd99::/64 via fd09::9 dev v0 table 100",
+}
+
+
 def check_losses() -> None:
-    """A netdev that would lose something by the move is not moved, and what it would lose is named."""
+    """A netdev that would lose something by what is asked is left alone, and what it would lose is named."""
     for lost, command in LOSSES.items():
-        # Each on a netdev of its own, with what the others have.
-        ip("link", "delete", "v0")
-        make_netdevs(used=True)
-        subprocess.run(["sh", "-ec", command], check=True)
-        try:
-            list(itertools.islice(changes(Wanted("v0", netns="hil-a")), 2))
-        except AdapterError as error:
-            assert "v0 cannot move to another namespace: it would lose" in str(error) and lost in str(error), error
-        else:
-            raise AssertionError(f"the move was not refused, and loses {lost}")
+        refused(lost, command, "move to another namespace", Wanted("v0", netns="hil-a"))
+    for lost, command in WITHOUT_IPV6.items():
+        refused(lost, command, "have MTU 1000", Wanted("v0", mtu=1000))
+        if "route" not in command:
+            # A netdev that is down has no routes.
+            refused(lost, f"ip link set v0 down; {command}", "go up, and down again in the end", Wanted("v0"))
+    # What concerns IPv4 is not lost with IPv6.
+    ip("link", "delete", "v0")
+    make_netdevs(used=True)
+    ip("address", "add", "10.9.0.8/24", "dev", "v0", "metric", "50")
+    list(itertools.islice(changes(Wanted("v0", mtu=1000)), 1))
+
+
+def refused(lost: str, command: str, what: str, asked: Wanted) -> None:
+    """Raises AssertionError unless a netdev after ``command`` cannot be what is ``asked``, for what it would lose."""
+    # Each has a netdev of its own, with what the others have.
+    ip("link", "delete", "v0")
+    make_netdevs(used=True)
+    subprocess.run(["sh", "-ec", command], check=True)
+    try:
+        list(itertools.islice(changes(asked), 2))
+    except AdapterError as error:
+        assert f"v0 cannot {what}: it would lose" in str(error) and lost in str(error), error
+    else:
+        raise AssertionError(f"v0 may {what}, and loses {lost}")
 
 
 def check_a_namespace_of_two(journal: Path) -> None:

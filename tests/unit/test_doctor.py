@@ -21,10 +21,11 @@ from hil.nodes.labfile import (
     LabSection,
     LocalNode,
     Name,
+    NetdevName,
     NodeSection,
 )
 
-ADAPTER = Adapter(device=Name("rxe0"), netdev=Name("eth0"), ipv4=Ipv4("10.0.0.1"))
+ADAPTER = Adapter(device=Name("rxe0"), netdev=NetdevName("eth0"), ipv4=Ipv4("10.0.0.1"))
 READY: dict[str, Any] = {
     "python": [3, 13],
     "pyverbs": "there",

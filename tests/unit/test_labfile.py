@@ -9,7 +9,7 @@ import pytest
 from hil.errors import LabFileError, Unsupported
 from hil.nodes.hostlab import provisioning
 from hil.nodes.labfile import HostsFile, Name, SoftPairFile, read_lab_file
-from hil.nodes.needs import Need, lacks
+from hil.nodes.needs import Need, doubts, lacks
 from hil.nodes.softpair import Place
 
 LABS = sorted((Path(__file__).parents[2] / "lab").glob("*.toml"))
@@ -358,3 +358,31 @@ def test_a_section_that_is_wrong_is_not_missing_too(tmp_path: Path, drop: str) -
     lines = str(raised.value).splitlines()
     assert 1 <= len(lines) <= 2 and len(set(lines)) == len(lines), lines
     assert not any("is missing: contract" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("name", ["enp1s0f0np0.1000", "eth0:1"])
+def test_a_netdevs_name_is_one_that_the_kernel_can_give(tmp_path: Path, name: str) -> None:
+    """Sixteen characters are one too many, and an alias is none; a device's name may be longer."""
+    with pytest.raises(LabFileError, match=r"\[nodes.a.adapter.netdev\] .* is no netdev's name: at most 15 characters"):
+        read_lab_file(hosts(tmp_path, ('netdev = "eth0"', f'netdev = "{name}"')))
+    read_lab_file(hosts(tmp_path, ('device = "rxe0"', 'device = "a-device-of-more-characters"')))
+
+
+SAME = ('host = "two"', 'host = "one"')
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubted"),
+    [
+        ([], False),
+        ([SAME], True),
+        ([SAME, ('host = "one"', 'host = "one"\nport = 2222')], False),
+        ([SAME, ('host = "one"', 'host = "one"\nnamespace = "left"')], False),
+        ([('kind = "ssh"\nhost = "one"', 'kind = "local"')], False),
+        ([('kind = "ssh"\nhost = "one"', 'kind = "local"'), ('kind = "ssh"\nhost = "two"', 'kind = "local"')], True),
+    ],
+)
+def test_one_machine_in_one_namespace_is_doubted(tmp_path: Path, changes: list[tuple[str, str]], doubted: bool) -> None:
+    """A kernel keeps to itself what it sends to its own addresses: two nodes need machines or namespaces of their own,
+    though somebody may have arranged the routing."""
+    assert bool(doubts(read_lab_file(hosts(tmp_path, *changes)))) == doubted
