@@ -418,13 +418,22 @@ def _opened_devices(grown: dict[str, int]) -> dict[str, int]:
 # How the kernel says that something of its own is wrong; a driver's own errors are level 3 and below.
 COMPLAINT = re.compile(
     r"BUG:|WARNING:|Oops|general protection|Call Trace|refcount_t:|list_(add|del) corruption|blocked for more than|"
-    r"unregister_netdevice: waiting|KASAN|UBSAN|Out of memory"
+    r"unregister_netdevice: waiting|KASAN|UBSAN"
 )
+STARVED = re.compile(r"Out of memory")
 
 
 def complaints(log: list[dict[str, Any]]) -> list[str]:
     """The messages of a kernel's log that tell of a fault."""
     return [record["text"] for record in log if COMPLAINT.search(record["text"])]
+
+
+def starved(log: list[dict[str, Any]]) -> list[str]:
+    """The messages of a kernel's log that tell of a machine without memory: what it ended says nothing of an adapter.
+
+    One that a control group's limit ended concerns nobody outside of that group.
+    """
+    return [record["text"] for record in log if STARVED.search(record["text"])]
 
 
 def unseen(evidence: Evidence) -> list[str]:

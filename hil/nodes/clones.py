@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.errors import NodeError
-from hil.evidence.rules import complaints
+from hil.evidence.rules import complaints, starved
 from hil.nodes.clone import Clone
 from hil.nodes.node import Record
 from hil.nodes.protocol import Message
@@ -64,7 +64,8 @@ class Clones:
         self._record = None
         if set(ended) - {-signal.SIGKILL}:
             return False
-        if any(complaints(node.system("kernel_log")) for node in self.nodes.values()):
+        logs = [node.system("kernel_log") for node in self.nodes.values()]
+        if any(complaints(log) or starved(log) for log in logs):
             return False
         return all(self._as_before(_look(node), self._standing[name]) for name, node in self.nodes.items())
 

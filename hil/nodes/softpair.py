@@ -17,7 +17,7 @@ from hil.errors import CaptureError, HilError, NodeError, SetupError, Unsupporte
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import RocePacket, roce_packets
 from hil.evidence.rebuild.missing import missing_in
-from hil.evidence.rules import ended_processes, grown_processes, held, of_sockets, others, unseen
+from hil.evidence.rules import ended_processes, grown_processes, held, of_sockets, others, starved, unseen
 from hil.nodes.channel import ClockRelation
 from hil.nodes.clones import Clones
 from hil.nodes.image import building, cache_folder
@@ -274,6 +274,8 @@ class Pair:
                 )
                 evidence.processes[name] = self._processes.get(name, []), self._processes_after(name)
                 evidence.kernel_log[name] = node.system("kernel_log")
+                if ended := starved(evidence.kernel_log[name]):
+                    evidence.problems.append(f"node {name} ran out of memory: {'; '.join(ended)}")
                 evidence.port_counters[name] = self._port_counters[name], node.system("port_counters")
             except NodeError as error:
                 evidence.problems.append(f"the audit of node {name} failed: {error}")

@@ -37,6 +37,15 @@ def test_hang(bench):
     bench.pair.nodes["b"].machine.monitor("stop")
     bench.pair.nodes["b"].clock()
 """
+NO_MEMORY = """
+def test_no_memory(bench):
+    closer, peer = bench.connect()
+    hog = "kept = []\\nwhile True: kept.append(bytearray(b'x' * (1 << 20)))"
+    done = bench.pair.nodes["b"].system("run", command=["python3", "-c", hog])
+    assert done["status"] == -9, done
+    closer.close()
+    bench.judge(bench.hard_close(closer, peer))
+"""
 FULL_DISK = """
 import pytest
 @pytest.fixture
@@ -166,6 +175,16 @@ def test_a_guest_that_hangs_makes_its_test_invalid_and_the_others_go_on(tmp_path
     assert run.wait() == 2, run.output.read_text()
     verdict, reason = run.verdicts()["test_hang"]
     assert verdict == "invalid" and "hangs" in reason, reason
+    assert run.verdicts()["test_healthy"][0] == "pass"
+    run.nothing_left()
+
+
+def test_a_node_without_memory_makes_its_test_invalid_and_the_others_go_on(tmp_path: Path) -> None:
+    """The kernel ends what took all of a node's memory, which is named; the agent lives, and the next test passes."""
+    run = Run(tmp_path, NO_MEMORY + HEALTHY)
+    assert run.wait() == 2, run.output.read_text()
+    verdict, reason = run.verdicts()["test_no_memory"]
+    assert verdict == "invalid" and "node b ran out of memory" in reason and "(python3)" in reason, reason
     assert run.verdicts()["test_healthy"][0] == "pass"
     run.nothing_left()
 

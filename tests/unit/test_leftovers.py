@@ -16,6 +16,7 @@ from hil.evidence.rules import (
     leak_links,
     of_sockets,
     others,
+    starved,
 )
 
 SOCKET, HANDLE = 1000, 77
@@ -183,6 +184,14 @@ def test_only_faults_of_the_kernel_are_complaints() -> None:
     fault = "WARNING: CPU: 0 PID: 5 at drivers/infiniband/core/restrack.c:122"
     texts = ["infiniband rxe0: set active", fault, "rdma_rxe: rxe_qp_chk_cap: invalid max_send_wr", "Call Trace:"]
     assert complaints([{"text": text, "level": 4} for text in texts]) == [fault, "Call Trace:"]
+
+
+def test_a_machine_without_memory_is_no_fault_of_its_adapter() -> None:
+    """What the kernel ended for want of memory is told apart; a control group's own limit concerns nobody else."""
+    ended = "Out of memory: Killed process 233 (python3) total-vm:1234kB"
+    texts = [ended, "Memory cgroup out of memory: Killed process 234 (cc1)"]
+    log = [{"text": text, "level": 3} for text in texts]
+    assert (starved(log), complaints(log)) == ([ended], [])
 
 
 def test_a_complaint_and_a_grown_process_break_a_link() -> None:
