@@ -1,5 +1,6 @@
 """This machine as a node: code runs from memory, death and silence are noticed, frames recorded, nothing stays."""
 
+import json
 import os
 import shutil
 import signal
@@ -81,6 +82,23 @@ def test_nothing_stays(tmp_path: Path) -> None:
         assert time.monotonic_ns() < end_ns, f"worker {worker} or the agent lives on"
         time.sleep(0.02)
     assert not node._control.exists()
+
+
+def test_no_token_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that was handed to a worker of the node and never taken leaves its token; another process's stays."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    folder = tmp_path / f"san-provider-{os.geteuid()}"
+    folder.mkdir(mode=0o700)
+    node = local(tmp_path)
+    node.wait_ready()
+    _, pid = node.channel.spawn("system")
+    for name, owner in (("00000001", pid), ("00000002", os.getpid())):
+        (folder / name).write_text(json.dumps({"pid": owner, "state": {}}))
+    node.stop()
+    end_ns = time.monotonic_ns() + 10 * 10**9
+    while (left := [path.name for path in folder.iterdir()]) != ["00000002"]:
+        assert time.monotonic_ns() < end_ns, left
+        time.sleep(0.02)
 
 
 def test_a_pulled_out_node_is_noticed_at_once(node: Host) -> None:
