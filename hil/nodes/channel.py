@@ -1,6 +1,7 @@
 """The controller's end of an agent's byte stream: calls with time-outs, events, death, and the clock."""
 
 import itertools
+import select
 import socket
 import threading
 import time
@@ -126,11 +127,14 @@ class Channel:
 
     def close(self) -> None:
         self._die("the channel was closed")
+        self._end_stream()
+        self._reader.join(5)
+
+    def _end_stream(self) -> None:
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-        self._reader.join(5)
 
     def _check(self, worker: int) -> None:
         if self._dead is not None:
@@ -158,10 +162,26 @@ class Channel:
     def _send(self, message: Message) -> None:
         try:
             with self._send_lock:
-                self._sock.sendall(encode(message))
+                self._send_all(encode(message))
         except OSError as error:
-            self._die(f"the node's stream broke: {error}; {self._last_words()}")
+            hangs = isinstance(error, TimeoutError)
+            why = "the node hangs: it takes nothing" if hangs else f"the node's stream broke: {error}"
+            self._die(f"{why}; {self._last_words()}")
+            # Half a message may be on its way: nothing that follows it would be understood.
+            self._end_stream()
             raise NodeDied(f"{self.name}: {self._dead}") from error
+
+    def _send_all(self, data: bytes) -> None:
+        """Raises TimeoutError when the node takes nothing for HANG_TIMEOUT_S, and OSError."""
+        left = memoryview(data)
+        writable = select.poll()
+        writable.register(self._sock, select.POLLOUT)
+        while left:
+            try:
+                left = left[self._sock.send(left, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                if not writable.poll(HANG_TIMEOUT_S * 1000):
+                    raise TimeoutError from None
 
     def _read(self) -> None:
         frames = FrameBuffer()

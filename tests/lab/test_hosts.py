@@ -124,6 +124,22 @@ def test_a_hanging_node_is_noticed_by_its_heart(node: Host) -> None:
         node._process.send_signal(signal.SIGCONT)
 
 
+def test_a_hanging_node_that_is_told_much_is_noticed(node: Host) -> None:
+    """The agent stands still and takes nothing more: neither who has more to say nor who asks next waits for ever."""
+    node.system("versions")
+    node._process.send_signal(signal.SIGSTOP)
+    started_ns = time.monotonic_ns()
+    try:
+        with pytest.raises(NodeDied, match="hangs"):
+            node.channel.call(0, "no such call", 5, "waiting", much="x" * (4 << 20))
+        with pytest.raises(NodeDied, match="hangs"):
+            node.channel.clock()
+        assert not node.alive()
+        assert time.monotonic_ns() - started_ns < NOTICED_WITHIN_S * 1e9
+    finally:
+        node._process.send_signal(signal.SIGCONT)
+
+
 def test_a_worker_that_takes_all_memory_dies_first(node: Host) -> None:
     """The kernel is told to kill workers before the agent, so that somebody is left to tell of it."""
     done = node.system("run", command=["cat", "/proc/self/oom_score_adj"])
