@@ -8,7 +8,8 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
@@ -18,15 +19,19 @@ from pyroute2 import IPRoute
 from pyroute2 import netns as namespaces
 
 from hil.adapters.pfc import get_pfc, set_priorities
-from hil.adapters.settable import SETTABLE
+from hil.adapters.settable import why_not_settable
 from hil.errors import AdapterError
 from hil.netlink.codes import NetnsMode
 from hil.netlink.link import RdmaLink
 
 T = TypeVar("T")
+# linux/if.h and linux/if_addr.h.
 IFF_UP, IFA_F_NODAD, IFA_F_PERMANENT = 0x1, 0x02, 0x80
+IPV6_MTU_OF = "/proc/sys/net/ipv6/conf/{}/mtu"
 LINK_LOCAL = 253
 """The scope of addresses that are good on their link only (linux/rtnetlink.h)."""
+KERNEL_LL = 3
+"""The protocol of link-local addresses that the kernel makes itself (linux/if_addr.h, IFAPROT_KERNEL_LL)."""
 
 
 class Change(Protocol):
@@ -86,7 +91,7 @@ def _raise(error: BaseException) -> Any:
 class Netdev:
     """What provisioning changes of a netdev. ``addresses``: with prefix, but for those the kernel makes itself.
 
-    ``unchecked``: those without duplicate address detection; ``leased``: those that end by themselves.
+    ``given``: the same, each in full as ``give_back`` takes it, without those that end by themselves, ``leased``.
     """
 
     index: int
@@ -94,7 +99,7 @@ class Netdev:
     mtu: int
     up: bool
     addresses: tuple[str, ...]
-    unchecked: tuple[str, ...]
+    given: tuple[str, ...]
     leased: tuple[str, ...]
 
 
@@ -105,24 +110,104 @@ def netdev(name: str) -> Netdev | None:
         if not links:
             return None
         (link,) = links
-        held = {_text(a): a.get_attr("IFA_FLAGS") or 0 for a in ip.get_addr(index=link["index"]) if _was_given(a)}
+        known = list(ip.get_addr())
+        own = [address for address in known if address["index"] == link["index"]]
+        # Linux before 5.18 says of no address who made it: of link-local ones it will have been the kernel.
+        tells = any(address.get_attr("IFA_PROTO") for address in known)
+        held = [address for address in own if not _is_the_kernels(address, tells=tells)]
+    leased = [address for address in held if not (address.get_attr("IFA_FLAGS") or 0) & IFA_F_PERMANENT]
     return Netdev(
         link["index"],
         link.get_attr("IFLA_ADDRESS"),
         link.get_attr("IFLA_MTU"),
         bool(link["flags"] & IFF_UP),
-        tuple(held),
-        tuple(text for text, flags in held.items() if flags & IFA_F_NODAD),
-        tuple(text for text, flags in held.items() if not flags & IFA_F_PERMANENT),
+        tuple(_text(address) for address in held),
+        tuple(_in_full(address) for address in held if address not in leased),
+        tuple(_in_full(address) for address in leased),
     )
 
 
-def _was_given(address: Any) -> bool:
-    return not (address["family"] == socket.AF_INET6 and address["scope"] == LINK_LOCAL)
+def _is_the_kernels(address: Any, *, tells: bool) -> bool:
+    if address["family"] != socket.AF_INET6 or address["scope"] != LINK_LOCAL:
+        return False
+    return not tells or address.get_attr("IFA_PROTO") == KERNEL_LL
 
 
 def _text(address: Any) -> str:
     return f"{address.get_attr('IFA_LOCAL') or address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}"
+
+
+def _in_full(address: Any) -> str:
+    """An address with what it was given with, in words: "10.0.0.1/24 broadcast 10.0.0.255"."""
+    words = [_text(address)]
+    if broadcast := address.get_attr("IFA_BROADCAST"):
+        words += ["broadcast", broadcast]
+    if address["family"] == socket.AF_INET and address["scope"]:
+        words += ["scope", str(address["scope"])]
+    if (address.get_attr("IFA_FLAGS") or 0) & IFA_F_NODAD:
+        words.append("nodad")
+    if not (address.get_attr("IFA_FLAGS") or 0) & IFA_F_PERMANENT:
+        lasts = address.get_attr("IFA_CACHEINFO")
+        words += ["valid", str(lasts["ifa_valid"]), "preferred", str(lasts["ifa_preferred"])]
+    return " ".join(words)
+
+
+def give_back(name: str, given: Sequence[str]) -> None:
+    """Give a netdev of this thread's namespace those of these addresses that it has not.
+
+    Raises OSError and NetlinkError as the kernel answers, and ValueError for what ``Netdev.given`` does not hold.
+    """
+    # The kernel lists the newest of IPv6's first, and takes it first as the source of what it sends.
+    by_age = [*(text for text in given if not _is_ipv6(text)), *(text for text in reversed(given) if _is_ipv6(text))]
+    found = netdev(name)
+    for text in by_age if found is not None else ():
+        if found is not None and text.split()[0] not in found.addresses:
+            with IPRoute() as ip:
+                ip.addr("add", index=found.index, **_asked(text))
+
+
+def _is_ipv6(text: str) -> bool:
+    return ":" in text.split()[0]
+
+
+def _asked(text: str) -> dict[str, Any]:
+    words = text.split()
+    interface = ipaddress.ip_interface(words.pop(0))
+    asked: dict[str, Any] = {"address": str(interface.ip), "prefixlen": interface.network.prefixlen}
+    while words:
+        match words:
+            case ["broadcast", address, *words]:
+                asked["broadcast"] = str(ipaddress.ip_address(address))
+            case ["scope", scope, *words]:
+                asked["scope"] = int(scope)
+            case ["valid", valid, "preferred", preferred, *words]:
+                asked |= {"valid": int(valid), "preferred": int(preferred)}
+            case ["nodad", *words]:
+                asked["flags"] = IFA_F_NODAD
+            case _:
+                raise ValueError(f"{text!r} is no address in full")
+    return asked
+
+
+def ipv6_mtu(name: str) -> int:
+    """The MTU that IPv6 keeps to on a netdev of this thread's namespace, in bytes; 0 where it has no IPv6."""
+    # This file follows the namespace of the thread that opens it.
+    try:
+        return int(Path(IPV6_MTU_OF.format(name)).read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def _still(name: str, index: int) -> Netdev | None:
+    """The netdev of that name, or None where it is gone. Raises AdapterError where it has another name now."""
+    found = netdev(name)
+    if found is None and index:
+        with IPRoute() as ip:
+            for link in ip.get_links():
+                if link["index"] == index:
+                    now = link.get_attr("IFLA_IFNAME")
+                    raise AdapterError(f"{name} is called {now} now: call it {name} again, and restore once more")
+    return found
 
 
 def _netdevs() -> list[str]:
@@ -144,76 +229,82 @@ def known_netdev(name: str) -> Netdev:
 
 @dataclass(frozen=True, slots=True)
 class LinkSetting:
-    """A netdev's "address", "mtu" or "state" ("up", "down").
+    """A netdev's "address", "mtu", "state" ("up", "down"), or the "ipv6 mtu" where that is another.
 
-    ``addresses`` are those it held: the kernel drops IPv6's where a netdev goes down, or its MTU below 1280. Of these,
-    the ``unchecked`` were without duplicate address detection.
+    ``given``: the addresses it held, in full: the kernel drops IPv6's where a netdev goes down, or its MTU below 1280.
+    ``index`` is the netdev's, which stays when it gets another name; 0: not known.
     """
 
     netdev: str
-    setting: Literal["address", "mtu", "state"]
+    setting: Literal["address", "mtu", "state", "ipv6 mtu"]
     was: str | int
     wanted: str | int
     netns: str = ""
-    addresses: tuple[str, ...] = ()
-    unchecked: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    index: int = 0
 
     def make(self) -> None:
-        self._set(self.wanted)
+        in_namespace(self.netns, lambda: self._set(self.wanted))
 
     def undo(self) -> None:
-        self._set(self.was)
-        for address in self.addresses:
-            Address(self.netdev, address, self.netns, detect=address not in self.unchecked).make()
+        where = _there(self.netns)
+
+        def work() -> None:
+            # One that came back from a namespace may have another index.
+            _still(self.netdev, self.index if where == self.netns else 0)
+            self._set(self.was)
+            give_back(self.netdev, self.given)
+
+        in_namespace(where, work)
 
     def _set(self, value: str | int) -> None:
-        def work() -> None:
-            found = netdev(self.netdev)
-            if found is not None and self._now(found) != value:
-                with IPRoute() as ip:
-                    ip.link("set", index=found.index, **{self.setting: value})
-
-        in_namespace(_there(self.netns), work)
+        found = netdev(self.netdev)
+        if found is None or self._now(found) == value:
+            return
+        if self.setting == "ipv6 mtu":
+            with suppress(FileNotFoundError):
+                Path(IPV6_MTU_OF.format(self.netdev)).write_text(str(value))
+        else:
+            with IPRoute() as ip:
+                ip.link("set", index=found.index, **{self.setting: value})
 
     def _now(self, found: Netdev) -> str | int:
         now: dict[str, str | int] = {
             "address": found.mac,
             "mtu": found.mtu,
             "state": "up" if found.up else "down",
+            "ipv6 mtu": ipv6_mtu(self.netdev),
         }
         return now[self.setting]
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address that a netdev had not before, "10.0.0.1/24". ``detect``: whether to look for a duplicate first."""
+    """An address that a netdev had not before, "10.0.0.1/24". ``index`` as of a ``LinkSetting``."""
 
     netdev: str
     address: str
     netns: str = ""
-    detect: bool = False
+    index: int = 0
 
     def make(self) -> None:
-        self._change("add")
+        # Duplicate address detection costs a second, in which the address is no GID.
+        text = f"{self.address} nodad" if _is_ipv6(self.address) else self.address
+        in_namespace(self.netns, lambda: give_back(self.netdev, [text]))
 
     def undo(self) -> None:
-        self._change("del")
+        where = _there(self.netns)
+        in_namespace(where, lambda: self._take(self.index if where == self.netns else 0))
 
-    def _change(self, command: str) -> None:
-        def work() -> None:
-            found = netdev(self.netdev)
-            if found is not None and (self.address in found.addresses) == (command == "del"):
-                with IPRoute() as ip:
-                    ip.addr(command, index=found.index, **self._facts(new=command == "add"))
-
-        in_namespace(_there(self.netns), work)
-
-    def _facts(self, *, new: bool) -> dict[str, Any]:
+    def _take(self, index: int) -> None:
+        found = _still(self.netdev, index)
+        if found is None or self.address not in found.addresses:
+            return
         interface = ipaddress.ip_interface(self.address)
-        facts = {"address": str(interface.ip), "prefixlen": interface.network.prefixlen}
-        # Duplicate address detection costs a second, in which the address is no GID.
-        unchecked = new and interface.version == 6 and not self.detect
-        return facts | ({"flags": IFA_F_NODAD} if unchecked else {})
+        with IPRoute() as ip:
+            ip.addr("del", index=found.index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
+        # With the first address of an IPv4 network the kernel deletes the others, which somebody else gave.
+        give_back(self.netdev, [t for t in (*found.given, *found.leased) if t.split()[0] != self.address])
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +374,12 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A netdev in another namespace, which made the kernel forget its ``addresses`` and that it was up."""
+    """A netdev in another namespace; the kernel forgot the addresses it was ``given`` and that it was up."""
 
     netdev: str
     netns: str
     up: bool
-    addresses: tuple[str, ...]
-    unchecked: tuple[str, ...]
+    given: tuple[str, ...]
 
     def make(self) -> None:
         found = known_netdev(self.netdev)
@@ -317,10 +407,10 @@ class Moved:
 
     def _make_as_before(self) -> None:
         if netdev(self.netdev) is None:
-            raise AdapterError(f"there is no netdev {self.netdev} that {self.addresses} could be given back to")
+            gone = f"netdev {self.netdev} is gone, perhaps with namespace {self.netns}"
+            raise AdapterError(f"{gone}: make it again, and restore once more")
         LinkSetting(self.netdev, "state", "down", "up" if self.up else "down").make()
-        for address in self.addresses:
-            Address(self.netdev, address, detect=address not in self.unchecked).make()
+        give_back(self.netdev, self.given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,8 +466,8 @@ class FlowControl:
 
 def checked(path: str) -> Path:
     """A path that provisioning may write. Raises AdapterError for any other."""
-    if not path.startswith(SETTABLE) or ".." in Path(path).parts:
-        raise AdapterError(f"{path} is no setting of the network: it must lie below {', '.join(SETTABLE)}")
+    if why := why_not_settable(path):
+        raise AdapterError(f"{path} is no setting of the network: {why}")
     return Path(path)
 
 

@@ -7,37 +7,69 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from hil.adapters.changes import Netdev
+from hil.adapters.changes import Netdev, ipv6_mtu
 
 KERNEL_ROUTE = 2
 """The protocol of routes that come and go with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
 # linux/rtnetlink.h, linux/neighbour.h, linux/if_addr.h
 LOCAL_TABLE, MULTICAST, NUD_PERMANENT = 255, 5, 0x80
+IPV6_METRIC = 256
+"""The metric of routes that the kernel makes for IPv6 (linux/ipv6_route.h, IP6_RT_PRIO_ADDRCONF)."""
 IFA_F_NOPREFIXROUTE = 0x200
 # What the kernel gives a netdev by itself.
 OWN_QDISCS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "pfifo"})
 CONF = Path("/proc/sys/net")
-# They follow the netdev's own MTU, or cannot be read.
+# It cannot be read; IPv6's MTU follows the netdev's own unless it was given another.
 OWN_CONF = frozenset({"mtu", "stable_secret"})
+# Their MTU is never above that of the netdev below, and they end where it moves.
+STACKED = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"})
+IFA_F_DEPRECATED = 0x20
 
 
 def lost_by_a_move(name: str, now: Netdev) -> list[str]:
     """What cannot be given back to a netdev, in words: addresses are, with their prefix lengths, and that it is up."""
     with IPRoute() as ip:
-        found = [f"the leased address {address}" for address in now.leased]
+        found = [f"the leased address {text.split()[0]}" for text in now.leased]
         found += _of_link(ip.get_links(now.index)[0])
+        found += [f"{upper}, which is on top of it" for upper in stacked_on(now.index)]
         found += _of_addresses(ip, name, now)
         found += _routes(ip, now.index)
         permanent = [n for n in ip.get_neighbours(ifindex=now.index) if n["state"] & NUD_PERMANENT]
         found += [f"the neighbour {neighbour.get_attr('NDA_DST')}" for neighbour in permanent]
         kinds = {qdisc.get_attr("TCA_KIND") for qdisc in ip.get_qdiscs(index=now.index)}
         found += [f"the queueing discipline {kind}" for kind in sorted(kinds - OWN_QDISCS)]
-    return [*found, *_of_conf(name)]
+    if (own := ipv6_mtu(name)) not in (0, now.mtu):
+        found.append(f"ipv6.mtu = {own}")
+    return [*found, *_of_groups(name), *_of_conf(name)]
+
+
+def stacked_on(index: int) -> list[str]:
+    """The netdevs of this thread's namespace on top of one, such as its VLANs."""
+    with IPRoute() as ip:
+        links = [link for link in ip.get_links() if _kind(link) in STACKED and link.get_attr("IFLA_LINK") == index]
+    # Of one whose lower netdev is in another namespace the index is that namespace's.
+    return [link.get_attr("IFLA_IFNAME") for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
+
+
+def below_vlan(name: str) -> str:
+    """The netdev below a VLAN, or "" where ``name`` is none."""
+    with IPRoute() as ip:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ip.get_links()}
+        for link in ip.get_links():
+            if link.get_attr("IFLA_IFNAME") == name and _kind(link) == "vlan":
+                return str(names.get(link.get_attr("IFLA_LINK"), "the netdev below it"))
+    return ""
+
+
+def _kind(link: Any) -> str:
+    """What a virtual netdev is, or ""."""
+    info = link.get_attr("IFLA_LINKINFO")
+    return (info.get_attr("IFLA_INFO_KIND") if info is not None else "") or ""
 
 
 def lost_without_ipv6(name: str, now: Netdev) -> list[str]:
     """Like ``lost_by_a_move``, where the kernel forgets a netdev's IPv6: it goes down, or its MTU is too small."""
-    found = [f"the leased address {address}" for address in now.leased if ":" in address]
+    found = [f"the leased address {text.split()[0]}" for text in now.leased if ":" in text.split()[0]]
     with IPRoute() as ip:
         found += _of_addresses(ip, name, now, family=socket.AF_INET6)
         return [*found, *_routes(ip, now.index, family=socket.AF_INET6)]
@@ -50,6 +82,19 @@ def _of_addresses(ip: IPRoute, name: str, now: Netdev, **wanted: int) -> list[st
 def _of_link(link: Any) -> Iterator[str]:
     if link.get_attr("IFLA_MASTER"):
         yield "its place in a bridge or bond"
+    families = link.get_attr("IFLA_AF_SPEC")
+    ipv6 = families.get_attr("AF_INET6") if families is not None else None
+    if ipv6 is not None and ipv6.get_attr("IFLA_INET6_TOKEN") not in (None, "::"):
+        yield f"the IPv6 token {ipv6.get_attr('IFLA_INET6_TOKEN')}"
+
+
+def _of_groups(name: str) -> Iterator[str]:
+    """Link-layer multicast addresses that somebody gave to a netdev."""
+    # Of this thread's namespace; the columns: index, name, users, whether it was given, address.
+    for line in _read(Path("/proc/thread-self/net/dev_mcast")).splitlines():
+        match line.split():
+            case [_, held_by, _, given, address] if held_by == name and given != "0":
+                yield f"the multicast address {address}"
 
 
 def _of_address(address: Any, name: str) -> Iterator[str]:
@@ -61,14 +106,23 @@ def _of_address(address: Any, name: str) -> Iterator[str]:
         yield f"the label of {local}"
     if (address.get_attr("IFA_FLAGS") or 0) & IFA_F_NOPREFIXROUTE or address.get_attr("IFA_RT_PRIORITY"):
         yield f"how {local} makes no route, or one with a metric"
+    if (address.get_attr("IFA_FLAGS") or 0) & IFA_F_DEPRECATED:
+        yield f"that {local} is deprecated"
 
 
 def _routes(ip: IPRoute, index: int, **wanted: int) -> Iterator[str]:
     """Routes that do not come back with the addresses."""
-    own = [route for route in ip.get_routes(oif=index, **wanted) if route.get_attr("RTA_OIF") == index]
-    others = [r for r in own if r["proto"] != KERNEL_ROUTE and r["type"] != MULTICAST]
-    if others := [r for r in others if (r.get_attr("RTA_TABLE") or r["table"]) != LOCAL_TABLE]:
+    own = [route for route in ip.get_routes(**wanted) if index in _out_of(route) and route["type"] != MULTICAST]
+    own = [route for route in own if (route.get_attr("RTA_TABLE") or route["table"]) != LOCAL_TABLE]
+    usual = (None, 0, IPV6_METRIC)
+    others = [r for r in own if r["proto"] != KERNEL_ROUTE or r.get_attr("RTA_PRIORITY") not in usual]
+    if others:
         yield f"{len(others)} routes"
+
+
+def _out_of(route: Any) -> list[int]:
+    """The netdevs that a route leads to."""
+    return [route.get_attr("RTA_OIF"), *(hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ())]
 
 
 def _of_conf(name: str) -> Iterator[str]:

@@ -26,13 +26,14 @@ from hil.adapters.changes import (
     SoftDevice,
     checked,
     in_namespace,
+    ipv6_mtu,
     known_netdev,
     noted,
 )
 from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
-from hil.adapters.moving import lost_by_a_move, lost_without_ipv6
+from hil.adapters.moving import below_vlan, lost_by_a_move, lost_without_ipv6, stacked_on
 from hil.adapters.pfc import PRIORITIES, get_pfc
 from hil.errors import AdapterError, AtWork
 from hil.netlink.codes import NetnsMode, PortState
@@ -198,7 +199,7 @@ def _move_changes(asked: Wanted) -> Iterator[Change]:
     if not asked.device and _exclusive():
         what = "RDMA's namespace mode is exclusive, and the bench moves netdevs only"
         raise AdapterError(f"{asked.netdev} cannot move without its RDMA device: {what}: rdma system set netns shared")
-    yield Moved(asked.netdev, asked.netns, now.up, now.addresses, now.unchecked)
+    yield Moved(asked.netdev, asked.netns, now.up, now.given)
 
 
 def _has(netdev: str) -> bool:
@@ -253,10 +254,9 @@ def _check_ipv6(name: str, now: Netdev, what: str) -> None:
 
 def _link_changes(asked: Wanted) -> Iterator[Change]:
     now = known_netdev(asked.netdev)
-    kept = tuple(address for address in now.addresses if address not in now.leased)
-    facts: dict[str, Any] = {"netns": asked.netns, "addresses": kept, "unchecked": now.unchecked}
+    facts: dict[str, Any] = {"netns": asked.netns, "given": now.given, "index": now.index}
     if asked.mac and asked.mac != now.mac:
-        yield LinkSetting(asked.netdev, "address", now.mac, asked.mac, asked.netns)
+        yield LinkSetting(asked.netdev, "address", now.mac, asked.mac, asked.netns, index=now.index)
     if not now.up:
         _check_ipv6(asked.netdev, now, "go up, and down again in the end")
         yield LinkSetting(asked.netdev, "state", "down", "up", **facts)
@@ -264,14 +264,29 @@ def _link_changes(asked: Wanted) -> Iterator[Change]:
     if asked.mtu and asked.mtu != now.mtu:
         if asked.mtu < IPV6_MTU <= now.mtu:
             _check_ipv6(asked.netdev, now, f"have MTU {asked.mtu}")
+        yield from _following(asked, now)
         yield LinkSetting(asked.netdev, "mtu", now.mtu, asked.mtu, **facts)
 
 
+def _following(asked: Wanted, now: Netdev) -> Iterator[Change]:
+    """What the kernel changes with a netdev's MTU, in front of it, so that it is undone behind it."""
+    if (own := ipv6_mtu(asked.netdev)) not in (0, now.mtu):
+        # The kernel makes it the link's: there is only something to undo.
+        yield LinkSetting(asked.netdev, "ipv6 mtu", own, own, asked.netns, index=now.index)
+    for name in stacked_on(now.index):
+        upper = known_netdev(name)
+        if upper.mtu > asked.mtu:
+            facts: dict[str, Any] = {"netns": asked.netns, "given": upper.given, "index": upper.index}
+            if asked.mtu < IPV6_MTU:
+                _check_ipv6(name, upper, f"have MTU {asked.mtu} with {asked.netdev}")
+            yield LinkSetting(name, "mtu", upper.mtu, asked.mtu, **facts)
+
+
 def _address_changes(asked: Wanted) -> Iterator[Change]:
-    held = known_netdev(asked.netdev).addresses
+    now = known_netdev(asked.netdev)
     for text in asked.addresses:
-        if str(ipaddress.ip_interface(text)) not in held:
-            yield Address(asked.netdev, str(ipaddress.ip_interface(text)), asked.netns)
+        if str(ipaddress.ip_interface(text)) not in now.addresses:
+            yield Address(asked.netdev, str(ipaddress.ip_interface(text)), asked.netns, now.index)
 
 
 def _device_change(asked: Wanted) -> Iterator[Change]:
@@ -286,6 +301,8 @@ def _device_change(asked: Wanted) -> Iterator[Change]:
         )
     if other := next((name for name, netdev in on.items() if netdev == asked.netdev), None):
         raise AdapterError(f"{asked.netdev} carries the RDMA device {other} already: name that one, or another netdev")
+    if asked.link_type == "rxe" and (below := below_vlan(asked.netdev)):
+        raise AdapterError(f"{asked.netdev} is a VLAN, on which there is no soft-RoCE: make it on {below}")
     yield SoftDevice(asked.device, asked.link_type, asked.netdev, asked.netns)
 
 

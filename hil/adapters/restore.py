@@ -52,5 +52,7 @@ def restore(
             done.append({"kind": entry.kind, "facts": entry.facts})
         written.discard()
     if failures:
-        raise AdapterError("not everything could be undone; the rest stays noted:\n  " + "\n  ".join(failures))
+        raise AdapterError(
+            f"not everything could be undone; the rest stays noted in {journal}:\n  " + "\n  ".join(failures)
+        )
     return done

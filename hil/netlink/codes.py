@@ -86,12 +86,15 @@ class SrqType(Known):
 
 
 class PollContext(Known):
-    """Where the kernel polls a completion queue of its own."""
+    """Where the kernel polls a completion queue of its own, since Linux 5.8 (enum ib_poll_context of rdma/ib_verbs.h).
 
-    DIRECT = 0
-    SOFTIRQ = 1
-    WORKQUEUE = 2
-    UNBOUND_WORKQUEUE = 3
+    iproute2's names are those of the order before.
+    """
+
+    SOFTIRQ = 0
+    WORKQUEUE = 1
+    UNBOUND_WORKQUEUE = 2
+    DIRECT = 3
 
 
 class CmState(Known):

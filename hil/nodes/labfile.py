@@ -16,7 +16,7 @@ import cattrs
 from cattrs import transform_error
 from cattrs.gen import make_dict_structure_fn
 
-from hil.adapters.settable import SETTABLE
+from hil.adapters.settable import why_not_settable
 from hil.errors import LabFileError
 from hil.progress import harmless
 
@@ -26,6 +26,8 @@ MEMORY_LIMITS = (384, 16384)
 NODE_LIMITS = (2, 64)
 PORT_LIMITS = (0, 65535)
 IFNAMSIZ = 16
+THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+"""No address of it is a machine's (RFC 1122, 3.2.1.3)."""
 PROVISIONED = ("soft_roce", "mtu", "flow_control", "traffic_class", "settings")
 
 Mtu = NewType("Mtu", int)
@@ -288,6 +290,8 @@ def _unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return "it is an IPv4 address in disguise"
     kinds = {"multicast": address.is_multicast, "unspecified": address.is_unspecified, "loopback": address.is_loopback}
+    if isinstance(address, ipaddress.IPv4Address):
+        kinds |= {"reserved": address.is_reserved, "this network's own": address in THIS_NETWORK}
     kinds["link-local, and names no scope"] = isinstance(address, ipaddress.IPv6Address) and address.is_link_local
     return ", ".join(f"it is {kind}" for kind, so in kinds.items() if so)
 
@@ -473,9 +477,12 @@ def _contradictions(lab: LabFile, values: dict[str, Any]) -> Any:
             f"[capture.node] node {lab.capture.node} is tested: RoCE frames of a hardware adapter pass its netdevs by; "
             "mirror the port to a third node"
         )
+    yield from _no_recorder(lab)
     for name, node in lab.nodes.items():
         yield from _without_a_namespace(name, node, _table(values, "nodes", name) or {})
         yield from _not_settings(name, node)
+        if node.adapter is not None:
+            yield from _no_address(name, node.adapter)
         if node.adapter is not None and not node.adapter.provision:
             for key in PROVISIONED:
                 if getattr(node.adapter, key) != attrs.fields_dict(Adapter)[key].default:
@@ -494,8 +501,29 @@ def _contradictions(lab: LabFile, values: dict[str, Any]) -> Any:
 def _not_settings(name: str, node: NodeSection) -> Iterator[str]:
     """Settings that no adapter has."""
     for path in (node.adapter.settings if node.adapter else None) or {}:
-        if not path.startswith(SETTABLE) or ".." in path.split("/"):
-            yield f"[nodes.{name}.adapter.settings] {path!r} is not below {' or '.join(SETTABLE)}"
+        if why := why_not_settable(path):
+            yield f"[nodes.{name}.adapter.settings] {path!r} is no setting: {why}"
+
+
+def _no_address(name: str, adapter: Adapter) -> Iterator[str]:
+    """IPv4 addresses that are their network's own, or everybody's in it."""
+    network = ipaddress.ip_network(f"{adapter.ipv4}/{adapter.ipv4_prefix}", strict=False)
+    ends = {str(network.network_address): "names the network", str(network.broadcast_address): "is everybody's in"}
+    # Of two addresses each is a machine's (RFC 3021).
+    if network.prefixlen < 31 and adapter.ipv4 in ends:
+        yield f"[nodes.{name}.adapter.ipv4] {adapter.ipv4} {ends[adapter.ipv4]} {network}: it is no adapter's address"
+
+
+def _no_recorder(lab: HostsFile) -> Iterator[str]:
+    """What nothing can be recorded on."""
+    capture = lab.capture
+    if isinstance(capture, HostCapture) and capture.interface == "any":
+        yield "[capture.interface] what is recorded on any holds no Ethernet frames: name one netdev or RDMA device"
+    if isinstance(capture, MirrorCapture) and capture.method == "packet-socket":
+        try:
+            _netdev_name(capture.netdev, NetdevName)
+        except ValueError as error:
+            yield f"[capture.netdev] {error}"
 
 
 def _without_a_namespace(name: str, node: NodeSection, written: dict[str, Any]) -> Iterator[str]:

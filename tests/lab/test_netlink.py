@@ -120,12 +120,18 @@ RESOURCES: dict[str, tuple[str, dict[str, str]]] = {
 HEXADECIMAL = ("rkey", "lkey", "local_dma_lkey")
 
 
+# iproute2 6 still has the order of before Linux 5.8. (ib_core polls its own queue for MADs in the unbound work queue.)
+BY_RDMA = {"SOFTIRQ": "DIRECT", "WORKQUEUE": "SOFTIRQ", "UNBOUND_WORKQUEUE": "WORKQUEUE", "DIRECT": "UNBOUND_WORKQUEUE"}
+
+
 def as_shown(entry: Facts, names: dict[str, str]) -> Facts:
     """One of our entries in rdma's names; what has no name there keeps ours, and so differs."""
     found = {(names | OWNER).get(ours, ours): value for ours, value in entry.items()}
     for name in ("src-addr", "dst-addr"):
         if name in found:
             found[name] = ":".join(map(str, found[name]))
+    if "poll-ctx" in found:
+        found["poll-ctx"] = BY_RDMA[found["poll-ctx"]]
     if "kernel" in found:
         found["comm"] = found.pop("kernel")
     return by_name(found)

@@ -36,7 +36,9 @@ def can_be_apart() -> bool:
 
 
 @pytest.mark.skipif("not can_be_apart()", reason="making a network namespace with a veth pair needs root")
-@pytest.mark.parametrize("case", ["bare", "in use", "namespace", "routes", "nodes", "small", "asleep", "shared"])
+@pytest.mark.parametrize(
+    "case", ["bare", "in use", "namespace", "routes", "nodes", "small", "asleep", "shared", "lived in"]
+)
 def test_killed_at_any_step_all_is_undone(case: str, tmp_path: Path) -> None:
     """A bare netdev, one in use and one moved to a namespace are as before; one that would lose something stays.
 
@@ -186,6 +188,8 @@ def main(case: str, journal: Path) -> None:
         check(Wanted("v0", ["10.9.0.7/24"], mtu=1000), journal, 3)
     elif case == "asleep":
         check(Wanted("v0", ["10.9.0.7/24"], mtu=1000), journal, 5)
+    elif case == "lived in":
+        check_lived_in(journal)
     elif case == "nodes":
         check_nodes_of_one_machine(journal)
     elif case == "shared":
@@ -202,6 +206,13 @@ LOSSES = {
     "its place in a bridge": "ip link add br0 type bridge; ip link set v0 master br0",
     "the neighbour 10.9.0.9": "ip neighbour add 10.9.0.9 lladdr 52:54:00:00:09:09 dev v0",
     "the queueing discipline clsact": "tc qdisc add dev v0 clsact",
+    "2 routes": "ip route add 10.7.0.0/16 nexthop via 10.9.0.9 dev v0 nexthop via 10.9.0.8 dev v0;"
+    " ip route add 10.9.0.0/24 dev v0 proto kernel scope link src 10.9.0.7 metric 100",
+    "that fd09::9 is deprecated": "ip address add fd09::9/64 dev v0 nodad preferred_lft 0",
+    "the IPv6 token ::5": "ip token set ::5 dev v0",
+    "the multicast address 333300000077": "ip maddr add 33:33:00:00:00:77 dev v0",
+    "m0, which is on top of it": "ip link add link v0 name m0 type macvlan",
+    "ipv6.mtu = 1400": "echo 1400 > /proc/sys/net/ipv6/conf/v0/mtu",
     "ipv4.arp_ignore = 1": "echo 1 > /proc/sys/net/ipv4/conf/v0/arp_ignore",
 }
 
@@ -241,6 +252,60 @@ def refused(lost: str, command: str, what: str, asked: Wanted) -> None:
         assert f"v0 cannot {what}: it would lose" in str(error) and lost in str(error), error
     else:
         raise AssertionError(f"v0 may {what}, and loses {lost}")
+
+
+LIVED_IN = (
+    "addr add 10.9.1.7/24 brd + dev v0",
+    "addr add 10.9.2.7/24 brd 10.9.2.255 scope link dev v0",
+    "addr add fd09::8/64 dev v0 nodad",
+    "addr add fe80::77/64 dev v0 nodad",
+)
+
+
+def check_lived_in(journal: Path) -> None:
+    """Broadcasts, scopes, given link-local addresses, the order of IPv6's, IPv6's own MTU, MACVLANs on top and what
+    others did meanwhile: all is as it would have been."""
+    for command in LIVED_IN:
+        ip(*command.split())
+    wait_unchanging()
+    check(Wanted("v0", ["10.9.0.1/24"], mtu=1300, netns="hil-a"), journal, 11)
+    ip("link", "add", "link", "v0", "name", "m0", "type", "macvlan")
+    ip("link", "set", "m0", "up")
+    Path("/proc/sys/net/ipv6/conf/v0/mtu").write_text("1400")
+    wait_unchanging()
+    check(Wanted("v0", ["10.9.3.1/24"], mtu=1410), journal, 9)
+    check(Wanted("v0", ["10.9.3.1/24"], mtu=1000), journal, 9)
+    assert Path("/proc/sys/net/ipv6/conf/v0/mtu").read_text() == "1400\n"
+
+    # Somebody else's addresses came to the network that the first of it is ours.
+    provide(Wanted("v0", ["10.9.3.1/24"]), journal)
+    for command in ("10.9.3.2/24 brd + dev v0", "10.9.3.3/24 dev v0 valid_lft 900 preferred_lft 800"):
+        ip("address", "add", *command.split())
+    restore(journal)
+    left = json.loads(ip("-j", "address", "show", "v0"))[0]["addr_info"]
+    known = {a["local"]: (a.get("broadcast"), a["valid_life_time"] > 900) for a in left if "10.9.3" in a["local"]}
+    assert known == {"10.9.3.2": ("10.9.3.255", True), "10.9.3.3": (None, False)}, left
+
+    # Under another name it is still the one that was changed.
+    provide(Wanted("v0", ["10.9.4.1/24"], mtu=1200), journal)
+    ip("link", "set", "v0", "name", "w0")
+    try:
+        restore(journal)
+    except AdapterError as error:
+        assert "v0 is called w0 now" in str(error) and str(journal) in str(error), error
+    else:
+        raise AssertionError("what is called otherwise now was taken for undone")
+    ip("link", "set", "w0", "name", "v0")
+    assert {change["kind"] for change in restore(journal)} == {"Address", "LinkSetting"}
+    assert Path("/proc/sys/net/ipv6/conf/v0/mtu").read_text() == "1400\n"
+    assert "10.9.4.1" not in ip("address", "show", "v0") and not journal.exists()
+
+
+def provide(asked: Wanted, journal: Path) -> None:
+    """Provision as far as a kernel without RDMA can."""
+    for change in changes(asked):
+        Journal(journal).note(*noted(change))
+        change.make()
 
 
 def check_a_namespace_of_two(journal: Path) -> None:

@@ -231,7 +231,7 @@ def test_changes_survive_the_journal(journal: Journal) -> None:
     changes = [
         LinkSetting("eth0", "mtu", 1500, 9000),
         Address("eth0", "fd77::1/64", netns="hil-a"),
-        Moved("eth1", "hil-a", True, ("10.0.0.1/24", "fd00::1/64"), ("fd00::1/64",)),
+        Moved("eth1", "hil-a", True, ("10.0.0.1/24 broadcast 10.0.0.255", "fd00::1/64 nodad")),
         Setting("/proc/sys/net/ipv4/tcp_ecn", "2", "1"),
     ]
     for change in changes:

@@ -149,6 +149,19 @@ def test_a_netdev_of_a_hardware_adapter_is_no_capture_point(tmp_path: Path) -> N
     assert Need.CAPTURE not in lacks(named)
 
 
+@pytest.mark.parametrize(
+    ("capture", "said"),
+    [
+        ('kind = "host"\nmethod = "dumpcap"\ninterface = "any"', r"\[capture.interface\] .* name one netdev"),
+        ('kind = "mirror"\nnode = "a"\nnetdev = "averyveryverylong"', r"\[capture.netdev\] .* no netdev's name"),
+    ],
+)
+def test_what_cannot_be_recorded_on_is_refused(tmp_path: Path, capture: str, said: str) -> None:
+    """Every netdev at once gives no Ethernet frames, and a packet socket knows netdevs only."""
+    with pytest.raises(LabFileError, match=said):
+        read_lab_file(hosts(tmp_path, ('kind = "host"', capture)))
+
+
 def test_nothing_recorded_means_nothing_judged(tmp_path: Path) -> None:
     """A lab without a capture point says so."""
     lab = read_lab_file(hosts(tmp_path, ('kind = "host"', 'kind = "none"')))
@@ -180,6 +193,10 @@ def test_an_mtu_that_ipv6_cannot_use_is_refused(tmp_path: Path, mtu: int) -> Non
         ("ipv4", "0.0.0.0", "it is unspecified"),
         ("ipv4", "224.0.0.1", "it is multicast"),
         ("ipv4", "127.0.0.1", "it is loopback"),
+        ("ipv4", "0.1.2.3", "it is this network's own"),
+        ("ipv4", "255.255.255.255", "it is reserved"),
+        ("ipv4", "10.0.0.0", "names the network 10.0.0.0/24"),
+        ("ipv4", "10.0.0.255", "is everybody's in 10.0.0.0/24"),
         ("ipv4", "", "is not an IPv4 address"),
     ],
 )
@@ -313,6 +330,10 @@ def test_what_the_bench_is_to_give_an_adapter_is_asked_for(tmp_path: Path) -> No
     ("key", "said"),
     [
         ("flow_control = [8]", "adapter.flow_control[0]] 8 is out of range: 0 to 7"),
+        ('settings = {"/proc/sys/net/." = "1"}', "'/proc/sys/net/.' is no setting: it is not the plain path of a file"),
+        ('settings = {"/sys/class/net/" = "1"}', "it is not the plain path of a file"),
+        ('settings = {"/sys/class/net/e/device/remove" = "1"}', "device leads to what is not the netdev's own"),
+        ('settings = {"/etc/passwd" = "1"}', "it is not below /sys/class/net/ or /proc/sys/net/"),
         ("traffic_class = 256", "adapter.traffic_class] 256 is out of range: 0 to 255"),
         ('settings = {"/proc/x" = 1}', "1 is not a string"),
         ("soft_roce = true", "adapter.soft_roce] it is the bench's to give only with provision = true"),
