@@ -51,16 +51,6 @@ def stacked_on(index: int) -> list[str]:
     return [link.get_attr("IFLA_IFNAME") for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
 
 
-def below_vlan(name: str) -> str:
-    """The netdev below a VLAN, or "" where ``name`` is none."""
-    with IPRoute() as ip:
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ip.get_links()}
-        for link in ip.get_links():
-            if link.get_attr("IFLA_IFNAME") == name and _kind(link) == "vlan":
-                return str(names.get(link.get_attr("IFLA_LINK"), "the netdev below it"))
-    return ""
-
-
 def _kind(link: Any) -> str:
     """What a virtual netdev is, or ""."""
     info = link.get_attr("IFLA_LINKINFO")

@@ -33,7 +33,7 @@ from hil.adapters.changes import (
 from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
-from hil.adapters.moving import below_vlan, lost_by_a_move, lost_without_ipv6, stacked_on
+from hil.adapters.moving import lost_by_a_move, lost_without_ipv6, stacked_on
 from hil.adapters.pfc import PRIORITIES, get_pfc
 from hil.errors import AdapterError, AtWork
 from hil.netlink.codes import NetnsMode, PortState
@@ -301,8 +301,6 @@ def _device_change(asked: Wanted) -> Iterator[Change]:
         )
     if other := next((name for name, netdev in on.items() if netdev == asked.netdev), None):
         raise AdapterError(f"{asked.netdev} carries the RDMA device {other} already: name that one, or another netdev")
-    if asked.link_type == "rxe" and (below := below_vlan(asked.netdev)):
-        raise AdapterError(f"{asked.netdev} is a VLAN, on which there is no soft-RoCE: make it on {below}")
     yield SoftDevice(asked.device, asked.link_type, asked.netdev, asked.netns)
 
 
