@@ -300,6 +300,24 @@ def check_lived_in(journal: Path) -> None:
     assert Path("/proc/sys/net/ipv6/conf/v0/mtu").read_text() == "1400\n"
     assert "10.9.4.1" not in ip("address", "show", "v0") and not journal.exists()
 
+    # Somebody removed the namespace, and a virtual netdev goes with it.
+    ip("link", "delete", "v0")
+    make_netdevs(used=True)
+    provide(Wanted("v0", ["10.9.4.1/24"], netns="hil-b"), journal)
+    ip("netns", "delete", "hil-b")
+    while subprocess.run(["ip", "link", "show", "v1"], capture_output=True).returncode == 0:
+        time.sleep(0.05)
+    try:
+        restore(journal)
+    except AdapterError as error:
+        assert "netdev v0 is gone, perhaps with namespace hil-b: make it again" in str(error), error
+    else:
+        raise AssertionError("a netdev that is gone was taken for given back")
+    ip(*VETH[1:])
+    restore(journal)
+    held = [address["local"] for address in json.loads(ip("-j", "address", "show", "v0"))[0]["addr_info"]]
+    assert {"10.9.0.7", "fd09::7"} <= set(held) and not journal.exists(), held
+
 
 def provide(asked: Wanted, journal: Path) -> None:
     """Provision as far as a kernel without RDMA can."""
