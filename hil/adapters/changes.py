@@ -5,11 +5,13 @@ gone, there is nothing to undo.
 """
 
 import errno
+import fcntl
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
@@ -27,6 +29,8 @@ from hil.netlink.link import RdmaLink
 T = TypeVar("T")
 # linux/if.h and linux/if_addr.h.
 IFF_UP, IFA_F_NODAD, IFA_F_PERMANENT = 0x1, 0x02, 0x80
+# linux/sockios.h, and struct ifreq of linux/if.h with a hardware address in its union.
+_SIOCADDMULTI, _IFREQ_ADDRESS = 0x8931, struct.Struct("16sH6s16x")
 IPV6_MTU_OF = "/proc/sys/net/ipv6/conf/{}/mtu"
 LINK_LOCAL = 253
 """The scope of addresses that are good on their link only (linux/rtnetlink.h)."""
@@ -91,7 +95,7 @@ def _raise(error: BaseException) -> Any:
 class Netdev:
     """What provisioning changes of a netdev. ``addresses``: with prefix, but for those the kernel makes itself.
 
-    ``given``: the same, each in full as ``give_back`` takes it, without those that end by themselves, ``leased``.
+    ``given``: the same, each in full as ``give_back`` takes it, without ``leased``, those that end by themselves.
     """
 
     index: int
@@ -123,7 +127,7 @@ def netdev(name: str) -> Netdev | None:
         bool(link["flags"] & IFF_UP),
         tuple(_text(address) for address in held),
         tuple(_in_full(address) for address in held if address not in leased),
-        tuple(_in_full(address) for address in leased),
+        tuple(_text(address) for address in leased),
     )
 
 
@@ -146,9 +150,6 @@ def _in_full(address: Any) -> str:
         words += ["scope", str(address["scope"])]
     if (address.get_attr("IFA_FLAGS") or 0) & IFA_F_NODAD:
         words.append("nodad")
-    if not (address.get_attr("IFA_FLAGS") or 0) & IFA_F_PERMANENT:
-        lasts = address.get_attr("IFA_CACHEINFO")
-        words += ["valid", str(lasts["ifa_valid"]), "preferred", str(lasts["ifa_preferred"])]
     return " ".join(words)
 
 
@@ -158,15 +159,57 @@ def give_back(name: str, given: Sequence[str]) -> None:
     Raises OSError and NetlinkError as the kernel answers, and ValueError for what ``Netdev.given`` does not hold.
     """
     # The kernel lists the newest of IPv6's first, and takes it first as the source of what it sends.
-    by_age = [*(text for text in given if not _is_ipv6(text)), *(text for text in reversed(given) if _is_ipv6(text))]
+    by_age = [*(text for text in given if not is_ipv6(text)), *(text for text in reversed(given) if is_ipv6(text))]
     found = netdev(name)
-    for text in by_age if found is not None else ():
-        if found is not None and text.split()[0] not in found.addresses:
-            with IPRoute() as ip:
+    if found is None:
+        return
+    with IPRoute() as ip:
+        for text in by_age:
+            if text.split()[0] not in found.addresses:
                 ip.addr("add", index=found.index, **_asked(text))
 
 
-def _is_ipv6(text: str) -> bool:
+@contextmanager
+def _promoting(name: str) -> Iterator[None]:
+    """While it lasts, the first address of an IPv4 network does not take with it the others, which somebody else gave,
+    and the routes from them."""
+    setting = Path(f"/proc/sys/net/ipv4/conf/{name}/promote_secondaries")
+    # A netdev that is too small for IPv4 has no settings of it.
+    unset = setting.exists() and setting.read_text().strip() == "0"
+    if unset:
+        setting.write_text("1")
+    try:
+        yield
+    finally:
+        if unset:
+            setting.write_text("0")
+
+
+def groups_of(name: str) -> tuple[str, ...]:
+    """The link-layer multicast addresses that somebody gave to a netdev of this thread's namespace, in hexadecimal.
+
+    Such as a daemon that listens for LLDP; the kernel's own, for what programs joined, are not among them.
+    """
+    found = []
+    # The columns: index, name, users, whether it was given, address.
+    for line in Path("/proc/thread-self/net/dev_mcast").read_text().splitlines():
+        match line.split():
+            case [_, held_by, _, given, address] if held_by == name and given != "0":
+                found.append(address)
+    return tuple(found)
+
+
+def give_groups_back(name: str, groups: Sequence[str]) -> None:
+    """Give a netdev of this thread's namespace those of these link-layer multicast addresses that it has not.
+
+    Raises OSError as the kernel answers, and ValueError for what ``groups_of`` does not tell.
+    """
+    for group in groups:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(FileExistsError):
+            fcntl.ioctl(asking, _SIOCADDMULTI, _IFREQ_ADDRESS.pack(name.encode(), 0, bytes.fromhex(group)))
+
+
+def is_ipv6(text: str) -> bool:
     return ":" in text.split()[0]
 
 
@@ -180,8 +223,6 @@ def _asked(text: str) -> dict[str, Any]:
                 asked["broadcast"] = str(ipaddress.ip_address(address))
             case ["scope", scope, *words]:
                 asked["scope"] = int(scope)
-            case ["valid", valid, "preferred", preferred, *words]:
-                asked |= {"valid": int(valid), "preferred": int(preferred)}
             case ["nodad", *words]:
                 asked["flags"] = IFA_F_NODAD
             case _:
@@ -231,7 +272,8 @@ def known_netdev(name: str) -> Netdev:
 class LinkSetting:
     """A netdev's "address", "mtu", "state" ("up", "down"), or the "ipv6 mtu" where that is another.
 
-    ``given``: the addresses it held, in full: the kernel drops IPv6's where a netdev goes down, or its MTU below 1280.
+    ``given``: IPv6's addresses that it held, in full: the kernel drops them where a netdev goes down, or its MTU below
+    1280.
     ``index`` is the netdev's, which stays when it gets another name; 0: not known.
     """
 
@@ -289,7 +331,7 @@ class Address:
 
     def make(self) -> None:
         # Duplicate address detection costs a second, in which the address is no GID.
-        text = f"{self.address} nodad" if _is_ipv6(self.address) else self.address
+        text = f"{self.address} nodad" if is_ipv6(self.address) else self.address
         in_namespace(self.netns, lambda: give_back(self.netdev, [text]))
 
     def undo(self) -> None:
@@ -301,10 +343,8 @@ class Address:
         if found is None or self.address not in found.addresses:
             return
         interface = ipaddress.ip_interface(self.address)
-        with IPRoute() as ip:
+        with _promoting(self.netdev), IPRoute() as ip:
             ip.addr("del", index=found.index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
-        # With the first address of an IPv4 network the kernel deletes the others, which somebody else gave.
-        give_back(self.netdev, [t for t in (*found.given, *found.leased) if t.split()[0] != self.address])
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,12 +414,14 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A netdev in another namespace; the kernel forgot the addresses it was ``given`` and that it was up."""
+    """A netdev in another namespace; the kernel forgot the addresses it was ``given``, its ``groups`` (``groups_of``),
+    and that it was up."""
 
     netdev: str
     netns: str
     up: bool
     given: tuple[str, ...]
+    groups: tuple[str, ...] = ()
 
     def make(self) -> None:
         found = known_netdev(self.netdev)
@@ -411,6 +453,7 @@ class Moved:
             raise AdapterError(f"{gone}: make it again, and restore once more")
         LinkSetting(self.netdev, "state", "down", "up" if self.up else "down").make()
         give_back(self.netdev, self.given)
+        give_groups_back(self.netdev, self.groups)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from hil.adapters.changes import Netdev, ipv6_mtu
+from hil.adapters.changes import Netdev, ipv6_mtu, is_ipv6
 
 KERNEL_ROUTE = 2
 """The protocol of routes that come and go with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
@@ -21,7 +21,7 @@ OWN_QDISCS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "pfifo"
 CONF = Path("/proc/sys/net")
 # It cannot be read; IPv6's MTU follows the netdev's own unless it was given another.
 OWN_CONF = frozenset({"mtu", "stable_secret"})
-# Their MTU is never above that of the netdev below, and they end where it moves.
+# Their MTU is never above that of the netdev below, and where it moves they lose their way, or end.
 STACKED = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"})
 IFA_F_DEPRECATED = 0x20
 
@@ -29,7 +29,7 @@ IFA_F_DEPRECATED = 0x20
 def lost_by_a_move(name: str, now: Netdev) -> list[str]:
     """What cannot be given back to a netdev, in words: addresses are, with their prefix lengths, and that it is up."""
     with IPRoute() as ip:
-        found = [f"the leased address {text.split()[0]}" for text in now.leased]
+        found = [f"the leased address {address}" for address in now.leased]
         found += _of_link(ip.get_links(now.index)[0])
         found += [f"{upper}, which is on top of it" for upper in stacked_on(now.index)]
         found += _of_addresses(ip, name, now)
@@ -40,7 +40,7 @@ def lost_by_a_move(name: str, now: Netdev) -> list[str]:
         found += [f"the queueing discipline {kind}" for kind in sorted(kinds - OWN_QDISCS)]
     if (own := ipv6_mtu(name)) not in (0, now.mtu):
         found.append(f"ipv6.mtu = {own}")
-    return [*found, *_of_groups(name), *_of_conf(name)]
+    return [*found, *_of_conf(name)]
 
 
 def stacked_on(index: int) -> list[str]:
@@ -59,7 +59,7 @@ def _kind(link: Any) -> str:
 
 def lost_without_ipv6(name: str, now: Netdev) -> list[str]:
     """Like ``lost_by_a_move``, where the kernel forgets a netdev's IPv6: it goes down, or its MTU is too small."""
-    found = [f"the leased address {text.split()[0]}" for text in now.leased if ":" in text.split()[0]]
+    found = [f"the leased address {address}" for address in now.leased if is_ipv6(address)]
     with IPRoute() as ip:
         found += _of_addresses(ip, name, now, family=socket.AF_INET6)
         return [*found, *_routes(ip, now.index, family=socket.AF_INET6)]
@@ -76,15 +76,6 @@ def _of_link(link: Any) -> Iterator[str]:
     ipv6 = families.get_attr("AF_INET6") if families is not None else None
     if ipv6 is not None and ipv6.get_attr("IFLA_INET6_TOKEN") not in (None, "::"):
         yield f"the IPv6 token {ipv6.get_attr('IFLA_INET6_TOKEN')}"
-
-
-def _of_groups(name: str) -> Iterator[str]:
-    """Link-layer multicast addresses that somebody gave to a netdev."""
-    # Of this thread's namespace; the columns: index, name, users, whether it was given, address.
-    for line in _read(Path("/proc/thread-self/net/dev_mcast")).splitlines():
-        match line.split():
-            case [_, held_by, _, given, address] if held_by == name and given != "0":
-                yield f"the multicast address {address}"
 
 
 def _of_address(address: Any, name: str) -> Iterator[str]:

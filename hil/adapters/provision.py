@@ -25,8 +25,10 @@ from hil.adapters.changes import (
     Setting,
     SoftDevice,
     checked,
+    groups_of,
     in_namespace,
     ipv6_mtu,
+    is_ipv6,
     known_netdev,
     noted,
 )
@@ -199,7 +201,7 @@ def _move_changes(asked: Wanted) -> Iterator[Change]:
     if not asked.device and _exclusive():
         what = "RDMA's namespace mode is exclusive, and the bench moves netdevs only"
         raise AdapterError(f"{asked.netdev} cannot move without its RDMA device: {what}: rdma system set netns shared")
-    yield Moved(asked.netdev, asked.netns, now.up, now.given)
+    yield Moved(asked.netdev, asked.netns, now.up, now.given, groups_of(asked.netdev))
 
 
 def _has(netdev: str) -> bool:
@@ -254,32 +256,42 @@ def _check_ipv6(name: str, now: Netdev, what: str) -> None:
 
 def _link_changes(asked: Wanted) -> Iterator[Change]:
     now = known_netdev(asked.netdev)
-    facts: dict[str, Any] = {"netns": asked.netns, "given": now.given, "index": now.index}
     if asked.mac and asked.mac != now.mac:
         yield LinkSetting(asked.netdev, "address", now.mac, asked.mac, asked.netns, index=now.index)
+    changed = bool(asked.mtu) and asked.mtu != now.mtu
+    if not now.up or changed:
+        yield from _ipv6_mtu_change(asked, asked.netdev, now)
     if not now.up:
         _check_ipv6(asked.netdev, now, "go up, and down again in the end")
-        yield LinkSetting(asked.netdev, "state", "down", "up", **facts)
+        yield LinkSetting(asked.netdev, "state", "down", "up", **_as_it_is(asked, now))
     # Behind the state, so that it is undone first: below 1280 bytes no IPv6 address could be given back.
-    if asked.mtu and asked.mtu != now.mtu:
+    if changed:
         if asked.mtu < IPV6_MTU <= now.mtu:
             _check_ipv6(asked.netdev, now, f"have MTU {asked.mtu}")
-        yield from _following(asked, now)
-        yield LinkSetting(asked.netdev, "mtu", now.mtu, asked.mtu, **facts)
+        yield from _stacked_changes(asked, now)
+        yield LinkSetting(asked.netdev, "mtu", now.mtu, asked.mtu, **_as_it_is(asked, now))
 
 
-def _following(asked: Wanted, now: Netdev) -> Iterator[Change]:
-    """What the kernel changes with a netdev's MTU, in front of it, so that it is undone behind it."""
-    if (own := ipv6_mtu(asked.netdev)) not in (0, now.mtu):
-        # The kernel makes it the link's: there is only something to undo.
-        yield LinkSetting(asked.netdev, "ipv6 mtu", own, own, asked.netns, index=now.index)
+def _as_it_is(asked: Wanted, now: Netdev) -> dict[str, Any]:
+    return {"netns": asked.netns, "given": tuple(text for text in now.given if is_ipv6(text)), "index": now.index}
+
+
+def _ipv6_mtu_change(asked: Wanted, name: str, now: Netdev) -> Iterator[Change]:
+    """The kernel makes IPv6's MTU the link's with each change: there is only something to undo, and at last."""
+    if (own := ipv6_mtu(name)) not in (0, now.mtu):
+        yield LinkSetting(name, "ipv6 mtu", own, own, asked.netns, index=now.index)
+
+
+def _stacked_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
+    """The MTUs of netdevs on top, which the kernel lowers with that of the netdev below."""
     for name in stacked_on(now.index):
         upper = known_netdev(name)
         if upper.mtu > asked.mtu:
-            facts: dict[str, Any] = {"netns": asked.netns, "given": upper.given, "index": upper.index}
             if asked.mtu < IPV6_MTU:
                 _check_ipv6(name, upper, f"have MTU {asked.mtu} with {asked.netdev}")
-            yield LinkSetting(name, "mtu", upper.mtu, asked.mtu, **facts)
+            yield from _ipv6_mtu_change(asked, name, upper)
+            yield from _stacked_changes(asked, upper)
+            yield LinkSetting(name, "mtu", upper.mtu, asked.mtu, **_as_it_is(asked, upper))
 
 
 def _address_changes(asked: Wanted) -> Iterator[Change]:

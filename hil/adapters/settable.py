@@ -12,6 +12,8 @@ def why_not_settable(path: str) -> str:
     parts = path.split("/")
     if {"", ".", ".."} & set(parts[1:]):
         return "it is not the plain path of a file"
-    if path.startswith("/sys/class/net/") and len(parts) > 5 and parts[5].startswith(_AWAY):
-        return f"{parts[5]} leads to what is not the netdev's own"
+    # An RDMA device's own settings are found below its netdev's device.
+    own = parts[8:] if parts[5:7] == ["device", "infiniband"] else parts[5:]
+    if path.startswith("/sys/class/net/") and (away := next((p for p in own if p.startswith(_AWAY)), "")):
+        return f"{away} leads to what is not the adapter's own"
     return ""

@@ -291,7 +291,7 @@ def _unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
         return "it is an IPv4 address in disguise"
     kinds = {"multicast": address.is_multicast, "unspecified": address.is_unspecified, "loopback": address.is_loopback}
     if isinstance(address, ipaddress.IPv4Address):
-        kinds |= {"reserved": address.is_reserved, "this network's own": address in THIS_NETWORK}
+        kinds |= {"everybody's": str(address) == "255.255.255.255", "this network's own": address in THIS_NETWORK}
     kinds["link-local, and names no scope"] = isinstance(address, ipaddress.IPv6Address) and address.is_link_local
     return ", ".join(f"it is {kind}" for kind, so in kinds.items() if so)
 
@@ -482,7 +482,7 @@ def _contradictions(lab: LabFile, values: dict[str, Any]) -> Any:
         yield from _without_a_namespace(name, node, _table(values, "nodes", name) or {})
         yield from _not_settings(name, node)
         if node.adapter is not None:
-            yield from _no_address(name, node.adapter)
+            yield from _no_address(name, node.adapter, _table(values, "nodes", name, "adapter") or {})
         if node.adapter is not None and not node.adapter.provision:
             for key in PROVISIONED:
                 if getattr(node.adapter, key) != attrs.fields_dict(Adapter)[key].default:
@@ -505,8 +505,11 @@ def _not_settings(name: str, node: NodeSection) -> Iterator[str]:
             yield f"[nodes.{name}.adapter.settings] {path!r} is no setting: {why}"
 
 
-def _no_address(name: str, adapter: Adapter) -> Iterator[str]:
-    """IPv4 addresses that are their network's own, or everybody's in it."""
+def _no_address(name: str, adapter: Adapter, written: dict[str, Any]) -> Iterator[str]:
+    """IPv4 addresses that are their network's own, or everybody's in it; ``written`` is all that stands there."""
+    if not adapter.provision and "ipv4_prefix" not in written:
+        # The host knows its network, and the file does not say it.
+        return
     network = ipaddress.ip_network(f"{adapter.ipv4}/{adapter.ipv4_prefix}", strict=False)
     ends = {str(network.network_address): "names the network", str(network.broadcast_address): "is everybody's in"}
     # Of two addresses each is a machine's (RFC 3021).

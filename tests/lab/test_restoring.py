@@ -210,7 +210,6 @@ LOSSES = {
     " ip route add 10.9.0.0/24 dev v0 proto kernel scope link src 10.9.0.7 metric 100",
     "that fd09::9 is deprecated": "ip address add fd09::9/64 dev v0 nodad preferred_lft 0",
     "the IPv6 token ::5": "ip token set ::5 dev v0",
-    "the multicast address 333300000077": "ip maddr add 33:33:00:00:00:77 dev v0",
     "m0, which is on top of it": "ip link add link v0 name m0 type macvlan",
     "ipv6.mtu = 1400": "echo 1400 > /proc/sys/net/ipv6/conf/v0/mtu",
     "ipv4.arp_ignore = 1": "echo 1 > /proc/sys/net/ipv4/conf/v0/arp_ignore",
@@ -259,6 +258,7 @@ LIVED_IN = (
     "addr add 10.9.2.7/24 brd 10.9.2.255 scope link dev v0",
     "addr add fd09::8/64 dev v0 nodad",
     "addr add fe80::77/64 dev v0 nodad",
+    "maddr add 01:80:c2:00:00:0e dev v0",
 )
 
 
@@ -271,20 +271,30 @@ def check_lived_in(journal: Path) -> None:
     check(Wanted("v0", ["10.9.0.1/24"], mtu=1300, netns="hil-a"), journal, 11)
     ip("link", "add", "link", "v0", "name", "m0", "type", "macvlan")
     ip("link", "set", "m0", "up")
-    Path("/proc/sys/net/ipv6/conf/v0/mtu").write_text("1400")
+    for name, mtu in (("v0", "1400"), ("m0", "1390")):
+        Path(f"/proc/sys/net/ipv6/conf/{name}/mtu").write_text(mtu)
     wait_unchanging()
-    check(Wanted("v0", ["10.9.3.1/24"], mtu=1410), journal, 9)
-    check(Wanted("v0", ["10.9.3.1/24"], mtu=1000), journal, 9)
-    assert Path("/proc/sys/net/ipv6/conf/v0/mtu").read_text() == "1400\n"
+    for mtu in (1410, 1000):
+        check(Wanted("v0", ["10.9.3.1/24"], mtu=mtu), journal, 11)
+        kept = [Path(f"/proc/sys/net/ipv6/conf/{name}/mtu").read_text() for name in ("v0", "m0")]
+        assert kept == ["1400\n", "1390\n"]
 
-    # Somebody else's addresses came to the network that the first of it is ours.
+    # Somebody else's addresses came to a network whose first is ours.
+    promoting = Path("/proc/sys/net/ipv4/conf/v0/promote_secondaries")
+    promoting.write_text("0")
     provide(Wanted("v0", ["10.9.3.1/24"]), journal)
-    for command in ("10.9.3.2/24 brd + dev v0", "10.9.3.3/24 dev v0 valid_lft 900 preferred_lft 800"):
-        ip("address", "add", *command.split())
+    for command in (
+        "addr add 10.9.3.2/24 brd + dev v0 valid_lft 900 preferred_lft 800 noprefixroute",
+        "addr add 10.9.3.3/24 dev v0 label v0:x",
+        "route add default via 10.9.3.254 proto dhcp src 10.9.3.2 metric 100",
+    ):
+        ip(*command.split())
     restore(journal)
-    left = json.loads(ip("-j", "address", "show", "v0"))[0]["addr_info"]
-    known = {a["local"]: (a.get("broadcast"), a["valid_life_time"] > 900) for a in left if "10.9.3" in a["local"]}
-    assert known == {"10.9.3.2": ("10.9.3.255", True), "10.9.3.3": (None, False)}, left
+    left = [a for a in json.loads(ip("-j", "address", "show", "v0"))[0]["addr_info"] if "10.9.3" in a["local"]]
+    assert [a["local"] for a in left] == ["10.9.3.2", "10.9.3.3"], left
+    assert left[0]["broadcast"] == "10.9.3.255" and left[0]["valid_life_time"] <= 900 and left[0]["noprefixroute"], left
+    assert left[1]["label"] == "v0:x" and "src 10.9.3.2" in ip("route", "show", "default")
+    assert promoting.read_text() == "0\n"
 
     # Under another name it is still the one that was changed.
     provide(Wanted("v0", ["10.9.4.1/24"], mtu=1200), journal)

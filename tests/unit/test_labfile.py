@@ -194,9 +194,7 @@ def test_an_mtu_that_ipv6_cannot_use_is_refused(tmp_path: Path, mtu: int) -> Non
         ("ipv4", "224.0.0.1", "it is multicast"),
         ("ipv4", "127.0.0.1", "it is loopback"),
         ("ipv4", "0.1.2.3", "it is this network's own"),
-        ("ipv4", "255.255.255.255", "it is reserved"),
-        ("ipv4", "10.0.0.0", "names the network 10.0.0.0/24"),
-        ("ipv4", "10.0.0.255", "is everybody's in 10.0.0.0/24"),
+        ("ipv4", "255.255.255.255", "it is everybody's"),
         ("ipv4", "", "is not an IPv4 address"),
     ],
 )
@@ -207,6 +205,41 @@ def test_an_address_is_one_that_an_adapter_can_have(tmp_path: Path, family: str,
         change = ('ipv4 = "10.0.0.1"', f'ipv4 = "10.0.0.1"\nipv6 = "{address}"')
     with pytest.raises(LabFileError, match=rf"\[nodes\.a\.adapter\.{family}\] .*{why}"):
         read_lab_file(hosts(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("address", "prefix", "why"),
+    [
+        ("10.0.0.0", "provision = true", "names the network 10.0.0.0/24"),
+        ("10.0.0.255", "ipv4_prefix = 24", "is everybody's in 10.0.0.0/24"),
+        ("10.0.0.255", "ipv4_prefix = 22", ""),
+        ("10.0.0.0", "ipv4_prefix = 31", ""),
+        ("10.0.1.0", "", ""),
+        ("240.0.0.1", "", ""),
+    ],
+)
+def test_an_address_is_a_machines_in_its_network(tmp_path: Path, address: str, prefix: str, why: str) -> None:
+    """The first and the last of a network are nobody's, as far as the file says what the network is."""
+    path = hosts(tmp_path, ('ipv4 = "10.0.0.1"', f'ipv4 = "{address}"\n{prefix}'))
+    if not why:
+        read_lab_file(path)
+        return
+    with pytest.raises(LabFileError, match=rf"\[nodes\.a\.adapter\.ipv4\] {address} {why}"):
+        read_lab_file(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/sys/class/net/e/device/infiniband/mlx5_0/tc/1/traffic_class",
+        "/sys/class/net/e/ecn/roce_np/enable/0",
+        "/proc/sys/net/ipv4/conf/e.100/arp_ignore",
+    ],
+)
+def test_an_adapters_own_settings_may_be_asked_for(tmp_path: Path, path: str) -> None:
+    """Wherever its driver keeps them."""
+    asked = f'device = "rxe0"\nprovision = true\nsettings = {{"{path}" = "1"}}'
+    read_lab_file(hosts(tmp_path, ('device = "rxe0"', asked)))
 
 
 def test_an_address_is_kept_as_packets_show_it(tmp_path: Path) -> None:
@@ -332,7 +365,8 @@ def test_what_the_bench_is_to_give_an_adapter_is_asked_for(tmp_path: Path) -> No
         ("flow_control = [8]", "adapter.flow_control[0]] 8 is out of range: 0 to 7"),
         ('settings = {"/proc/sys/net/." = "1"}', "'/proc/sys/net/.' is no setting: it is not the plain path of a file"),
         ('settings = {"/sys/class/net/" = "1"}', "it is not the plain path of a file"),
-        ('settings = {"/sys/class/net/e/device/remove" = "1"}', "device leads to what is not the netdev's own"),
+        ('settings = {"/sys/class/net/e/device/remove" = "1"}', "device leads to what is not the adapter's own"),
+        ('settings = {"/sys/class/net/e/device/infiniband/m/device/reset" = "1"}', "device leads to what is not"),
         ('settings = {"/etc/passwd" = "1"}', "it is not below /sys/class/net/ or /proc/sys/net/"),
         ("traffic_class = 256", "adapter.traffic_class] 256 is out of range: 0 to 255"),
         ('settings = {"/proc/x" = 1}', "1 is not a string"),
