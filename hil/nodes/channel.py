@@ -1,5 +1,6 @@
 """The controller's end of an agent's byte stream: calls with time-outs, events, death, and the clock."""
 
+import errno
 import itertools
 import select
 import socket
@@ -174,14 +175,19 @@ class Channel:
     def _send_all(self, data: bytes) -> None:
         """Raises TimeoutError when the node takes nothing for HANG_TIMEOUT_S, and OSError."""
         left = memoryview(data)
-        writable = select.poll()
-        writable.register(self._sock, select.POLLOUT)
         while left:
             try:
                 left = left[self._sock.send(left, socket.MSG_DONTWAIT) :]
             except BlockingIOError:
-                if not writable.poll(HANG_TIMEOUT_S * 1000):
-                    raise TimeoutError from None
+                self._wait_writable()
+
+    def _wait_writable(self) -> None:
+        if (descriptor := self._sock.fileno()) < 0:
+            raise OSError(errno.EBADF, "it was closed")
+        writable = select.poll()
+        writable.register(descriptor, select.POLLOUT)
+        if not writable.poll(HANG_TIMEOUT_S * 1000):
+            raise TimeoutError
 
     def _read(self) -> None:
         frames = FrameBuffer()

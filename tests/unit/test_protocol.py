@@ -1,7 +1,11 @@
 """The frames between controller and node."""
 
+import socket
+
 import pytest
 
+from hil.errors import NodeDied
+from hil.nodes.channel import Channel
 from hil.nodes.protocol import MAX_FRAME, BadFrame, FrameBuffer, decode, encode
 
 
@@ -26,3 +30,13 @@ def test_foreign_bytes_are_a_bad_frame(body: bytes) -> None:
     """Bytes that are not a message raise BadFrame, whatever they are."""
     with pytest.raises(BadFrame):
         decode(body)
+
+
+def test_whoever_tells_a_machine_that_was_stopped_hears_of_it() -> None:
+    """The stream was closed on this side, by whoever ended the machine, before anything was read of its end."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words")
+    ours.close()
+    with pytest.raises(NodeDied, match=r"node a: the node's stream broke: .*; no last words"):
+        channel.clock()
+    theirs.close()
