@@ -27,6 +27,8 @@ STOP_TIMEOUT_S, LAST_FRAMES_S = 10.0, 5.0
 # program ends is lost without a word.
 BLOCK_S = 0.6
 CLOCK_READINGS = 7
+# Of the memory that is free when a recording begins: one that nobody takes must not end the node, or its programs.
+KEPT_PART = 4
 NETDEVS, DEVICES = Path("/sys/class/net"), Path("/sys/class/infiniband")
 # What an adapter counts that came in and that no socket was given (the kernel's sysfs-class-net-statistics).
 # rx_dropped is not among it: the kernel also counts there what it has no use for.
@@ -67,10 +69,12 @@ def leave_tcp_out(of: socket.socket) -> None:
 class PacketSocket:
     """Frames of one netdev from an AF_PACKET socket with ``buffer`` bytes of the kernel's, kept until they are taken.
 
-    ``everything``: TCP too. ``problem`` says why it ended before it was stopped. Raises OSError without CAP_NET_RAW.
+    ``most``: bytes that it keeps before it ends. ``everything``: TCP too. ``problem`` says why it ended before it was
+    stopped. Raises OSError without CAP_NET_RAW.
     """
 
-    def __init__(self, netdev: str, buffer: int, *, everything: bool = True) -> None:
+    def __init__(self, netdev: str, buffer: int, most: int, *, everything: bool = True) -> None:
+        self._most = most
         # Protocol 0 hears nothing before it is bound: no frame of another netdev comes first.
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
@@ -114,6 +118,10 @@ class PacketSocket:
             self._kept += record
             self.written += len(record)
             self.frames += 1
+            kept = len(self._kept)
+        if kept > self._most:
+            self.problem = too_much(kept)
+            self._ending.set()
 
     def piece(self) -> bytes:
         with self._lock:
@@ -138,6 +146,17 @@ class PacketSocket:
         self._reader.join()
 
 
+def free_memory() -> int:
+    """The memory that programs can have without anything else being swapped out, in bytes (proc(5), MemAvailable)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10
+
+
+def too_much(kept: int) -> str:
+    """Why a recording of which so many bytes are kept goes no further."""
+    return f"{kept >> 20} MiB waited to be taken, and the node has no memory for more"
+
+
 def with_ancillary(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> tuple[int, bytes]:
     """The kernel's time stamp, and the frame with the VLAN tag that the kernel took out of it."""
     stamp_ns = 0
@@ -156,15 +175,16 @@ def with_ancillary(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> tupl
 class Program:
     """What dumpcap or tcpdump writes to its standard output, kept until it is taken.
 
-    ``problem`` says why it ended before it was stopped, or with which status. Raises FileNotFoundError when the node
-    has no such program.
+    ``most``: bytes that it keeps before it ends. ``problem`` says why it ended before it was stopped, or with which
+    status. Raises FileNotFoundError when the node has no such program.
     """
 
     # The program ends with us, however we end: our end of its shell's standard input is closed then. The shell itself
     # lets go of the program's output, so that we see its end.
     _SHELL = '"$@" & child=$!; exec > /dev/null; cat; kill -TERM $child 2> /dev/null; wait $child'
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], most: int) -> None:
+        self._most = most
         if shutil.which(command[0]) is None:
             raise FileNotFoundError(f"{command[0]} is not installed")
         pipe = subprocess.PIPE
@@ -183,6 +203,12 @@ class Program:
             with self._lock:
                 self._kept += data
                 self.written += len(data)
+                kept = len(self._kept)
+            if kept > self._most:
+                self.problem = too_much(kept)
+                # It would wait for ever for somebody who reads.
+                self._process.stdout.close()  # type: ignore[union-attr]
+                return
         if not self._stopping:
             self.problem = "it ended before it was told to"
 
@@ -261,9 +287,9 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
         made: PacketSocket | Program
         lost_before = lost_by_adapter(interface)
         if method == "packet-socket":
-            made = PacketSocket(interface, buffer, everything=everything)
+            made = PacketSocket(interface, buffer, free_memory() // KEPT_PART, everything=everything)
         else:
-            made = Program(program(method, interface, everything=everything))
+            made = Program(program(method, interface, everything=everything), free_memory() // KEPT_PART)
         for other in running:
             other.stop()
         running[:] = [made]

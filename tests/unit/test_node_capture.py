@@ -174,6 +174,22 @@ def test_a_capture_that_is_not_whole_says_why(
     assert counts is not None and problem in counts.capture_error
 
 
+def test_a_capture_that_nobody_takes_ends_before_the_nodes_memory(
+    program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of what is free is kept, and the capture is not whole: neither the node nor the capture is killed."""
+    monkeypatch.setattr(on_node, "free_memory", lambda: 4 << 20)
+    program('say("File: -"); write(data)\nwhile True: write(data[24:] * 1000)')
+    capture = recording(tmp_path)
+    end_ns = time.monotonic_ns() + 10 * 10**9
+    while not (told := capture._call("state"))["problem"] and time.monotonic_ns() < end_ns:
+        time.sleep(0.02)
+    assert told["problem"] == "1 MiB waited to be taken, and the node has no memory for more"
+    counts = capture.stop()
+    assert counts is not None and "the node has no memory for more" in counts.capture_error
+    assert sum(counts.received.values()) > 1000
+
+
 @pytest.mark.parametrize("name", on_node.LOST_BY_ADAPTER)
 def test_what_the_adapter_lost_is_missing_in_the_capture(
     name: str, program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
