@@ -1,17 +1,13 @@
 """Changes to a node's adapters. Each knows what was before, how to make it, and how to undo it, any number of times.
 
-What is undone may have been made or not: its maker may have died in between. A netdev is known by its name; where it is
-gone, there is nothing to undo.
+What is undone may have been made or not: its maker may have died in between. A netdev is known by its name; one that has
+another name by now is an error. Where it is gone there is nothing to undo, unless it was to come back.
 """
 
 import errno
-import fcntl
 import ipaddress
 import os
-import socket
-import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
@@ -20,6 +16,19 @@ from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_ty
 from pyroute2 import IPRoute
 from pyroute2 import netns as namespaces
 
+from hil.adapters.netdev import (
+    Netdev,
+    give_back,
+    give_groups_back,
+    ipv6_mtu,
+    is_ipv6,
+    known_netdev,
+    netdev,
+    netdevs,
+    promoting,
+    set_ipv6_mtu,
+    still,
+)
 from hil.adapters.pfc import get_pfc, set_priorities
 from hil.adapters.settable import why_not_settable
 from hil.errors import AdapterError
@@ -27,15 +36,6 @@ from hil.netlink.codes import NetnsMode
 from hil.netlink.link import RdmaLink
 
 T = TypeVar("T")
-# linux/if.h and linux/if_addr.h.
-IFF_UP, IFA_F_NODAD, IFA_F_PERMANENT = 0x1, 0x02, 0x80
-# linux/sockios.h, and struct ifreq of linux/if.h with a hardware address in its union.
-_SIOCADDMULTI, _IFREQ_ADDRESS = 0x8931, struct.Struct("16sH6s16x")
-IPV6_MTU_OF = "/proc/sys/net/ipv6/conf/{}/mtu"
-LINK_LOCAL = 253
-"""The scope of addresses that are good on their link only (linux/rtnetlink.h)."""
-KERNEL_LL = 3
-"""The protocol of link-local addresses that the kernel makes itself (linux/if_addr.h, IFAPROT_KERNEL_LL)."""
 
 
 class Change(Protocol):
@@ -92,183 +92,6 @@ def _raise(error: BaseException) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Netdev:
-    """What provisioning changes of a netdev. ``addresses``: with prefix, but for those the kernel makes itself.
-
-    ``given``: the same, each in full as ``give_back`` takes it, without ``leased``, those that end by themselves.
-    """
-
-    index: int
-    mac: str
-    mtu: int
-    up: bool
-    addresses: tuple[str, ...]
-    given: tuple[str, ...]
-    leased: tuple[str, ...]
-
-
-def netdev(name: str) -> Netdev | None:
-    """A netdev of this thread's namespace as it is now, or None."""
-    with IPRoute() as ip:
-        links = [link for link in ip.get_links() if link.get_attr("IFLA_IFNAME") == name]
-        if not links:
-            return None
-        (link,) = links
-        known = list(ip.get_addr())
-        own = [address for address in known if address["index"] == link["index"]]
-        # Linux before 5.18 says of no address who made it: of link-local ones it will have been the kernel.
-        tells = any(address.get_attr("IFA_PROTO") for address in known)
-        held = [address for address in own if not _is_the_kernels(address, tells=tells)]
-    leased = [address for address in held if not (address.get_attr("IFA_FLAGS") or 0) & IFA_F_PERMANENT]
-    return Netdev(
-        link["index"],
-        link.get_attr("IFLA_ADDRESS"),
-        link.get_attr("IFLA_MTU"),
-        bool(link["flags"] & IFF_UP),
-        tuple(_text(address) for address in held),
-        tuple(_in_full(address) for address in held if address not in leased),
-        tuple(_text(address) for address in leased),
-    )
-
-
-def _is_the_kernels(address: Any, *, tells: bool) -> bool:
-    if address["family"] != socket.AF_INET6 or address["scope"] != LINK_LOCAL:
-        return False
-    return not tells or address.get_attr("IFA_PROTO") == KERNEL_LL
-
-
-def _text(address: Any) -> str:
-    return f"{address.get_attr('IFA_LOCAL') or address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}"
-
-
-def _in_full(address: Any) -> str:
-    """An address with what it was given with, in words: "10.0.0.1/24 broadcast 10.0.0.255"."""
-    words = [_text(address)]
-    if broadcast := address.get_attr("IFA_BROADCAST"):
-        words += ["broadcast", broadcast]
-    if address["family"] == socket.AF_INET and address["scope"]:
-        words += ["scope", str(address["scope"])]
-    if (address.get_attr("IFA_FLAGS") or 0) & IFA_F_NODAD:
-        words.append("nodad")
-    return " ".join(words)
-
-
-def give_back(name: str, given: Sequence[str]) -> None:
-    """Give a netdev of this thread's namespace those of these addresses that it has not.
-
-    Raises OSError and NetlinkError as the kernel answers, and ValueError for what ``Netdev.given`` does not hold.
-    """
-    # The kernel lists the newest of IPv6's first, and takes it first as the source of what it sends.
-    by_age = [*(text for text in given if not is_ipv6(text)), *(text for text in reversed(given) if is_ipv6(text))]
-    found = netdev(name)
-    if found is None:
-        return
-    with IPRoute() as ip:
-        for text in by_age:
-            if text.split()[0] not in found.addresses:
-                ip.addr("add", index=found.index, **_asked(text))
-
-
-@contextmanager
-def _promoting(name: str) -> Iterator[None]:
-    """While it lasts, the first address of an IPv4 network does not take with it the others, which somebody else gave,
-    and the routes from them."""
-    setting = Path(f"/proc/sys/net/ipv4/conf/{name}/promote_secondaries")
-    # A netdev that is too small for IPv4 has no settings of it.
-    unset = setting.exists() and setting.read_text().strip() == "0"
-    if unset:
-        setting.write_text("1")
-    try:
-        yield
-    finally:
-        if unset:
-            setting.write_text("0")
-
-
-def groups_of(name: str) -> tuple[str, ...]:
-    """The link-layer multicast addresses that somebody gave to a netdev of this thread's namespace, in hexadecimal.
-
-    Such as a daemon that listens for LLDP; the kernel's own, for what programs joined, are not among them.
-    """
-    found = []
-    # The columns: index, name, users, whether it was given, address.
-    for line in Path("/proc/thread-self/net/dev_mcast").read_text().splitlines():
-        match line.split():
-            case [_, held_by, _, given, address] if held_by == name and given != "0":
-                found.append(address)
-    return tuple(found)
-
-
-def give_groups_back(name: str, groups: Sequence[str]) -> None:
-    """Give a netdev of this thread's namespace those of these link-layer multicast addresses that it has not.
-
-    Raises OSError as the kernel answers, and ValueError for what ``groups_of`` does not tell.
-    """
-    for group in groups:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(FileExistsError):
-            fcntl.ioctl(asking, _SIOCADDMULTI, _IFREQ_ADDRESS.pack(name.encode(), 0, bytes.fromhex(group)))
-
-
-def is_ipv6(text: str) -> bool:
-    return ":" in text.split()[0]
-
-
-def _asked(text: str) -> dict[str, Any]:
-    words = text.split()
-    interface = ipaddress.ip_interface(words.pop(0))
-    asked: dict[str, Any] = {"address": str(interface.ip), "prefixlen": interface.network.prefixlen}
-    while words:
-        match words:
-            case ["broadcast", address, *words]:
-                asked["broadcast"] = str(ipaddress.ip_address(address))
-            case ["scope", scope, *words]:
-                asked["scope"] = int(scope)
-            case ["nodad", *words]:
-                asked["flags"] = IFA_F_NODAD
-            case _:
-                raise ValueError(f"{text!r} is no address in full")
-    return asked
-
-
-def ipv6_mtu(name: str) -> int:
-    """The MTU that IPv6 keeps to on a netdev of this thread's namespace, in bytes; 0 where it has no IPv6."""
-    # This file follows the namespace of the thread that opens it.
-    try:
-        return int(Path(IPV6_MTU_OF.format(name)).read_text())
-    except FileNotFoundError:
-        return 0
-
-
-def _still(name: str, index: int) -> Netdev | None:
-    """The netdev of that name, or None where it is gone. Raises AdapterError where it has another name now."""
-    found = netdev(name)
-    if found is None and index:
-        with IPRoute() as ip:
-            for link in ip.get_links():
-                if link["index"] == index:
-                    now = link.get_attr("IFLA_IFNAME")
-                    raise AdapterError(f"{name} is called {now} now: call it {name} again, and restore once more")
-    return found
-
-
-def _netdevs() -> list[str]:
-    """The netdevs of this thread's namespace that it was not made with."""
-    with IPRoute() as ip:
-        names = [str(link.get_attr("IFLA_IFNAME")) for link in ip.get_links()]
-    return [name for name in names if name != "lo"]
-
-
-def known_netdev(name: str) -> Netdev:
-    """Like ``netdev``. Raises AdapterError that lists the netdevs there are."""
-    found = netdev(name)
-    if found is None:
-        with IPRoute() as ip:
-            there = ", ".join(sorted(link.get_attr("IFLA_IFNAME") for link in ip.get_links()))
-        raise AdapterError(f"there is no netdev {name!r}; there are: {there}")
-    return found
-
-
-@dataclass(frozen=True, slots=True)
 class LinkSetting:
     """A netdev's "address", "mtu", "state" ("up", "down"), or the "ipv6 mtu" where that is another.
 
@@ -293,7 +116,7 @@ class LinkSetting:
 
         def work() -> None:
             # One that came back from a namespace may have another index.
-            _still(self.netdev, self.index if where == self.netns else 0)
+            still(self.netdev, self.index if where == self.netns else 0)
             self._set(self.was)
             give_back(self.netdev, self.given)
 
@@ -304,8 +127,7 @@ class LinkSetting:
         if found is None or self._now(found) == value:
             return
         if self.setting == "ipv6 mtu":
-            with suppress(FileNotFoundError):
-                Path(IPV6_MTU_OF.format(self.netdev)).write_text(str(value))
+            set_ipv6_mtu(self.netdev, int(value))
         else:
             with IPRoute() as ip:
                 ip.link("set", index=found.index, **{self.setting: value})
@@ -339,11 +161,11 @@ class Address:
         in_namespace(where, lambda: self._take(self.index if where == self.netns else 0))
 
     def _take(self, index: int) -> None:
-        found = _still(self.netdev, index)
+        found = still(self.netdev, index)
         if found is None or self.address not in found.addresses:
             return
         interface = ipaddress.ip_interface(self.address)
-        with _promoting(self.netdev), IPRoute() as ip:
+        with promoting(self.netdev), IPRoute() as ip:
             ip.addr("del", index=found.index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
 
 
@@ -407,7 +229,7 @@ class Namespace:
 
     def undo(self) -> None:
         if self.name in namespaces.listnetns():
-            if others := in_namespace(self.name, _netdevs):
+            if others := in_namespace(self.name, netdevs):
                 raise AdapterError(f"namespace {self.name} still holds {', '.join(others)}")
             namespaces.remove(self.name)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from hil.adapters.changes import Netdev, ipv6_mtu, is_ipv6
+from hil.adapters.netdev import Netdev, ipv6_mtu, is_ipv6, stacked_on
 
 KERNEL_ROUTE = 2
 """The protocol of routes that come and go with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
@@ -21,8 +21,6 @@ OWN_QDISCS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "pfifo"
 CONF = Path("/proc/sys/net")
 # It cannot be read; IPv6's MTU follows the netdev's own unless it was given another.
 OWN_CONF = frozenset({"mtu", "stable_secret"})
-# Their MTU is never above that of the netdev below, and where it moves they lose their way, or end.
-STACKED = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"})
 IFA_F_DEPRECATED = 0x20
 
 
@@ -41,20 +39,6 @@ def lost_by_a_move(name: str, now: Netdev) -> list[str]:
     if (own := ipv6_mtu(name)) not in (0, now.mtu):
         found.append(f"ipv6.mtu = {own}")
     return [*found, *_of_conf(name)]
-
-
-def stacked_on(index: int) -> list[str]:
-    """The netdevs of this thread's namespace on top of one, such as its VLANs."""
-    with IPRoute() as ip:
-        links = [link for link in ip.get_links() if _kind(link) in STACKED and link.get_attr("IFLA_LINK") == index]
-    # Of one whose lower netdev is in another namespace the index is that namespace's.
-    return [link.get_attr("IFLA_IFNAME") for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
-
-
-def _kind(link: Any) -> str:
-    """What a virtual netdev is, or ""."""
-    info = link.get_attr("IFLA_LINKINFO")
-    return (info.get_attr("IFLA_INFO_KIND") if info is not None else "") or ""
 
 
 def lost_without_ipv6(name: str, now: Netdev) -> list[str]:

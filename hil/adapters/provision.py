@@ -21,21 +21,17 @@ from hil.adapters.changes import (
     Mode,
     Moved,
     Namespace,
-    Netdev,
     Setting,
     SoftDevice,
     checked,
-    groups_of,
     in_namespace,
-    ipv6_mtu,
-    is_ipv6,
-    known_netdev,
     noted,
 )
 from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
-from hil.adapters.moving import lost_by_a_move, lost_without_ipv6, stacked_on
+from hil.adapters.moving import lost_by_a_move, lost_without_ipv6
+from hil.adapters.netdev import Netdev, groups_of, ipv6_mtu, is_ipv6, known_netdev, stacked_on
 from hil.adapters.pfc import PRIORITIES, get_pfc
 from hil.errors import AdapterError, AtWork
 from hil.netlink.codes import NetnsMode, PortState

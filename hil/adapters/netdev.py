@@ -1,0 +1,224 @@
+"""What a netdev of this thread's namespace is and holds, and how it is given that again."""
+
+import fcntl
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from hil.errors import AdapterError
+
+# linux/if.h and linux/if_addr.h.
+IFF_UP, IFA_F_NODAD, IFA_F_PERMANENT = 0x1, 0x02, 0x80
+LINK_LOCAL = 253
+"""The scope of addresses that are good on their link only (linux/rtnetlink.h)."""
+KERNEL_LL = 3
+"""The protocol of link-local addresses that the kernel makes itself (linux/if_addr.h, IFAPROT_KERNEL_LL)."""
+# linux/sockios.h, and struct ifreq of linux/if.h with a hardware address in its union.
+_SIOCADDMULTI, _IFREQ_ADDRESS = 0x8931, struct.Struct("16sH6s16x")
+_IPV6_MTU = "/proc/sys/net/ipv6/conf/{}/mtu"
+# Their MTU is never above that of the netdev below, and where it moves they lose their way, or end.
+STACKED = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"})
+
+
+@dataclass(frozen=True, slots=True)
+class Netdev:
+    """What provisioning changes of a netdev. ``addresses``: with prefix, but for those the kernel makes itself.
+
+    ``given``: the same, each in full as ``give_back`` takes it, without ``leased``, those that end by themselves.
+    """
+
+    index: int
+    mac: str
+    mtu: int
+    up: bool
+    addresses: tuple[str, ...]
+    given: tuple[str, ...]
+    leased: tuple[str, ...]
+
+
+def netdev(name: str) -> Netdev | None:
+    """A netdev of this thread's namespace as it is now, or None."""
+    with IPRoute() as ip:
+        links = [link for link in ip.get_links() if link.get_attr("IFLA_IFNAME") == name]
+        if not links:
+            return None
+        (link,) = links
+        known = list(ip.get_addr())
+        own = [address for address in known if address["index"] == link["index"]]
+        # Linux before 5.18 says of no address who made it: of link-local ones it will have been the kernel.
+        tells = any(address.get_attr("IFA_PROTO") for address in known)
+        held = [address for address in own if not _is_the_kernels(address, tells=tells)]
+    leased = [address for address in held if not (address.get_attr("IFA_FLAGS") or 0) & IFA_F_PERMANENT]
+    return Netdev(
+        link["index"],
+        link.get_attr("IFLA_ADDRESS"),
+        link.get_attr("IFLA_MTU"),
+        bool(link["flags"] & IFF_UP),
+        tuple(_text(address) for address in held),
+        tuple(_in_full(address) for address in held if address not in leased),
+        tuple(_text(address) for address in leased),
+    )
+
+
+def _is_the_kernels(address: Any, *, tells: bool) -> bool:
+    if address["family"] != socket.AF_INET6 or address["scope"] != LINK_LOCAL:
+        return False
+    return not tells or address.get_attr("IFA_PROTO") == KERNEL_LL
+
+
+def _text(address: Any) -> str:
+    return f"{address.get_attr('IFA_LOCAL') or address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}"
+
+
+def _in_full(address: Any) -> str:
+    """An address with what it was given with, in words: "10.0.0.1/24 broadcast 10.0.0.255"."""
+    words = [_text(address)]
+    if broadcast := address.get_attr("IFA_BROADCAST"):
+        words += ["broadcast", broadcast]
+    if address["family"] == socket.AF_INET and address["scope"]:
+        words += ["scope", str(address["scope"])]
+    if (address.get_attr("IFA_FLAGS") or 0) & IFA_F_NODAD:
+        words.append("nodad")
+    return " ".join(words)
+
+
+def give_back(name: str, given: Sequence[str]) -> None:
+    """Give a netdev of this thread's namespace those of these addresses that it has not.
+
+    Raises OSError and NetlinkError as the kernel answers, and ValueError for what ``Netdev.given`` does not hold.
+    """
+    # The kernel lists the newest of IPv6's first, and takes it first as the source of what it sends.
+    by_age = [*(text for text in given if not is_ipv6(text)), *(text for text in reversed(given) if is_ipv6(text))]
+    found = netdev(name)
+    if found is None:
+        return
+    with IPRoute() as ip:
+        for text in by_age:
+            if text.split()[0] not in found.addresses:
+                ip.addr("add", index=found.index, **_asked(text))
+
+
+@contextmanager
+def promoting(name: str) -> Iterator[None]:
+    """While it lasts, the first address of an IPv4 network does not take with it the others, which somebody else gave,
+    and the routes from them."""
+    setting = Path(f"/proc/sys/net/ipv4/conf/{name}/promote_secondaries")
+    # A netdev that is too small for IPv4 has no settings of it.
+    unset = setting.exists() and setting.read_text().strip() == "0"
+    if unset:
+        setting.write_text("1")
+    try:
+        yield
+    finally:
+        if unset:
+            setting.write_text("0")
+
+
+def groups_of(name: str) -> tuple[str, ...]:
+    """The link-layer multicast addresses that somebody gave to a netdev of this thread's namespace, in hexadecimal.
+
+    Such as a daemon that listens for LLDP; the kernel's own, for what programs joined, are not among them.
+    """
+    found = []
+    # The columns: index, name, users, whether it was given, address.
+    for line in Path("/proc/thread-self/net/dev_mcast").read_text().splitlines():
+        match line.split():
+            case [_, held_by, _, given, address] if held_by == name and given != "0":
+                found.append(address)
+    return tuple(found)
+
+
+def give_groups_back(name: str, groups: Sequence[str]) -> None:
+    """Give a netdev of this thread's namespace those of these link-layer multicast addresses that it has not.
+
+    Raises OSError as the kernel answers, and ValueError for what ``groups_of`` does not tell.
+    """
+    for group in groups:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(FileExistsError):
+            fcntl.ioctl(asking, _SIOCADDMULTI, _IFREQ_ADDRESS.pack(name.encode(), 0, bytes.fromhex(group)))
+
+
+def is_ipv6(text: str) -> bool:
+    return ":" in text.split()[0]
+
+
+def _asked(text: str) -> dict[str, Any]:
+    words = text.split()
+    interface = ipaddress.ip_interface(words.pop(0))
+    asked: dict[str, Any] = {"address": str(interface.ip), "prefixlen": interface.network.prefixlen}
+    while words:
+        match words:
+            case ["broadcast", address, *words]:
+                asked["broadcast"] = str(ipaddress.ip_address(address))
+            case ["scope", scope, *words]:
+                asked["scope"] = int(scope)
+            case ["nodad", *words]:
+                asked["flags"] = IFA_F_NODAD
+            case _:
+                raise ValueError(f"{text!r} is no address in full")
+    return asked
+
+
+def ipv6_mtu(name: str) -> int:
+    """The MTU that IPv6 keeps to on a netdev of this thread's namespace, in bytes; 0 where it has no IPv6."""
+    # This file follows the namespace of the thread that opens it.
+    try:
+        return int(Path(_IPV6_MTU.format(name)).read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def set_ipv6_mtu(name: str, mtu: int) -> None:
+    """Does nothing where there is no IPv6."""
+    with suppress(FileNotFoundError):
+        Path(_IPV6_MTU.format(name)).write_text(str(mtu))
+
+
+def still(name: str, index: int) -> Netdev | None:
+    """The netdev of that name, or None where it is gone. Raises AdapterError where it has another name now."""
+    found = netdev(name)
+    if found is None and index:
+        with IPRoute() as ip:
+            for link in ip.get_links():
+                if link["index"] == index:
+                    now = link.get_attr("IFLA_IFNAME")
+                    raise AdapterError(f"{name} is called {now} now: call it {name} again, and restore once more")
+    return found
+
+
+def netdevs() -> list[str]:
+    """The netdevs of this thread's namespace that it was not made with."""
+    with IPRoute() as ip:
+        names = [str(link.get_attr("IFLA_IFNAME")) for link in ip.get_links()]
+    return [name for name in names if name != "lo"]
+
+
+def known_netdev(name: str) -> Netdev:
+    """Like ``netdev``. Raises AdapterError that lists the netdevs there are."""
+    found = netdev(name)
+    if found is None:
+        with IPRoute() as ip:
+            there = ", ".join(sorted(link.get_attr("IFLA_IFNAME") for link in ip.get_links()))
+        raise AdapterError(f"there is no netdev {name!r}; there are: {there}")
+    return found
+
+
+def stacked_on(index: int) -> list[str]:
+    """The netdevs of this thread's namespace on top of one, such as its VLANs."""
+    with IPRoute() as ip:
+        links = [link for link in ip.get_links() if _kind(link) in STACKED and link.get_attr("IFLA_LINK") == index]
+    # Of one whose lower netdev is in another namespace the index is that namespace's.
+    return [link.get_attr("IFLA_IFNAME") for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
+
+
+def _kind(link: Any) -> str:
+    """What a virtual netdev is, or ""."""
+    info = link.get_attr("IFLA_LINKINFO")
+    return (info.get_attr("IFLA_INFO_KIND") if info is not None else "") or ""
