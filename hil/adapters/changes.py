@@ -1,7 +1,7 @@
 """Changes to a node's adapters. Each knows what was before, how to make it, and how to undo it, any number of times.
 
-What is undone may have been made or not: its maker may have died in between. A netdev is known by its name; one that has
-another name by now is an error. Where it is gone there is nothing to undo, unless it was to come back.
+What is undone may have been made or not: its maker may have died in between. A netdev is known by its name; to find one
+under another name is an error. Where it is gone there is nothing to undo, unless it was to come back.
 """
 
 import errno
