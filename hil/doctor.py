@@ -14,6 +14,7 @@ from typing import Any
 from hil.adapters.inspect import inspect
 from hil.errors import HilError
 from hil.files import passing_folder
+from hil.nodes.capture import free_memory
 from hil.nodes.host import Host
 from hil.nodes.hostlab import addresses, not_ready, outside, provisioning, resolved, told
 from hil.nodes.image import cache_folder
@@ -120,8 +121,7 @@ def _room(folder: Path) -> Finding:
 
 
 def _memory(nodes: int, each_mib: int) -> Finding:
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(meminfo["MemAvailable"].split()[0]) >> 10
+    available = free_memory() >> 20
     # Clones share what they did not write since the snapshot.
     needed = each_mib + nodes * each_mib // 4
     level = Level.OK if available >= needed else Level.WARNING

@@ -15,13 +15,12 @@ KERNEL_ROUTE = 2
 LOCAL_TABLE, MULTICAST, NUD_PERMANENT = 255, 5, 0x80
 IPV6_METRIC = 256
 """The metric of routes that the kernel makes for IPv6 (linux/ipv6_route.h, IP6_RT_PRIO_ADDRCONF)."""
-IFA_F_NOPREFIXROUTE = 0x200
+IFA_F_DEPRECATED, IFA_F_NOPREFIXROUTE = 0x20, 0x200
 # What the kernel gives a netdev by itself.
 OWN_QDISCS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "pfifo"})
 CONF = Path("/proc/sys/net")
 # It cannot be read; IPv6's MTU follows the netdev's own unless it was given another.
 OWN_CONF = frozenset({"mtu", "stable_secret"})
-IFA_F_DEPRECATED = 0x20
 
 
 def lost_by_a_move(name: str, now: Netdev) -> list[str]:

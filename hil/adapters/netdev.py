@@ -12,10 +12,11 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
+from hil.adapters.find import IFF_UP
 from hil.errors import AdapterError
 
-# linux/if.h and linux/if_addr.h.
-IFF_UP, IFA_F_NODAD, IFA_F_PERMANENT = 0x1, 0x02, 0x80
+# linux/if_addr.h.
+IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 LINK_LOCAL = 253
 """The scope of addresses that are good on their link only (linux/rtnetlink.h)."""
 KERNEL_LL = 3

@@ -42,8 +42,9 @@ TrafficClass = NewType("TrafficClass", int)
 Ipv4 = NewType("Ipv4", str)
 Ipv6 = NewType("Ipv6", str)
 Name = NewType("Name", str)
+"""What a kernel calls a device, and what a lab calls a node: no blank, no slash, not empty."""
 NetdevName = NewType("NetdevName", str)
-"""What a kernel calls an interface, and what a lab calls a node: no blank, no slash, not empty."""
+"""A name that a kernel can give to a netdev."""
 Namespace = NewType("Namespace", str)
 """A name, or empty: none."""
 Host = NewType("Host", str)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -111,33 +112,33 @@ def test_a_pulled_out_node_is_noticed_at_once(node: Host) -> None:
     assert not node.alive()
 
 
-def test_a_hanging_node_is_noticed_by_its_heart(node: Host) -> None:
-    """The agent stands still: a call that may take a minute ends with NodeDied within seconds."""
+@contextmanager
+def standing_still(node: Host) -> Iterator[None]:
+    """The node's agent does nothing while the context lasts, which must not be long."""
     node.system("versions")
     node._process.send_signal(signal.SIGSTOP)
     started_ns = time.monotonic_ns()
     try:
-        with pytest.raises(NodeDied, match="hangs"):
-            node.channel.call(0, "no such call", 60, "waiting")
+        yield
         assert time.monotonic_ns() - started_ns < NOTICED_WITHIN_S * 1e9
     finally:
         node._process.send_signal(signal.SIGCONT)
 
 
+def test_a_hanging_node_is_noticed_by_its_heart(node: Host) -> None:
+    """The agent stands still: a call that may take a minute ends with NodeDied within seconds."""
+    with standing_still(node), pytest.raises(NodeDied, match="hangs"):
+        node.channel.call(0, "no such call", 60, "waiting")
+
+
 def test_a_hanging_node_that_is_told_much_is_noticed(node: Host) -> None:
     """The agent stands still and takes nothing more: neither who has more to say nor who asks next waits for ever."""
-    node.system("versions")
-    node._process.send_signal(signal.SIGSTOP)
-    started_ns = time.monotonic_ns()
-    try:
+    with standing_still(node):
         with pytest.raises(NodeDied, match="hangs"):
             node.channel.call(0, "no such call", 5, "waiting", much="x" * (4 << 20))
         with pytest.raises(NodeDied, match="hangs"):
             node.channel.clock()
         assert not node.alive()
-        assert time.monotonic_ns() - started_ns < NOTICED_WITHIN_S * 1e9
-    finally:
-        node._process.send_signal(signal.SIGCONT)
 
 
 def test_a_worker_that_takes_all_memory_dies_first(node: Host) -> None:
