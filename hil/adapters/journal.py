@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -111,7 +112,11 @@ class Journal:
 
     def _locked_folder(self) -> int:
         while True:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except FileExistsError:
+                if _is_no_folder(self.path.parent):
+                    raise
             with suppress(FileNotFoundError):
                 folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
                 fcntl.flock(folder, fcntl.LOCK_EX)
@@ -203,6 +208,13 @@ def _owner(line: dict[str, Any]) -> Owner | None:
 def _is_entry(line: dict[str, Any]) -> bool:
     kinds = {"number": int, "kind": str, "facts": dict}
     return all(isinstance(line.get(name), kind) for name, kind in kinds.items())
+
+
+def _is_no_folder(path: Path) -> bool:
+    # Path.mkdir fails where a folder that was there is gone when it looks what it is.
+    with suppress(FileNotFoundError):
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    return False
 
 
 def _cut_torn_line(file: int) -> None:

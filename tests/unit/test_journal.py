@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -106,7 +107,10 @@ def in_children(count: int, work: Callable[[], None]) -> None:
             try:
                 work()
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(status)
         pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * count
@@ -139,6 +143,36 @@ def test_what_is_noted_while_another_restores_stays_noted(journal: Journal) -> N
     assert len(restore(journal.path, pause)) == 1
     assert noting[0].wait(20) == 0
     assert [entry.facts for entry in journal.pending()] == [{"late": 1}]
+
+
+def test_a_folder_that_goes_while_it_is_made_is_made_again(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process's folder that is there when ours is made, and gone when it is looked at, is no error."""
+    make, gone = os.mkdir, []
+
+    def late(path: Path, mode: int = 0o777) -> None:
+        try:
+            make(path, mode)
+        except FileExistsError:
+            gone.append(path)
+            path.rmdir()
+            raise
+
+    journal.path.parent.mkdir()
+    monkeypatch.setattr(os, "mkdir", late)
+    journal.note("Address", {})
+    assert gone == [journal.path.parent]
+    assert len(journal.pending()) == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nowhere"])
+def test_a_folder_that_is_none_is_an_error(journal: Journal, kind: str) -> None:
+    """What has the folder's name but cannot be one is told, not waited for."""
+    if kind == "file":
+        journal.path.parent.touch()
+    else:
+        journal.path.parent.symlink_to("nowhere")
+    with pytest.raises(AdapterError, match="cannot be written: File exists"):
+        journal.note("Address", {})
 
 
 def test_a_folder_that_comes_and_goes_keeps_its_lock(journal: Journal) -> None:
