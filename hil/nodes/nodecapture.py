@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hil.errors import CaptureError, NodeError, RemoteError, Unsupported
-from hil.nodes.capture import BLOCK_S, RECORD
+from hil.nodes.capture import BLOCK_S, PIECE, RECORD
 from hil.nodes.node import Node
 from hil.progress import printable
 from hil.wire.counts import PlainCounts
 from hil.wire.pcapng import PcapngWriter
 from hil.wire.point import Onlooker
 
-CALL_TIMEOUT_S, START_TIMEOUT_S, DRAIN_TIMEOUT_S = 30.0, 20.0, 30.0
+CALL_TIMEOUT_S, START_TIMEOUT_S = 30.0, 20.0
+# Without a byte that comes home, and at most.
+DRAIN_TIMEOUT_S, DRAIN_MOST_S = 30.0, 600.0
 POLL_S = 0.02
+# How often somebody looks whether a node has a piece to take: its memory is what a recording fits in.
+LOOK_S = 0.5
 # A clock that was set in between would put packets before the calls that sent them.
 CLOCK_STEP_NS = 5_000_000
 # As many round trips are at least twice as many frames, where the way to the node leads over the recorded netdev.
@@ -172,6 +176,8 @@ class NodeCapture(Onlooker):
         self._wait_running()
         self._out = path.open("wb")
         self._writer = PcapngWriter(self._out, ["side-a", "side-b"])
+        self._ending = threading.Event()
+        threading.Thread(target=self._take_meanwhile, name=f"capture {node.name}", daemon=True).start()
 
     def _call(self, call: str, /, **arguments: Any) -> Any:
         return self._node.channel.call(self._worker, call, CALL_TIMEOUT_S, "capture", **arguments)
@@ -204,8 +210,30 @@ class NodeCapture(Onlooker):
                 self._refuse(told["said"].strip() or told["problem"], lacking=bool(REFUSED.search(told["said"])))
             time.sleep(POLL_S)
 
+    def _take_meanwhile(self) -> None:
+        """Bring whole pieces home while the test runs: what waits on the node must not outgrow its memory."""
+        while not self._ending.wait(LOOK_S):
+            try:
+                while self._call("counts")["written"] - self._brought >= PIECE and self._take_piece():
+                    pass
+            except (NodeError, CaptureError):
+                # Whoever asks for the counts next is told.
+                return
+            except (KeyError, TypeError) as error:
+                self._blame(f"{self._where} told something else than counts: {error!r}")
+                return
+
+    def _take_piece(self) -> bool:
+        """Bring one piece home, unless all is at home or the recording has come to its end."""
+        with self._lock:
+            before = self._brought
+            if not self._stopped:
+                self._pull()
+            return self._brought > before
+
     def counts(self) -> PlainCounts:
-        """What was recorded up to now is in the file, and counted. Raises CaptureError when the node is gone."""
+        """What was recorded up to now is in the file, and counted. Raises CaptureError when the node is gone, or the
+        file cannot be written."""
         if self._method == "dumpcap":
             # It hands frames over some time after they came.
             time.sleep(BLOCK_S)
@@ -216,7 +244,8 @@ class NodeCapture(Onlooker):
 
     def _drain(self) -> None:
         """Bring home what was recorded up to now; what comes meanwhile is not waited for: our own questions may be."""
-        end_ns = time.monotonic_ns() + int(DRAIN_TIMEOUT_S * 1e9)
+        begun_ns = time.monotonic_ns()
+        end_ns = begun_ns + int(DRAIN_TIMEOUT_S * 1e9)
         told = self._pull()
         seen, wanted = told.seen, None
         while True:
@@ -227,8 +256,15 @@ class NodeCapture(Onlooker):
             if time.monotonic_ns() > end_ns:
                 self._blame(f"{self._where} does not come to an end")
                 break
+            before = self._brought
             told = self._pull()
-        self._out.flush()
+            if wanted is not None and self._brought > before:
+                # How long that takes is a matter of how much it is, and of the way to the node.
+                end_ns = min(time.monotonic_ns() + int(DRAIN_TIMEOUT_S * 1e9), begun_ns + int(DRAIN_MOST_S * 1e9))
+        try:
+            self._out.flush()
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def _pull(self) -> _Told:
         """Bring one piece home; what the node said of all of it. Raises CaptureError."""
@@ -241,7 +277,10 @@ class NodeCapture(Onlooker):
             raise CaptureError(f"{self._where} has ended: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CaptureError(f"{self._where} told something else than frames: {error!r}") from error
-        self._keep(piece)
+        try:
+            self._keep(piece)
+        except OSError as error:
+            raise self._not_written(error) from error
         if abs(epoch_ns - self._epoch_ns) > CLOCK_STEP_NS:
             self._blame(f"the clock of node {self._node.name} was set while it recorded")
         if problem:
@@ -256,6 +295,12 @@ class NodeCapture(Onlooker):
     def _blame(self, problem: str) -> None:
         """Keep the first thing that went wrong: the others follow from it."""
         self._problem = self._problem or problem
+
+    def _not_written(self, error: OSError) -> CaptureError:
+        # There may be room again before anybody asks; what is missing in the file stays missing.
+        problem = f"{self.path} cannot be written: {error.strerror}"
+        self._blame(problem)
+        return CaptureError(problem)
 
     def _keep(self, piece: bytes) -> None:
         self._brought += len(piece)
@@ -282,6 +327,7 @@ class NodeCapture(Onlooker):
 
     def stop(self) -> PlainCounts | None:
         """End it on the node, and bring home what is left; its last counts, or None when the node was gone."""
+        self._ending.set()
         with self._lock:
             if self._stopped:
                 return self._counted()
@@ -297,7 +343,10 @@ class NodeCapture(Onlooker):
                 self._blame(f"{self._where} did not end well: {error}")
                 return None
             finally:
-                self._out.close()
+                try:
+                    self._out.close()
+                except OSError as error:
+                    self._not_written(error)
 
     def _judge(self, said: str, problem: str) -> None:
         """A program tells its losses only when it ends."""

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from hil.errors import CaptureError, NodeDied, RemoteError, Unsupported
 from hil.nodes import capture as on_node
+from hil.nodes import nodecapture
 from hil.nodes.capture import CLOCK_READINGS, RECORD, epoch_ns, leave_tcp_out, with_ancillary
 from hil.nodes.channel import ClockRelation
 from hil.nodes.node import Node
 from hil.nodes.nodecapture import NodeCapture, PcapStream, Recorded, Records, told_losses
+from hil.wire.pcapng import read_pcapng
 
 FRAMES = [
     (1_700_000_000_123_456_789, b"a" * 60),
@@ -188,6 +190,44 @@ def test_a_capture_that_nobody_takes_ends_before_the_nodes_memory(
     counts = capture.stop()
     assert counts is not None and "the node has no memory for more" in counts.capture_error
     assert sum(counts.received.values()) > 1000
+
+
+def test_what_is_recorded_comes_home_while_the_test_runs(
+    program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recording four times as large as what a node may keep is whole, though nobody asks for it before its end."""
+    monkeypatch.setattr(on_node, "free_memory", lambda: 32 << 20)
+    monkeypatch.setattr(nodecapture, "LOOK_S", 0.01)
+    program("""
+say("File: -"); write(data[:24])
+piece = data[24:] * ((1 << 20) // len(data[24:]))
+for _ in range(32):
+    write(piece)
+    time.sleep(0.05)
+say("all"); until_told(); say(losses)""")
+    capture = recording(tmp_path)
+    end_ns = time.monotonic_ns() + 20 * 10**9
+    while "all" not in capture._call("state")["said"] and time.monotonic_ns() < end_ns:
+        time.sleep(0.02)
+    counts = capture.stop()
+    assert counts is not None and counts.capture_error == ""
+    data = pcap("<", 0xA1B23C4D, 1)[24:]
+    assert sum(counts.received.values()) == 32 * ((1 << 20) // len(data)) * len(FRAMES)
+    assert len(list(read_pcapng(capture.path))) == sum(counts.received.values())
+
+
+def test_a_disk_that_is_full_while_the_test_runs_makes_the_capture_incomplete(
+    program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be written is told when the recording ends, not lost with the thread that met it."""
+    monkeypatch.setattr(nodecapture, "LOOK_S", 0.01)
+    program('say("File: -"); write(data + data[24:] * 200000); say("all"); until_told(); say(losses)')
+    capture = NodeCapture(cast(Node, Here()), "dumpcap", "x", Path("/dev/full"), {})
+    end_ns = time.monotonic_ns() + 20 * 10**9
+    while "cannot be written" not in capture._problem and time.monotonic_ns() < end_ns:
+        time.sleep(0.02)
+    assert capture._problem == "/dev/full cannot be written: No space left on device"
+    assert capture.stop() is None
 
 
 @pytest.mark.parametrize("name", on_node.LOST_BY_ADAPTER)
