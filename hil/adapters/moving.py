@@ -28,7 +28,7 @@ def lost_by_a_move(name: str, now: Netdev) -> list[str]:
     with IPRoute() as ip:
         found = [f"the leased address {address}" for address in now.leased]
         found += _of_link(ip.get_links(now.index)[0])
-        found += [f"{upper}, which is on top of it" for upper in stacked_on(now.index)]
+        found += [f"{upper.name}, which is on top of it" for upper in stacked_on(now.index)]
         found += _of_addresses(ip, name, now)
         found += _routes(ip, now.index)
         permanent = [n for n in ip.get_neighbours(ifindex=now.index) if n["state"] & NUD_PERMANENT]

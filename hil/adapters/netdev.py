@@ -21,6 +21,8 @@ LINK_LOCAL = 253
 """The scope of addresses that are good on their link only (linux/rtnetlink.h)."""
 KERNEL_LL = 3
 """The protocol of link-local addresses that the kernel makes itself (linux/if_addr.h, IFAPROT_KERNEL_LL)."""
+VLAN_FLAG_LOOSE_BINDING = 0x4
+"""Of a VLAN that keeps its own state (linux/if_vlan.h)."""
 # linux/sockios.h, and struct ifreq of linux/if.h with a hardware address in its union.
 _SIOCADDMULTI, _IFREQ_ADDRESS = 0x8931, struct.Struct("16sH6s16x")
 _IPV6_MTU = "/proc/sys/net/ipv6/conf/{}/mtu"
@@ -211,12 +213,46 @@ def known_netdev(name: str) -> Netdev:
     return found
 
 
-def stacked_on(index: int) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """A netdev on top of another.
+
+    ``follows``: the kernel takes it up and down with the one below. ``whole``: it is given every MTU of that one, and
+    not only the smaller.
+    """
+
+    name: str
+    follows: bool
+    whole: bool
+
+
+def stacked_on(index: int) -> list[Stacked]:
     """The netdevs of this thread's namespace on top of one, such as its VLANs."""
     with IPRoute() as ip:
         links = [link for link in ip.get_links() if _kind(link) in STACKED and link.get_attr("IFLA_LINK") == index]
     # Of one whose lower netdev is in another namespace the index is that namespace's.
-    return [link.get_attr("IFLA_IFNAME") for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
+    return [_stacked(link) for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
+
+
+def _stacked(link: Any) -> Stacked:
+    kind = _kind(link)
+    return Stacked(link.get_attr("IFLA_IFNAME"), kind == "vlan" and not _is_loose(link), kind in ("ipvlan", "ipvtap"))
+
+
+def _is_loose(link: Any) -> bool:
+    facts = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+    flags = facts.get_attr("IFLA_VLAN_FLAGS") if facts is not None else None
+    return flags is not None and bool(flags["flags"] & VLAN_FLAG_LOOSE_BINDING)
+
+
+def below_vlans(name: str) -> str:
+    """The netdev of this thread's namespace below a VLAN, or below VLANs in VLANs; of any other netdev its own name."""
+    with IPRoute() as ip:
+        links = {link["index"]: link for link in ip.get_links()}
+    here = next((link for link in links.values() if link.get_attr("IFLA_IFNAME") == name), None)
+    while here is not None and _kind(here) == "vlan" and here.get_attr("IFLA_LINK_NETNSID") is None:
+        name, here = here.get_attr("IFLA_IFNAME"), links.get(here.get_attr("IFLA_LINK"))
+    return name if here is None else str(here.get_attr("IFLA_IFNAME"))
 
 
 def _kind(link: Any) -> str:

@@ -31,7 +31,7 @@ from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
 from hil.adapters.moving import lost_by_a_move, lost_without_ipv6
-from hil.adapters.netdev import Netdev, groups_of, ipv6_mtu, is_ipv6, known_netdev, stacked_on
+from hil.adapters.netdev import Netdev, below_vlans, groups_of, ipv6_mtu, is_ipv6, known_netdev, stacked_on
 from hil.adapters.pfc import PRIORITIES, get_pfc
 from hil.errors import AdapterError, AtWork
 from hil.netlink.codes import NetnsMode, PortState
@@ -144,7 +144,9 @@ def _check(asked: Wanted) -> None:
         known_netdev(asked.netdev)
         if asked.flow_control is not None:
             get_pfc(asked.netdev)
-        if not asked.device:
+        if asked.device:
+            _check_soft_roce(asked)
+        else:
             device_on(asked.netdev)
 
 
@@ -259,6 +261,7 @@ def _link_changes(asked: Wanted) -> Iterator[Change]:
         yield from _ipv6_mtu_change(asked, asked.netdev, now)
     if not now.up:
         _check_ipv6(asked.netdev, now, "go up, and down again in the end")
+        yield from _following_changes(asked, now)
         yield LinkSetting(asked.netdev, "state", "down", "up", **_as_it_is(asked, now))
     # Behind the state, so that it is undone first: below 1280 bytes no IPv6 address could be given back.
     if changed:
@@ -278,16 +281,27 @@ def _ipv6_mtu_change(asked: Wanted, name: str, now: Netdev) -> Iterator[Change]:
         yield LinkSetting(name, "ipv6 mtu", own, own, asked.netns, index=now.index)
 
 
+def _following_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
+    """VLANs that go up and down with the netdev below: once they are down again there are addresses to give back."""
+    for stacked in stacked_on(now.index):
+        upper = known_netdev(stacked.name)
+        if stacked.follows and not upper.up:
+            _check_ipv6(stacked.name, upper, f"go up and down with {asked.netdev}")
+            yield from _ipv6_mtu_change(asked, stacked.name, upper)
+            yield from _following_changes(asked, upper)
+            yield LinkSetting(stacked.name, "state", "down", "down", **_as_it_is(asked, upper))
+
+
 def _stacked_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
-    """The MTUs of netdevs on top, which the kernel lowers with that of the netdev below."""
-    for name in stacked_on(now.index):
-        upper = known_netdev(name)
-        if upper.mtu > asked.mtu:
-            if asked.mtu < IPV6_MTU:
-                _check_ipv6(name, upper, f"have MTU {asked.mtu} with {asked.netdev}")
-            yield from _ipv6_mtu_change(asked, name, upper)
+    """The MTUs of netdevs on top, which the kernel lowers with that of the netdev below, or makes the same."""
+    for stacked in stacked_on(now.index):
+        upper = known_netdev(stacked.name)
+        if upper.mtu > asked.mtu or stacked.whole:
+            if asked.mtu < IPV6_MTU <= upper.mtu:
+                _check_ipv6(stacked.name, upper, f"have MTU {asked.mtu} with {asked.netdev}")
+            yield from _ipv6_mtu_change(asked, stacked.name, upper)
             yield from _stacked_changes(asked, upper)
-            yield LinkSetting(name, "mtu", upper.mtu, asked.mtu, **_as_it_is(asked, upper))
+            yield LinkSetting(stacked.name, "mtu", upper.mtu, asked.mtu, **_as_it_is(asked, upper))
 
 
 def _address_changes(asked: Wanted) -> Iterator[Change]:
@@ -309,7 +323,15 @@ def _device_change(asked: Wanted) -> Iterator[Change]:
         )
     if other := next((name for name, netdev in on.items() if netdev == asked.netdev), None):
         raise AdapterError(f"{asked.netdev} carries the RDMA device {other} already: name that one, or another netdev")
+    _check_soft_roce(asked)
     yield SoftDevice(asked.device, asked.link_type, asked.netdev, asked.netns)
+
+
+def _check_soft_roce(asked: Wanted) -> None:
+    """Raises AdapterError where the kernel will not have it, and would not say why."""
+    if asked.link_type == "rxe" and (below := below_vlans(asked.netdev)) != asked.netdev:
+        what = f"no soft-RoCE can be made on {asked.netdev}, which is a VLAN"
+        raise AdapterError(f"{what}: make it on {below}; it serves addresses of {asked.netdev} too")
 
 
 def _setting_changes(asked: Wanted) -> Iterator[Change]:
@@ -342,11 +364,12 @@ def _setting(path: str, value: str) -> Iterator[Change]:
 
 
 def device_on(netdev: str) -> tuple[str, int]:
-    """The RDMA device and port that a netdev belongs to. Raises AdapterError."""
+    """The RDMA device and port that a netdev, or the one below a VLAN, belongs to. Raises AdapterError."""
+    owner = below_vlans(netdev)
     with RdmaLink() as link:
         for device in link.devices():
             for port in link.ports(device["DEV_INDEX"]):
-                if port.get("NDEV_NAME") == netdev:
+                if port.get("NDEV_NAME") == owner:
                     return device["DEV_NAME"], port["PORT_INDEX"]
     raise AdapterError(f"{netdev} belongs to no RDMA device: name a software device to make on it")
 

@@ -46,8 +46,11 @@ PACKAGES = (
 )
 # What a guest has more than its suite's plain one; "host" is one that people log in to, with a capture program.
 VARIANTS = {"": (), "host": ("openssh-server", "tcpdump", "wireshark-common")}
-# macvlan gives a node a second netdev on the same wire, and with it a second adapter.
-MODULES = ("crc32_generic", "virtio_pci", "virtio_net", "virtio_console", "macvlan", "rdma_rxe", "rdma_ucm", "ib_umad")
+DRIVERS = ("crc32_generic", "virtio_pci", "virtio_net", "virtio_console")
+# macvlan gives a node a second netdev on the same wire, and with it a second adapter; the others are for what a lab's
+# netdevs may carry.
+STACKED = ("macvlan", "8021q", "ipvlan")
+MODULES = (*DRIVERS, *STACKED, "rdma_rxe", "rdma_ucm", "ib_umad")
 LEFT_OUT = re.compile(
     r"^(usr/share/(doc|man|locale|info|lintian|perl|bug|zoneinfo|i18n|bash-completion|gcc|gdb)/|usr/lib/x86_64-linux-gnu/"
     r"(perl|gconv|systemd)|boot/|var/|(usr/)?lib/(modules|systemd|udev|firmware)/|usr/lib/python3\.\d+/(test|idlelib|tkinter|"

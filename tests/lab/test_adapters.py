@@ -1,5 +1,6 @@
 """Adapters on a real kernel: found with all their facts, provisioned as asked, and given back as they were."""
 
+import difflib
 import json
 import re
 import time
@@ -23,7 +24,9 @@ WANTED: Facts = {
     "device": "rxe0",
 }
 # What counts, and addr_assign_type, which says for ever that an address was once set.
-PASSING = re.compile(r"statistics|carrier_(changes|up_count|down_count)|addr_assign_type|/queues/.*(timeout|hang|bql)")
+PASSING = re.compile(
+    r"statistics|carrier_(changes|up_count|down_count)|addr_assign_type|/queues/.*(timeout|hang|byte_queue_limits)"
+)
 SHOWN = (
     ["ip", "-j", "-d", "address"],
     ["ip", "-j", "maddress"],
@@ -80,6 +83,12 @@ def settled(pair: SoftPair, wanted: dict[str, str] | None = None) -> dict[str, s
     return now
 
 
+def differences(before: dict[str, str], now: dict[str, str]) -> str:
+    """The lines of a state that are not as before."""
+    both = [(before[what].splitlines(), now[what].splitlines()) for what in before]
+    return "\n".join(line for was, is_now in both for line in difflib.unified_diff(was, is_now, n=0, lineterm=""))
+
+
 def pending(pair: SoftPair, journal: str = JOURNAL) -> list[Facts]:
     return list(pair.nodes["a"].system("pending_changes", journal=journal))
 
@@ -96,11 +105,11 @@ def killed_at_every_step(pair: SoftPair, call: str, **arguments: Any) -> int:
     before, step = settled(pair), 0
     while pair.nodes["a"].system("killed", call=call, at=step, journal=OTHER_JOURNAL, **arguments):
         restore(pair, OTHER_JOURNAL)
-        assert settled(pair, before) == before, f"killed at step {step}"
+        assert not (left := differences(before, settled(pair, before))), f"killed at step {step}:\n{left}"
         assert pending(pair, OTHER_JOURNAL) == []
         step += 1
     restore(pair, OTHER_JOURNAL)
-    assert settled(pair, before) == before, "not killed at all"
+    assert not (left := differences(before, settled(pair, before))), f"not killed at all:\n{left}"
     return step
 
 
@@ -132,6 +141,77 @@ def test_an_adapter_is_found_with_all_its_facts(pair: SoftPair) -> None:
     for wanted in ("rxe1", "rxe1/1", "eth1", "10.78.0.1", second.node_guid, second.node_guid.replace(":", "")):
         assert choose([first, second], wanted) == (second, second.ports[0])
     assert choose([first, second], first.pci_address) == (first, port)
+
+
+# eth1 is down, and so are its VLANs, one of them on top of another.
+VLANS = (
+    "link add link eth0 name eth1 type macvlan mode bridge",
+    "link add link eth1 name eth1.7 type vlan id 7",
+    "link add link eth1.7 name eth1.7.9 type vlan id 9",
+    "link add link eth1 name eth1.8 type vlan id 8 loose_binding on",
+    "link set eth1 up",
+    "link set eth1.8 up",
+    "link set eth1.7.9 mtu 1420",
+    "link set eth1 down",
+    "address add 10.78.7.1/24 dev eth1.7",
+    "address add fd78:7::1/64 dev eth1.7 nodad",
+    "address add fd78:7::2/64 dev eth1.7 nodad",
+    "address add fd78:9::1/64 dev eth1.7.9 nodad",
+    "address add fd78:8::1/64 dev eth1.8 nodad",
+)
+
+
+@pytest.mark.timeout(300)
+def test_vlans_that_go_up_and_down_with_a_netdev_are_as_before(pair: SoftPair) -> None:
+    """The kernel takes a netdev's VLANs up and down with it, and their IPv6 addresses away: they come back, also with
+    VLANs in VLANs, after a kill at every step. A VLAN that is bound loosely stays as it is."""
+    for command in VLANS:
+        run(pair, "ip", *command.split())
+    for name, mtu in (("eth1.7", 1390), ("eth1.7.9", 1380)):
+        run(pair, "sh", "-c", f"echo {mtu} > /proc/sys/net/ipv6/conf/{name}/mtu")
+    wanted = {"netdev": "eth1", "mtu": 1400, "addresses": ["10.78.0.1/24"], "device": "rxe1"}
+    assert killed_at_every_step(pair, "provision", **wanted) == 27
+    kept = [run(pair, "cat", f"/proc/sys/net/ipv6/conf/{name}/mtu").strip() for name in ("eth1.7", "eth1.7.9")]
+    assert kept == ["1390", "1380"]
+    pair.nodes["a"].system("provision", journal=OTHER_JOURNAL, **wanted)
+    links = json.loads(run(pair, "ip", "-j", "link"))
+    up = {link["ifname"] for link in links if "UP" in link["flags"]}
+    assert {"eth1", "eth1.7", "eth1.7.9", "eth1.8"} <= up
+    restore(pair, OTHER_JOURNAL)
+    run(pair, "ip", "address", "add", "fd78:9::2/64", "dev", "eth1.7.9", "nodad", "metric", "50")
+    with pytest.raises(RemoteError, match=r"eth1.7.9 cannot go up and down with eth1: it would lose how fd78:9::2"):
+        pair.nodes["a"].system("provision", journal=OTHER_JOURNAL, **wanted)
+    assert pending(pair, OTHER_JOURNAL) == []
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("mtu", [1300, 1450, 1600])
+def test_an_ipvlan_has_its_own_mtu_again(pair: SoftPair, mtu: int) -> None:
+    """The kernel gives IPVLANs each MTU of the netdev below, also a larger one, and that which they have already."""
+    for command in (
+        "link add link eth0 name ipv0 mtu 1450 type ipvlan mode l2",
+        "link set ipv0 up",
+        "address add fd79::1/64 dev ipv0 nodad",
+    ):
+        run(pair, "ip", *command.split())
+    assert killed_at_every_step(pair, "provision", netdev="eth0", mtu=mtu, device="rxe0") == 5
+
+
+def test_no_soft_roce_is_made_on_a_vlan(pair: SoftPair) -> None:
+    """The kernel refuses it, and does not say why; the bench does, and names the netdev below, before a change."""
+    run(pair, "ip", "link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5")
+    run(pair, "ip", "link", "add", "link", "eth0.5", "name", "eth0.5.6", "type", "vlan", "id", "6")
+    refused = pair.nodes["a"].system("run", command=["rdma", "link", "add", "x", "type", "rxe", "netdev", "eth0.5"])
+    assert refused["status"] and "Operation not permitted" in refused["stderr"]
+    for netdev in ("eth0.5", "eth0.5.6"):
+        wanted = {"netdev": netdev, "addresses": ["10.5.0.1/24"], "device": "rxe5"}
+        why = f"{netdev}, which is a VLAN: make it on eth0; it serves addresses of {netdev} too"
+        assert pair.nodes["a"].system("foresee", journal=OTHER_JOURNAL, **wanted) == [
+            f"no soft-RoCE can be made on {why}"
+        ]
+        with pytest.raises(RemoteError, match=why):
+            pair.nodes["a"].system("provision", journal=OTHER_JOURNAL, **wanted)
+        assert pending(pair, OTHER_JOURNAL) == []
 
 
 def test_what_was_changed_is_undone(pair: SoftPair) -> None:
