@@ -229,13 +229,13 @@ class Stacked:
 def stacked_on(index: int) -> list[Stacked]:
     """The netdevs of this thread's namespace on top of one, such as its VLANs."""
     with IPRoute() as ip:
-        links = [link for link in ip.get_links() if _kind(link) in STACKED and link.get_attr("IFLA_LINK") == index]
+        links = [link for link in ip.get_links() if kind_of(link) in STACKED and link.get_attr("IFLA_LINK") == index]
     # Of one whose lower netdev is in another namespace the index is that namespace's.
     return [_stacked(link) for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
 
 
 def _stacked(link: Any) -> Stacked:
-    kind = _kind(link)
+    kind = kind_of(link)
     return Stacked(link.get_attr("IFLA_IFNAME"), kind == "vlan" and not _is_loose(link), kind in ("ipvlan", "ipvtap"))
 
 
@@ -250,12 +250,12 @@ def below_vlans(name: str) -> str:
     with IPRoute() as ip:
         links = {link["index"]: link for link in ip.get_links()}
     here = next((link for link in links.values() if link.get_attr("IFLA_IFNAME") == name), None)
-    while here is not None and _kind(here) == "vlan" and here.get_attr("IFLA_LINK_NETNSID") is None:
+    while here is not None and kind_of(here) == "vlan" and here.get_attr("IFLA_LINK_NETNSID") is None:
         name, here = here.get_attr("IFLA_IFNAME"), links.get(here.get_attr("IFLA_LINK"))
     return name if here is None else str(here.get_attr("IFLA_IFNAME"))
 
 
-def _kind(link: Any) -> str:
-    """What a virtual netdev is, or ""."""
+def kind_of(link: Any) -> str:
+    """What a virtual netdev is, by the kernel's message of it, or ""."""
     info = link.get_attr("IFLA_LINKINFO")
     return (info.get_attr("IFLA_INFO_KIND") if info is not None else "") or ""

@@ -10,6 +10,7 @@ import threading
 from pyroute2 import IPRoute
 
 from hil.adapters.find import IFF_UP
+from hil.adapters.netdev import kind_of
 from hil.netlink.link import RdmaLink
 
 NETLINK_ROUTE = 0
@@ -42,7 +43,7 @@ class Network:
         _drain(self._socket)
 
     def addresses(self, *, afresh: bool = False) -> dict[str, str]:
-        """IP addresses of the netdevs below RDMA devices, each with its device (ADDR-01, ADDR-02).
+        """IP addresses of RDMA devices' netdevs and of VLANs on these, each with its device (ADDR-01, ADDR-02).
 
         Every bind and connect wants to know, and the kernel takes long to say: it is asked again only when it told of a
         change, or when the devices are not the same. It tells of a change before the change's maker goes on, but it
@@ -69,6 +70,11 @@ class Network:
             if "NDEV_INDEX" in port
         }
         with IPRoute() as ip:
+            # A kernel that knows no VLANs passes over which links were asked for.
+            vlans = [link for link in ip.get_links(kind="vlan") if kind_of(link) == "vlan"]
+            here = [link for link in vlans if link.get_attr("IFLA_LINK_NETNSID") is None]
+            below = {link["index"]: netdevs.get(link.get_attr("IFLA_LINK")) for link in here}
+            netdevs |= {index: device for index, device in below.items() if device is not None}
             return {
                 message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"): netdevs[message["index"]]
                 for message in ip.get_addr()

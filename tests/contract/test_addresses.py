@@ -5,8 +5,10 @@ import json
 import pytest
 
 from fixtures.bench import CONNECTOR_PORT, PORT, Bench
+from hil.evidence.packets import roce_packets
 from hil.nodes.endpoint import FD_CONNECT, Answer, Endpoint
 from hil.winsock.codes import AF_INET, AF_INET6, SIO_ADDRESS_LIST_QUERY, Code
+from hil.wire.pcapng import read_pcapng
 
 pytestmark = pytest.mark.used_pair
 
@@ -44,6 +46,30 @@ def test_the_list_holds_every_address_of_the_adapter_from_the_start(bench: Bench
         assert set(at_least) <= set(answer.more["out"])
         assert answer.more["returned"] == HEAD + len(answer.more["out"]) * (ENTRY + SOCKADDR[family])
     bench.judge()
+
+
+@pytest.mark.requirement("ADDR-01", "ADDR-02", "ADDR-03")
+@pytest.mark.needs("own nodes")
+def test_the_addresses_of_a_vlan_on_the_adapter_are_its_own(bench: Bench) -> None:
+    """What a VLAN of the adapter's netdev is given is listed, and serves a connection whose packets are all tagged."""
+    for name in "ab":
+        bench.run(name, "ip", "link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5")
+        bench.run(name, "ip", "link", "set", "eth0.5", "up")
+    a, b = bench.start()
+    for n, endpoint in enumerate((a, b), 1):
+        assert query(endpoint).more["out"] == [f"10.77.0.{n}"]
+        bench.run(endpoint.node.name, "ip", "address", "add", f"10.5.0.{n}/24", "dev", "eth0.5")
+        assert sorted(query(endpoint).more["out"]) == [f"10.5.0.{n}", f"10.77.0.{n}"]
+        endpoint.ip = f"10.5.0.{n}"
+
+    closer, peer = bench.connect()
+    receive = peer.recv()
+    closer.close()
+    assert peer.completion(receive) == (Code.WSAECONNRESET, 0)
+
+    bench.judge()
+    frames = [f.data for f in read_pcapng(bench.pair.wire.path) if next(roce_packets([f]), None)]
+    assert frames and {data[12:16] for data in frames} == {b"\x81\x00\x00\x05"}
 
 
 @pytest.mark.requirement("ADDR-03", "ADDR-05")

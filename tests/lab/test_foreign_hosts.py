@@ -269,6 +269,31 @@ def test_a_capture_program_takes_the_packet_sockets_place(foreign: ForeignHosts,
     assert (status, counted(tmp_path / "results")) == (0, Counter({"pass": 4})), output
 
 
+@pytest.mark.parametrize("interface", ["", "eth0"])
+def test_a_lab_may_be_in_a_vlan(foreign: ForeignHosts, tmp_path: Path, interface: str) -> None:
+    """Both adapters' netdevs are VLANs on their port's: addresses and MTU come and go, closes pass, and the port's own
+    frames, if those are recorded, are tagged."""
+    for host in foreign.hosts.values():
+        host.run("/usr/bin/ip link add link eth0 name eth0.5 type vlan id 5; /usr/bin/ip link set eth0.5 up")
+    try:
+        before = settled_look(foreign)
+        lab = foreign.lab_file(f'kind = "host"\non = "a"\ninterface = "{interface}"', "vlan.toml")
+        text = lab.read_text().replace('netdev = "eth0"', 'netdev = "eth0.5"').replace("fd77::", "fd88::")
+        lab.write_text(text.replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.'))
+        (tmp_path / "test_it.py").write_text(CLOSES)
+        status, output = contract(lab, tmp_path / "results", str(tmp_path / "test_it.py")).wait()
+        assert (status, counted(tmp_path / "results")) == (0, Counter({"pass": 4})), output
+        frames = [f for path in (tmp_path / "results").glob("*/wire.pcapng") for f in read_pcapng(path)]
+        types = {f.data[12:16] if interface else f.data[12:14] for f in frames if next(roce_packets([f]), None)}
+        assert types == ({b"\x81\x00\x00\x05"} if interface else {b"\x08\x00"})
+        after = {name: FOLDER_TIME.sub("", look) for name, look in settled_look(foreign).items()}
+        timeless = {name: FOLDER_TIME.sub("", look) for name, look in before.items()}
+        assert not (changed := differences(timeless, after)), changed
+    finally:
+        for host in foreign.hosts.values():
+            host.run("/usr/bin/ip link delete eth0.5")
+
+
 def test_a_mirror_port_on_a_third_host_takes_the_packet_sockets_place(tmp_path: Path) -> None:
     """A switch copies what both hosts send to a host that has no adapter: recorded there, the same closes pass, and a
     mirror that lost its cable makes the next ones invalid."""
