@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hil.adapters.find import NET, adapters, choose, lower_of, netdevs_of, port_of
+from hil.adapters.find import INFINIBAND, NET, adapters, choose, lower_of, netdevs_of, port_of, read_text
+from hil.adapters.network import Network
 from hil.adapters.provenance import machine, packages
 from hil.adapters.provision import gid_of, gids, port_state
 from hil.errors import AdapterError
@@ -93,16 +94,29 @@ def _adapter(device: str, netdev: str, addresses: list[str]) -> dict[str, Any]:
         carries = netdevs_of(device)
         port = port_of(netdev, carries)
         held = gids(device, port)
+        missing = [address for address in addresses if gid_of(address) not in held]
         return {
             "port": port,
+            "link layer": read_text(INFINIBAND / device / "ports" / str(port) / "link_layer"),
             "state": port_state(device, port),
             "carries": sorted(carries.values()),
             "lower": lower_of(netdev),
             "mac": _mac(netdev),
-            "missing gids": [address for address in addresses if gid_of(address) not in held],
+            "missing gids": missing,
+            "not served": [a for a in _not_served(device, addresses) if a not in missing],
         }
     except OSError as error:
         return {"error": str(error)}
+
+
+def _not_served(device: str, addresses: list[str]) -> list[str]:
+    """Those that a provider here will not know as this device's, whatever its GIDs are."""
+    network = Network()
+    try:
+        known = network.addresses()
+    finally:
+        network.close()
+    return [address for address in addresses if known.get(address) != device]
 
 
 def device_of(wanted: str) -> str:

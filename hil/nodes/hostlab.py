@@ -314,6 +314,9 @@ def _adapter_not_ready(adapter: Adapter, facts: dict[str, Any], there: str) -> l
         return [Want(_no_device(adapter, devices), mend)]
     if error := known.get("error"):
         return [Want(f"{adapter.device} could not be asked: {error}")]
+    if known["link layer"] == "InfiniBand":
+        seen = f"port {known['port']} of {adapter.device} is an InfiniBand port, and the bench knows RoCE only"
+        return [Want(seen, "make it an Ethernet port, where the adapter can be both (LINK_TYPE of its firmware)")]
     # A VLAN's netdev is on top of the port's own.
     if known["carries"] and not {adapter.netdev, *known["lower"]} & set(known["carries"]):
         seen = f"{adapter.netdev} is no netdev of {adapter.device}, which has {', '.join(known['carries'])}"
@@ -326,6 +329,9 @@ def _adapter_not_ready(adapter: Adapter, facts: dict[str, Any], there: str) -> l
     for address in known["missing gids"]:
         mend = f"{there}ip address add {address}/{lengths[address]} dev {adapter.netdev}"
         found.append(Want(f"{adapter.device} has no GID for {address}", mend))
+    for address in known["not served"]:
+        seen = f"{address} is neither on the netdev of {adapter.device} nor on a VLAN of it, and no other can be tested"
+        found.append(Want(seen, f"name an address of {' or '.join(known['carries']) or 'an Ethernet port'}"))
     return found
 
 

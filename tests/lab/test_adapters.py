@@ -258,7 +258,21 @@ def test_a_device_is_named_by_whatever_is_its_own(pair: SoftPair) -> None:
         assert node.system("device_of", wanted=wanted) == device, wanted
     adapter = node.system("inspect", device="rxe0", netdev="eth0", addresses=["10.77.0.1", "10.77.0.9"])["adapter"]
     assert (adapter["port"], adapter["carries"], adapter["lower"]) == (1, ["eth0"], [])
-    assert (adapter["state"], adapter["missing gids"]) == (4, ["10.77.0.9"])
+    assert (adapter["state"], adapter["link layer"], adapter["missing gids"]) == (4, "Ethernet", ["10.77.0.9"])
+
+
+def test_an_address_that_no_provider_serves_is_told(pair: SoftPair) -> None:
+    """The port has GIDs of a VLAN's addresses and of a MACVLAN's; only what comes to the VLAN reaches the device."""
+    addresses = {"eth0": "10.77.0.1", "eth0.5": "10.5.0.1", "eth1": "10.79.0.1"}
+    run(pair, "ip", "link", "add", "link", "eth0", "name", "eth1", "type", "macvlan", "mode", "bridge")
+    run(pair, "ip", "link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5")
+    for netdev in ("eth1", "eth0.5"):
+        run(pair, "ip", "link", "set", netdev, "up")
+        run(pair, "ip", "address", "add", f"{addresses[netdev]}/24", "dev", netdev)
+    for netdev, address in addresses.items():
+        adapter = pair.nodes["a"].system("inspect", device="rxe0", netdev=netdev, addresses=[address])["adapter"]
+        not_served = ["10.79.0.1"] if netdev == "eth1" else []
+        assert (adapter["missing gids"], adapter["not served"]) == ([], not_served), netdev
 
 
 def test_what_a_host_had_before_is_left_alone(pair: SoftPair) -> None:

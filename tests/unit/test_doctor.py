@@ -43,6 +43,8 @@ READY: dict[str, Any] = {
         "lower": [],
         "mac": "02:00:00:00:00:01",
         "missing gids": [],
+        "not served": [],
+        "link layer": "Ethernet",
     },
 }
 
@@ -64,6 +66,14 @@ def test_a_ready_host_has_no_findings() -> None:
         ({"rdma netlink": []}, "rdma link add rxe0 type rxe netdev eth0"),
         ({"adapter": READY["adapter"] | {"state": 1}}, "ip link set eth0 up"),
         ({"adapter": READY["adapter"] | {"missing gids": ["10.0.0.1"]}}, "ip address add 10.0.0.1/24 dev eth0"),
+        (
+            {"adapter": READY["adapter"] | {"not served": ["10.0.0.1"]}},
+            "10.0.0.1 is neither on the netdev of rxe0 nor on",
+        ),
+        (
+            {"adapter": READY["adapter"] | {"link layer": "InfiniBand"}},
+            "is an InfiniBand port, and the bench knows RoCE",
+        ),
         ({"adapter": {"error": "refused"}}, "could not be asked"),
         ({"netdevs": ["lo"]}, "there is no netdev eth0 (there is: lo)"),
         ({"adapter": READY["adapter"] | {"carries": ["eth1"]}}, "eth0 is no netdev of rxe0, which has eth1"),
