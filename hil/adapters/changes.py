@@ -87,6 +87,13 @@ def _there(name: str) -> str:
     return name if name in namespaces.listnetns() else ""
 
 
+def _to_undo(netns: str, index: int) -> tuple[str, int]:
+    """Where a netdev that was changed in ``netns`` is by now, and which index it has; 0: not known."""
+    where = _there(netns)
+    # One that came back from a namespace may have another index.
+    return where, index if where == netns else 0
+
+
 def _raise(error: BaseException) -> Any:
     raise error
 
@@ -112,11 +119,10 @@ class LinkSetting:
         in_namespace(self.netns, lambda: self._set(self.wanted))
 
     def undo(self) -> None:
-        where = _there(self.netns)
+        where, index = _to_undo(self.netns, self.index)
 
         def work() -> None:
-            # One that came back from a namespace may have another index.
-            still(self.netdev, self.index if where == self.netns else 0)
+            still(self.netdev, index)
             self._set(self.was)
             give_back(self.netdev, self.given)
 
@@ -157,8 +163,8 @@ class Address:
         in_namespace(self.netns, lambda: give_back(self.netdev, [text]))
 
     def undo(self) -> None:
-        where = _there(self.netns)
-        in_namespace(where, lambda: self._take(self.index if where == self.netns else 0))
+        where, index = _to_undo(self.netns, self.index)
+        in_namespace(where, lambda: self._take(index))
 
     def _take(self, index: int) -> None:
         found = still(self.netdev, index)
