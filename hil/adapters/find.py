@@ -219,8 +219,9 @@ def netdevs_of(device: str) -> dict[int, str]:
 
 
 def lower_of(netdev: str) -> list[str]:
-    """The netdevs that a netdev, such as a VLAN's, is on top of."""
-    return [path.name.removeprefix("lower_") for path in NET.glob(f"{netdev}/lower_*")]
+    """The netdevs that a netdev, such as a VLAN's, is on top of, whatever is in between."""
+    lower = [path.name.removeprefix("lower_") for path in NET.glob(f"{netdev}/lower_*")]
+    return lower + [name for below in lower for name in lower_of(below)]
 
 
 def port_of(netdev: str, ports: dict[int, str]) -> int:

@@ -16,6 +16,8 @@ LOCAL_TABLE, MULTICAST, NUD_PERMANENT = 255, 5, 0x80
 IPV6_METRIC = 256
 """The metric of routes that the kernel makes for IPv6 (linux/ipv6_route.h, IP6_RT_PRIO_ADDRCONF)."""
 IFA_F_DEPRECATED, IFA_F_NOPREFIXROUTE = 0x20, 0x200
+# Home address, managed temporary addresses, automatic joining of groups.
+_IFA_F_OTHERS = 0x10 | 0x100 | 0x400
 # What the kernel gives a netdev by itself.
 OWN_QDISCS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "pfifo"})
 CONF = Path("/proc/sys/net")
@@ -72,6 +74,8 @@ def _of_address(address: Any, name: str) -> Iterator[str]:
         yield f"how {local} makes no route, or one with a metric"
     if (address.get_attr("IFA_FLAGS") or 0) & IFA_F_DEPRECATED:
         yield f"that {local} is deprecated"
+    if (address.get_attr("IFA_FLAGS") or 0) & _IFA_F_OTHERS:
+        yield f"the flags of {local}"
 
 
 def _routes(ip: IPRoute, index: int, **wanted: int) -> Iterator[str]:

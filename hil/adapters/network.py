@@ -73,8 +73,13 @@ class Network:
             # A kernel that knows no VLANs passes over which links were asked for.
             vlans = [link for link in ip.get_links(kind="vlan") if kind_of(link) == "vlan"]
             here = [link for link in vlans if link.get_attr("IFLA_LINK_NETNSID") is None]
-            below = {link["index"]: netdevs.get(link.get_attr("IFLA_LINK")) for link in here}
-            netdevs |= {index: device for index, device in below.items() if device is not None}
+            below = {link["index"]: link.get_attr("IFLA_LINK") for link in here}
+            for index in below:
+                bottom = index
+                while bottom in below:
+                    bottom = below[bottom]
+                if bottom in netdevs:
+                    netdevs[index] = netdevs[bottom]
             return {
                 message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"): netdevs[message["index"]]
                 for message in ip.get_addr()

@@ -144,10 +144,10 @@ def _check(asked: Wanted) -> None:
         known_netdev(asked.netdev)
         if asked.flow_control is not None:
             get_pfc(asked.netdev)
-        if asked.device:
-            _check_soft_roce(asked)
-        else:
+        if not asked.device:
             device_on(asked.netdev)
+    if asked.device and _has(asked.netdev):
+        _check_soft_roce(asked)
 
 
 def _check_others(asked: Wanted, pending: Sequence[Entry], owner: Owner | None) -> None:
@@ -275,9 +275,9 @@ def _as_it_is(asked: Wanted, now: Netdev) -> dict[str, Any]:
     return {"netns": asked.netns, "given": tuple(text for text in now.given if is_ipv6(text)), "index": now.index}
 
 
-def _ipv6_mtu_change(asked: Wanted, name: str, now: Netdev) -> Iterator[Change]:
+def _ipv6_mtu_change(asked: Wanted, name: str, now: Netdev, *, always: bool = False) -> Iterator[Change]:
     """The kernel makes IPv6's MTU the link's with each change: there is only something to undo, and at last."""
-    if (own := ipv6_mtu(name)) not in (0, now.mtu):
+    if (own := ipv6_mtu(name)) and (always or own != now.mtu):
         yield LinkSetting(name, "ipv6 mtu", own, own, asked.netns, index=now.index)
 
 
@@ -285,7 +285,11 @@ def _following_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
     """VLANs that go up and down with the netdev below: once they are down again there are addresses to give back."""
     for stacked in stacked_on(now.index):
         upper = known_netdev(stacked.name)
-        if stacked.follows and not upper.up:
+        if stacked.follows and upper.up:
+            # It was bound loosely when its netdev went down.
+            what = f"{asked.netdev} cannot go up, and down again in the end"
+            raise AdapterError(f"{what}: {stacked.name}, which is up, would go down with it")
+        if stacked.follows:
             _check_ipv6(stacked.name, upper, f"go up and down with {asked.netdev}")
             yield from _ipv6_mtu_change(asked, stacked.name, upper)
             yield from _following_changes(asked, upper)
@@ -299,7 +303,8 @@ def _stacked_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
         if upper.mtu > asked.mtu or stacked.whole:
             if asked.mtu < IPV6_MTU <= upper.mtu:
                 _check_ipv6(stacked.name, upper, f"have MTU {asked.mtu} with {asked.netdev}")
-            yield from _ipv6_mtu_change(asked, stacked.name, upper)
+            # Of one that follows whole, the kernel does not tell IPv6 when it gives it the MTU back.
+            yield from _ipv6_mtu_change(asked, stacked.name, upper, always=stacked.whole)
             yield from _stacked_changes(asked, upper)
             yield LinkSetting(stacked.name, "mtu", upper.mtu, asked.mtu, **_as_it_is(asked, upper))
 

@@ -123,10 +123,10 @@ class PacketSocket:
             self.problem = too_much(kept)
             self._ending.set()
 
-    def piece(self) -> bytes:
+    def piece(self, most: int) -> bytes:
         with self._lock:
-            taken = bytes(self._kept[:PIECE])
-            del self._kept[:PIECE]
+            taken = bytes(self._kept[:most])
+            del self._kept[:most]
         return taken
 
     def counts(self) -> dict[str, int]:
@@ -217,10 +217,10 @@ class Program:
             with self._lock:
                 self._said += data
 
-    def piece(self) -> bytes:
+    def piece(self, most: int) -> bytes:
         with self._lock:
-            taken = bytes(self._kept[:PIECE])
-            del self._kept[:PIECE]
+            taken = bytes(self._kept[:most])
+            del self._kept[:most]
         return taken
 
     def counts(self) -> dict[str, int]:
@@ -285,27 +285,27 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
     def start(method: str, interface: str, buffer: int, *, everything: bool) -> dict[str, int]:
         """Record from now on, and nothing else that was started before. TCP is left out unless ``everything``."""
         made: PacketSocket | Program
-        lost_before = lost_by_adapter(interface)
+        lost_before, most = lost_by_adapter(interface), free_memory() // KEPT_PART
         if method == "packet-socket":
-            made = PacketSocket(interface, buffer, free_memory() // KEPT_PART, everything=everything)
+            made = PacketSocket(interface, buffer, most, everything=everything)
         else:
-            made = Program(program(method, interface, everything=everything), free_memory() // KEPT_PART)
+            made = Program(program(method, interface, everything=everything), most)
         for other in running:
             other.stop()
         running[:] = [made]
         recorded.clear()
         recorded[interface] = lost_before
-        return {"epoch_ns": epoch_ns()}
+        return {"epoch_ns": epoch_ns(), "most": most}
 
     def state() -> dict[str, str]:
         (made,) = running
         return {"said": made.said(), "problem": made.problem}
 
-    def pull() -> dict[str, Any]:
+    def pull(most: int) -> dict[str, Any]:
         # Counted before the piece is taken: every frame counted is in this piece, or in one before or behind it.
         (made,) = running
         counts = made.counts()
-        told = {"piece": made.piece(), "epoch_ns": epoch_ns(), "problem": made.problem, "lost": lost()}
+        told = {"piece": made.piece(min(most, PIECE)), "epoch_ns": epoch_ns(), "problem": made.problem, "lost": lost()}
         return counts | told
 
     def lost() -> dict[str, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hil.errors import CaptureError, NodeError, RemoteError, Unsupported
+from hil.errors import CaptureError, NodeDied, NodeError, RemoteError, Unsupported
 from hil.nodes.capture import BLOCK_S, PIECE, RECORD
 from hil.nodes.node import Node
 from hil.progress import printable
@@ -21,8 +21,10 @@ CALL_TIMEOUT_S, START_TIMEOUT_S = 30.0, 20.0
 # Without a byte that comes home, and at most.
 DRAIN_TIMEOUT_S, DRAIN_MOST_S = 30.0, 600.0
 POLL_S = 0.02
-# How often somebody looks whether a node has a piece to take: its memory is what a recording fits in.
+# How often somebody looks whether much waits on the node, how much that is, and the pieces in which it is taken then.
 LOOK_S = 0.5
+JOIN_S = 2.0
+MUCH, SMALL_PIECE = 16 << 20, 1 << 18
 # A clock that was set in between would put packets before the calls that sent them.
 CLOCK_STEP_NS = 5_000_000
 # As many round trips are at least twice as many frames, where the way to the node leads over the recorded netdev.
@@ -177,7 +179,8 @@ class NodeCapture(Onlooker):
         self._out = path.open("wb")
         self._writer = PcapngWriter(self._out, ["side-a", "side-b"])
         self._ending = threading.Event()
-        threading.Thread(target=self._take_meanwhile, name=f"capture {node.name}", daemon=True).start()
+        self._taker = threading.Thread(target=self._take_meanwhile, name=f"capture {node.name}", daemon=True)
+        self._taker.start()
 
     def _call(self, call: str, /, **arguments: Any) -> Any:
         return self._node.channel.call(self._worker, call, CALL_TIMEOUT_S, "capture", **arguments)
@@ -185,7 +188,9 @@ class NodeCapture(Onlooker):
     def _start(self, *, everything: bool) -> None:
         facts = {"method": self._method, "interface": self._interface, "buffer": self._buffer}
         try:
-            self._epoch_ns: int = self._call("start", everything=everything, **facts)["epoch_ns"]
+            told = self._call("start", everything=everything, **facts)
+            self._epoch_ns: int = told["epoch_ns"]
+            self._much = min(MUCH, told["most"] // 4)
         except RemoteError as error:
             self._refuse(str(error), lacking=error.kind in LACKING)
 
@@ -211,25 +216,36 @@ class NodeCapture(Onlooker):
             time.sleep(POLL_S)
 
     def _take_meanwhile(self) -> None:
-        """Bring whole pieces home while the test runs: what waits on the node must not outgrow its memory."""
+        """Bring home what waits while the test runs, where it is much: it must not outgrow the node's memory."""
         while not self._ending.wait(LOOK_S):
             try:
-                while self._call("counts")["written"] - self._brought >= PIECE and self._take_piece():
-                    pass
-            except (NodeError, CaptureError):
+                waits = int(self._call("counts")["written"]) - self._brought
+                if waits >= self._much:
+                    self._take_what_waits()
+            except NodeDied:
                 # Whoever asks for the counts next is told.
                 return
-            except (KeyError, TypeError) as error:
+            except NodeError:
+                # It was slow, and is asked again.
+                continue
+            except CaptureError as error:
+                # What the node gave away may be lost on the way: no later count would be whole.
+                self._blame(str(error))
+                return
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 self._blame(f"{self._where} told something else than counts: {error!r}")
                 return
 
-    def _take_piece(self) -> bool:
-        """Bring one piece home, unless all is at home or the recording has come to its end."""
-        with self._lock:
-            before = self._brought
-            if not self._stopped:
-                self._pull()
-            return self._brought > before
+    def _take_what_waits(self) -> None:
+        """In small pieces, between which the test's own calls pass, and not to the last byte: more is coming."""
+        much = True
+        while much:
+            with self._lock:
+                if self._stopped or self._ending.is_set():
+                    return
+                before = self._brought
+                told = self._pull(SMALL_PIECE)
+                much = before < self._brought < told.written - SMALL_PIECE
 
     def counts(self) -> PlainCounts:
         """What was recorded up to now is in the file, and counted. Raises CaptureError when the node is gone, or the
@@ -266,16 +282,18 @@ class NodeCapture(Onlooker):
         except OSError as error:
             raise self._not_written(error) from error
 
-    def _pull(self) -> _Told:
-        """Bring one piece home; what the node said of all of it. Raises CaptureError."""
+    def _pull(self, most: int = PIECE) -> _Told:
+        """Bring one piece of ``most`` bytes home; what the node said of all of it. Raises CaptureError."""
         try:
-            told = self._call("pull")
-            piece, epoch_ns, problem = bytes(told["piece"]), int(told["epoch_ns"]), str(told["problem"])
+            told = self._call("pull", most=most)
+            piece, epoch_ns, problem = told["piece"], int(told["epoch_ns"]), str(told["problem"])
+            if not isinstance(piece, bytes):
+                raise TypeError(type(piece))
             seen, drops, frames, written = (int(told.get(n, 0)) for n in ("seen", "drops", "frames", "written"))
             lost = {str(name): int(count) for name, count in told.get("lost", {}).items() if int(count)}
         except NodeError as error:
             raise CaptureError(f"{self._where} has ended: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CaptureError(f"{self._where} told something else than frames: {error!r}") from error
         try:
             self._keep(piece)
@@ -328,6 +346,12 @@ class NodeCapture(Onlooker):
     def stop(self) -> PlainCounts | None:
         """End it on the node, and bring home what is left; its last counts, or None when the node was gone."""
         self._ending.set()
+        try:
+            return self._stop()
+        finally:
+            self._taker.join(JOIN_S)
+
+    def _stop(self) -> PlainCounts | None:
         with self._lock:
             if self._stopped:
                 return self._counted()

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -139,6 +140,15 @@ class Pair:
         """An address on node a's network that no node has. Raises Unsupported."""
         taken = [ip for place in self.places for ip in (place.ipv4, place.ipv6)]
         return self.places[0].nobody(ipv6=ipv6, taken=taken)
+
+    def _nobodies(self) -> list[str]:
+        """Every address that ``nobody`` gives."""
+        found = []
+        for ipv6 in (False, True):
+            if not ipv6 or self.places[0].ipv6:
+                with suppress(Unsupported):
+                    found.append(self.nobody(ipv6=ipv6))
+        return found
 
     def observe(self, observer: Record) -> None:
         """Tell ``observer`` as well, from now on, what workers say."""
@@ -341,7 +351,8 @@ class Pair:
     def _look_for_gaps(self, evidence: Evidence) -> None:
         """No adapter's counters tell of a frame that this capture point missed; other frames may."""
         try:
-            evidence.problems += [f"the capture misses frames {line}" for line in missing_in(self.wire.path)]
+            missing = missing_in(self.wire.path, self._nobodies())
+            evidence.problems += [f"the capture misses frames {line}" for line in missing]
         except (CaptureError, OSError) as error:
             evidence.problems.append(f"the capture cannot be searched for gaps: {error}")
 

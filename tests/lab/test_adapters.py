@@ -181,20 +181,25 @@ def test_vlans_that_go_up_and_down_with_a_netdev_are_as_before(pair: SoftPair) -
     run(pair, "ip", "address", "add", "fd78:9::2/64", "dev", "eth1.7.9", "nodad", "metric", "50")
     with pytest.raises(RemoteError, match=r"eth1.7.9 cannot go up and down with eth1: it would lose how fd78:9::2"):
         pair.nodes["a"].system("provision", journal=OTHER_JOURNAL, **wanted)
+    run(pair, "ip", "link", "set", "eth1.8", "type", "vlan", "loose_binding", "off")
+    run(pair, "ip", "link", "delete", "eth1.7")
+    with pytest.raises(RemoteError, match=r"eth1 cannot go up, and down again in the end: eth1.8, which is up, would"):
+        pair.nodes["a"].system("provision", journal=OTHER_JOURNAL, **wanted)
     assert pending(pair, OTHER_JOURNAL) == []
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("mtu", [1300, 1450, 1600])
-def test_an_ipvlan_has_its_own_mtu_again(pair: SoftPair, mtu: int) -> None:
-    """The kernel gives IPVLANs each MTU of the netdev below, also a larger one, and that which they have already."""
+@pytest.mark.parametrize(("own", "mtu"), [(1450, 1300), (1450, 1450), (1450, 1600), (1500, 1400)])
+def test_an_ipvlan_has_its_own_mtu_again(pair: SoftPair, own: int, mtu: int) -> None:
+    """The kernel gives IPVLANs each MTU of the netdev below, also a larger one, and IPv6 does not hear of every one."""
     for command in (
-        "link add link eth0 name ipv0 mtu 1450 type ipvlan mode l2",
+        f"link add link eth0 name ipv0 mtu {own} type ipvlan mode l2",
         "link set ipv0 up",
         "address add fd79::1/64 dev ipv0 nodad",
     ):
         run(pair, "ip", *command.split())
-    assert killed_at_every_step(pair, "provision", netdev="eth0", mtu=mtu, device="rxe0") == 5
+    assert killed_at_every_step(pair, "provision", netdev="eth0", mtu=mtu, device="rxe0") == 7
+    assert run(pair, "cat", "/proc/sys/net/ipv6/conf/ipv0/mtu").strip() == str(own)
 
 
 def test_no_soft_roce_is_made_on_a_vlan(pair: SoftPair) -> None:
@@ -203,15 +208,15 @@ def test_no_soft_roce_is_made_on_a_vlan(pair: SoftPair) -> None:
     run(pair, "ip", "link", "add", "link", "eth0.5", "name", "eth0.5.6", "type", "vlan", "id", "6")
     refused = pair.nodes["a"].system("run", command=["rdma", "link", "add", "x", "type", "rxe", "netdev", "eth0.5"])
     assert refused["status"] and "Operation not permitted" in refused["stderr"]
-    for netdev in ("eth0.5", "eth0.5.6"):
-        wanted = {"netdev": netdev, "addresses": ["10.5.0.1/24"], "device": "rxe5"}
+    for netdev, netns in (("eth0.5", ""), ("eth0.5.6", ""), ("eth0.5", "hil-a")):
+        wanted = {"netdev": netdev, "addresses": ["10.5.0.1/24"], "device": "rxe5", "netns": netns}
         why = f"{netdev}, which is a VLAN: make it on eth0; it serves addresses of {netdev} too"
-        assert pair.nodes["a"].system("foresee", journal=OTHER_JOURNAL, **wanted) == [
-            f"no soft-RoCE can be made on {why}"
-        ]
+        foreseen = pair.nodes["a"].system("foresee", journal=OTHER_JOURNAL, **wanted)
+        assert foreseen[0] == f"no soft-RoCE can be made on {why}"
         with pytest.raises(RemoteError, match=why):
             pair.nodes["a"].system("provision", journal=OTHER_JOURNAL, **wanted)
         assert pending(pair, OTHER_JOURNAL) == []
+        assert len(foreseen) == 1 or netns
 
 
 def test_what_was_changed_is_undone(pair: SoftPair) -> None:
@@ -262,16 +267,18 @@ def test_a_device_is_named_by_whatever_is_its_own(pair: SoftPair) -> None:
 
 
 def test_an_address_that_no_provider_serves_is_told(pair: SoftPair) -> None:
-    """The port has GIDs of a VLAN's addresses and of a MACVLAN's; only what comes to the VLAN reaches the device."""
-    addresses = {"eth0": "10.77.0.1", "eth0.5": "10.5.0.1", "eth1": "10.79.0.1"}
+    """The port has GIDs of VLANs' addresses and of a MACVLAN's; only what comes to the VLANs reaches the device."""
+    addresses = {"eth0": "10.77.0.1", "eth0.5": "10.5.0.1", "eth0.5.6": "10.56.0.1", "eth1": "10.79.0.1"}
     run(pair, "ip", "link", "add", "link", "eth0", "name", "eth1", "type", "macvlan", "mode", "bridge")
     run(pair, "ip", "link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5")
-    for netdev in ("eth1", "eth0.5"):
+    run(pair, "ip", "link", "add", "link", "eth0.5", "name", "eth0.5.6", "type", "vlan", "id", "6")
+    for netdev in ("eth1", "eth0.5", "eth0.5.6"):
         run(pair, "ip", "link", "set", netdev, "up")
         run(pair, "ip", "address", "add", f"{addresses[netdev]}/24", "dev", netdev)
     for netdev, address in addresses.items():
         adapter = pair.nodes["a"].system("inspect", device="rxe0", netdev=netdev, addresses=[address])["adapter"]
         not_served = ["10.79.0.1"] if netdev == "eth1" else []
+        assert "eth0" in [netdev, *adapter["lower"]]
         assert (adapter["missing gids"], adapter["not served"]) == ([], not_served), netdev
 
 

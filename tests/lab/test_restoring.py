@@ -209,6 +209,7 @@ LOSSES = {
     "2 routes": "ip route add 10.7.0.0/16 nexthop via 10.9.0.9 dev v0 nexthop via 10.9.0.8 dev v0;"
     " ip route add 10.9.0.0/24 dev v0 proto kernel scope link src 10.9.0.7 metric 100",
     "that fd09::9 is deprecated": "ip address add fd09::9/64 dev v0 nodad preferred_lft 0",
+    "the flags of fd09::9": "ip address add fd09::9/64 dev v0 nodad home",
     "the IPv6 token ::5": "ip token set ::5 dev v0",
     "m0, which is on top of it": "ip link add link v0 name m0 type macvlan",
     "ipv6.mtu = 1400": "echo 1400 > /proc/sys/net/ipv6/conf/v0/mtu",

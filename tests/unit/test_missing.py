@@ -1,5 +1,6 @@
 """What a capture that nothing counts shows to be missing from itself."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from captured import kind, opcode, pcapng, place, recorded, without
 
 from hil.errors import CaptureError
 from hil.evidence.rebuild.missing import missing_in
+from hil.wire.icrc import icrc
 from hil.wire.pcapng import CapturedFrame
 
 # The first opcode of RC that answers (9.2).
@@ -54,6 +56,21 @@ def test_each_request_but_the_last_of_a_direction_is_missed(tmp_path: Path) -> N
     for places in requests.values():
         assert len(places) >= 4
         assert all(missing(tmp_path, without(frames, n)) for n in places[1:-1])
+
+
+def test_what_a_test_put_on_the_link_is_no_connection(tmp_path: Path) -> None:
+    """A packet from an address that no machine has belongs to nothing that could be whole."""
+    frames = recorded("rping")
+    at = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and opcode(frame) < READ_RESPONSE)
+    data = bytearray(frames[at].data)
+    # The last byte of IPv4's source.
+    data[29] = 99
+    data[-4:] = icrc(bytes(data), len(data) - 4).to_bytes(4, "little")
+    frames.insert(at + 1, replace(frames[at], data=bytes(data)))
+    path = tmp_path / "x.pcapng"
+    path.write_bytes(pcapng(frames).getvalue())
+    assert any(line.startswith("between 10.77.0.99 and") for line in missing_in(path))
+    assert missing_in(path, ["10.77.0.99"]) == []
 
 
 def test_of_very_many_the_first_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hil.errors import CaptureError, NodeDied, RemoteError, Unsupported
+from hil.errors import CaptureError, NodeDied, PhaseTimeout, RemoteError, Unsupported
 from hil.nodes import capture as on_node
 from hil.nodes import nodecapture
 from hil.nodes.capture import CLOCK_READINGS, RECORD, epoch_ns, leave_tcp_out, with_ancillary
@@ -227,6 +227,70 @@ def test_a_disk_that_is_full_while_the_test_runs_makes_the_capture_incomplete(
     while "cannot be written" not in capture._problem and time.monotonic_ns() < end_ns:
         time.sleep(0.02)
     assert capture._problem == "/dev/full cannot be written: No space left on device"
+    assert capture.stop() is None
+
+
+class Losing(Here):
+    """A node that answers the first ``fails`` calls of one kind too late: what they took is gone."""
+
+    def __init__(self, call: str, fails: int) -> None:
+        super().__init__()
+        self._late, self._fails = call, fails
+
+    def call(self, worker: int, call: str, timeout_s: float, phase: str, /, **arguments: Any) -> Any:
+        answer = super().call(worker, call, timeout_s, phase, **arguments)
+        if call == self._late and self._fails:
+            self._fails -= 1
+            raise PhaseTimeout(f"{call} did not answer")
+        return answer
+
+
+MUCH = """
+say("File: -"); write(data[:24])
+write(data[24:] * 3000)
+say("all"); until_told(); say(losses)"""
+
+
+@pytest.mark.parametrize(("call", "fails", "problem"), [("pull", 1, "pull did not answer"), ("counts", 2, "")])
+def test_only_what_was_given_away_and_did_not_come_is_lost(
+    call: str, fails: int, problem: str, program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece whose answer came too late makes the capture incomplete for good; a count is asked for again."""
+    monkeypatch.setattr(nodecapture, "LOOK_S", 0.01)
+    monkeypatch.setattr(nodecapture, "MUCH", 1 << 20)
+    program(MUCH)
+    capture = recording(tmp_path, Losing(call, fails))
+    end_ns = time.monotonic_ns() + 20 * 10**9
+    while not (capture._problem or capture._brought > 1 << 20) and time.monotonic_ns() < end_ns:
+        time.sleep(0.02)
+    assert problem in capture._problem and bool(capture._problem) == bool(problem)
+    monkeypatch.setattr(nodecapture, "DRAIN_TIMEOUT_S", 0.5)
+    counts = capture.stop()
+    assert not capture._taker.is_alive()
+    if problem:
+        assert counts is None or problem in counts.capture_error
+    else:
+        assert counts is not None and counts.capture_error == ""
+        assert sum(counts.received.values()) == 3001 * len(FRAMES) - len(FRAMES)
+
+
+@pytest.mark.parametrize(
+    "answer", [{"epoch_ns": float("inf")}, {"piece": 1 << 62}, {"piece": {}}, {"written": None}, {"lost": [1]}]
+)
+def test_an_answer_that_is_none_is_an_error(
+    answer: dict[str, Any], program: Callable[[str], None], tmp_path: Path
+) -> None:
+    """Whatever a broken node says, the capture is not whole, and nothing else raises."""
+    program(WHOLE)
+
+    class Odd(Here):
+        def call(self, worker: int, call: str, timeout_s: float, phase: str, /, **arguments: Any) -> Any:
+            told = super().call(worker, call, timeout_s, phase, **arguments)
+            return told | answer if call == "pull" else told
+
+    capture = recording(tmp_path, Odd())
+    with pytest.raises(CaptureError, match="told something else than frames"):
+        capture.counts()
     assert capture.stop() is None
 
 

@@ -1,6 +1,6 @@
 """What a capture of the bench's own lacks, as its other packets tell: for a capture point that nothing else counts."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from hil.evidence.rebuild.doubts import (
@@ -18,16 +18,23 @@ from hil.wire.capture import open_capture
 TOLD = 5
 
 
-def missing_in(path: Path) -> list[str]:
+def missing_in(path: Path, nobody: Collection[str] = ()) -> list[str]:
     """What was on the link and is not in the capture at ``path``, a line each. Raises CaptureError.
+
+    ``nobody``: addresses that no machine has. What comes from there a test put on the link; it is no connection's.
 
     Told by the PSNs of requests and what acknowledged them, and by CM messages that answer others. A frame of which
     nothing else speaks, such as the last of all, is not found missing.
     """
     with open_capture(path) as capture:
-        found = [line for facts in FileRebuild(capture) for line in _missing_of(facts)]
+        found = [line for facts in FileRebuild(capture) if not _is_of(facts, nobody) for line in _missing_of(facts)]
     further = [f"and {len(found) - TOLD} more"] * (len(found) > TOLD)
     return found[:TOLD] + further
+
+
+def _is_of(facts: ConnectionFacts, addresses: Collection[str]) -> bool:
+    """Whether an end of a connection has one of these addresses."""
+    return any(end.address in addresses for end in facts.ends)
 
 
 def _missing_of(facts: ConnectionFacts) -> Iterator[str]:
