@@ -186,9 +186,12 @@ class Races(Rounds):
     def _race_write(self, n: int) -> None:
         rng = self._rng(n, "closer")
         hand = self._connected(n, LONG_PIECE)
-        for kind in ("write", "write", "recv", rng.choice(("read", "send"))):
+        kinds = ["write", "write", "recv", rng.choice(("read", "send"))]
+        rng.shuffle(kinds)
+        for kind in kinds:
             hand.must_post(kind)
-        pause(rng.uniform(0, 0.15))
+        # How long a write takes is the link's affair: a close soon behind it meets fast ones, a late one slow ones.
+        pause(0.15 * rng.random() ** 4)
         hand.close()
         hand.settle(CLOSED)
         hand.retire()
