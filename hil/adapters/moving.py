@@ -7,6 +7,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
+from hil.adapters.elsewhere import stacked_elsewhere
 from hil.adapters.netdev import Netdev, ipv6_mtu, is_ipv6, stacked_on
 
 KERNEL_ROUTE = 2
@@ -30,6 +31,7 @@ def lost_by_a_move(name: str, now: Netdev) -> list[str]:
     with IPRoute() as ip:
         found = [f"the leased address {address}" for address in now.leased]
         found += _of_link(ip.get_links(now.index)[0])
+        found += map(str, stacked_elsewhere(now.index))
         found += [f"{upper.name}, which is on top of it" for upper in stacked_on(now.index)]
         found += _of_addresses(ip, name, now)
         found += _routes(ip, now.index)

@@ -231,10 +231,11 @@ def stacked_on(index: int) -> list[Stacked]:
     with IPRoute() as ip:
         links = [link for link in ip.get_links() if kind_of(link) in STACKED and link.get_attr("IFLA_LINK") == index]
     # Of one whose lower netdev is in another namespace the index is that namespace's.
-    return [_stacked(link) for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
+    return [stacked(link) for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
 
 
-def _stacked(link: Any) -> Stacked:
+def stacked(link: Any) -> Stacked:
+    """A netdev on top of another, by the kernel's message of it."""
     kind = kind_of(link)
     return Stacked(link.get_attr("IFLA_IFNAME"), kind == "vlan" and not _is_loose(link), kind in ("ipvlan", "ipvtap"))
 

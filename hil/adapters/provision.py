@@ -27,6 +27,7 @@ from hil.adapters.changes import (
     in_namespace,
     noted,
 )
+from hil.adapters.elsewhere import Elsewhere, stacked_elsewhere
 from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
@@ -281,8 +282,16 @@ def _ipv6_mtu_change(asked: Wanted, name: str, now: Netdev, *, always: bool = Fa
         yield LinkSetting(name, "ipv6 mtu", own, own, asked.netns, index=now.index)
 
 
+def _check_elsewhere(asked: Wanted, now: Netdev, what: str, concerned: Callable[[Elsewhere], bool]) -> None:
+    """Raises AdapterError where ``what`` changes a netdev in another namespace, which is not ours to give back."""
+    for upper in stacked_elsewhere(now.index):
+        if concerned(upper):
+            raise AdapterError(f"{asked.netdev} cannot {what}: it would change {upper.stacked.name} in {upper.where}")
+
+
 def _following_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
     """VLANs that go up and down with the netdev below: once they are down again there are addresses to give back."""
+    _check_elsewhere(asked, now, "go up, and down again in the end", lambda upper: upper.stacked.follows)
     for stacked in stacked_on(now.index):
         upper = known_netdev(stacked.name)
         if stacked.follows and upper.up:
@@ -298,6 +307,8 @@ def _following_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
 
 def _stacked_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
     """The MTUs of netdevs on top, which the kernel lowers with that of the netdev below, or makes the same."""
+    what = f"have MTU {asked.mtu}"
+    _check_elsewhere(asked, now, what, lambda upper: upper.mtu > asked.mtu or upper.stacked.whole)
     for stacked in stacked_on(now.index):
         upper = known_netdev(stacked.name)
         if upper.mtu > asked.mtu or stacked.whole:

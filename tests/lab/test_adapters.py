@@ -188,6 +188,29 @@ def test_vlans_that_go_up_and_down_with_a_netdev_are_as_before(pair: SoftPair) -
     assert pending(pair, OTHER_JOURNAL) == []
 
 
+def test_what_is_on_top_in_another_namespace_keeps_a_netdev_as_it_is(pair: SoftPair) -> None:
+    """A container's VLAN goes up and down with the netdev, and gets its MTU: refused, unless neither concerns it."""
+    run(pair, "mkdir", "-p", "/var")
+    run(pair, "ln", "-s", "/run", "/var/run")
+    for command in (
+        "netns add box",
+        "link add link eth0 name eth1 type macvlan mode bridge",
+        "link add link eth1 name eth1.7 netns box type vlan id 7",
+        "link add link eth0 name eth0.7 netns box type vlan id 7",
+        "-n box link set eth0.7 mtu 1300",
+    ):
+        run(pair, "ip", *command.split())
+    node = pair.nodes["a"]
+    with pytest.raises(RemoteError, match=r"eth1 cannot go up, .*: it would change eth1.7 in namespace box"):
+        node.system("provision", journal=OTHER_JOURNAL, netdev="eth1", addresses=["10.78.0.1/24"], device="rxe1")
+    with pytest.raises(RemoteError, match=r"eth0 cannot have MTU 1290: it would change eth0.7 in namespace box"):
+        node.system("provision", journal=OTHER_JOURNAL, netdev="eth0", mtu=1290, device="rxe0")
+    assert pending(pair, OTHER_JOURNAL) == []
+    # It has one of its own on top, whose MTU would not stay.
+    run(pair, "ip", "link", "delete", "eth1")
+    assert killed_at_every_step(pair, "provision", netdev="eth0", mtu=1300, device="rxe0") == 3
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("own", "mtu"), [(1450, 1300), (1450, 1450), (1450, 1600), (1500, 1400)])
 def test_an_ipvlan_has_its_own_mtu_again(pair: SoftPair, own: int, mtu: int) -> None:

@@ -212,6 +212,7 @@ LOSSES = {
     "the flags of fd09::9": "ip address add fd09::9/64 dev v0 nodad home",
     "the IPv6 token ::5": "ip token set ::5 dev v0",
     "m0, which is on top of it": "ip link add link v0 name m0 type macvlan",
+    "m1 in namespace hil-c, which is on top": "ip netns add hil-c; ip link add link v0 m1 netns hil-c type macvlan",
     "ipv6.mtu = 1400": "echo 1400 > /proc/sys/net/ipv6/conf/v0/mtu",
     "ipv4.arp_ignore = 1": "echo 1 > /proc/sys/net/ipv4/conf/v0/arp_ignore",
 }
@@ -224,6 +225,11 @@ WITHOUT_IPV6 = {
 }
 
 
+ELSEWHERE = {
+    "link add link v0 name m0 netns hil-c type macvlan mode bridge": Wanted("v0", mtu=1400),
+}
+
+
 def check_losses() -> None:
     """A netdev that would lose something by what is asked is left alone, and what it would lose is named."""
     for lost, command in LOSSES.items():
@@ -233,6 +239,20 @@ def check_losses() -> None:
         if "route" not in command:
             # A netdev that is down has no routes.
             refused(lost, f"ip link set v0 down; {command}", "go up, and down again in the end", Wanted("v0"))
+    for command, asked in ELSEWHERE.items():
+        ip("link", "delete", "v0")
+        make_netdevs(used=True)
+        ip("netns", "add", "hil-c")
+        ip(*command.split())
+        try:
+            list(itertools.islice(changes(asked), 1))
+        except AdapterError as error:
+            assert f"v0 cannot have MTU {asked.mtu}: it would change m0 in namespace hil-c" in str(error), error
+        else:
+            raise AssertionError(f"after {command!r} m0 is changed by MTU {asked.mtu}")
+    # One that is small enough stays as it is.
+    ip("-n", "hil-c", "link", "set", "m0", "mtu", "1300")
+    list(itertools.islice(changes(Wanted("v0", mtu=1300)), 1))
     # What concerns IPv4 is not lost with IPv6.
     ip("link", "delete", "v0")
     make_netdevs(used=True)
