@@ -22,9 +22,8 @@ CALL_TIMEOUT_S, START_TIMEOUT_S = 30.0, 20.0
 DRAIN_TIMEOUT_S, DRAIN_MOST_S = 30.0, 600.0
 POLL_S = 0.02
 # How often somebody looks whether much waits on the node, how much that is, and the pieces in which it is taken then.
-LOOK_S = 0.5
+LOOK_S, MUCH, SMALL_PIECE = 0.5, 16 << 20, 1 << 18
 JOIN_S = 2.0
-MUCH, SMALL_PIECE = 16 << 20, 1 << 18
 # A clock that was set in between would put packets before the calls that sent them.
 CLOCK_STEP_NS = 5_000_000
 # As many round trips are at least twice as many frames, where the way to the node leads over the recorded netdev.
