@@ -105,6 +105,8 @@ class Fake:
                 "lower": [],
                 "mac": "02:00:00:00:00:01",
                 "missing gids": [],
+                "not served": [],
+                "link layer": "Ethernet",
             },
         }
 
