@@ -119,6 +119,14 @@ def differences(before: dict[str, str], after: dict[str, str]) -> str:
     return "\n".join(itertools.chain.from_iterable(lines))
 
 
+def assert_as_before(foreign: ForeignHosts, before: dict[str, str]) -> None:
+    """What hosts look like that were provisioned: the journal's folder came and went, which changes the time of the
+    folder it was in."""
+    looks = (before, settled_look(foreign))
+    was, now = ({name: FOLDER_TIME.sub("", look) for name, look in look_of.items()} for look_of in looks)
+    assert not (changed := differences(was, now)), changed
+
+
 def test_the_contract_runs_unchanged_and_the_hosts_are_as_they_were(foreign: ForeignHosts, tmp_path: Path) -> None:
     """Hard closes and what needs more than a foreign host: passes and reasons; then ip, rdma and ls say what they said.
 
@@ -189,10 +197,7 @@ def test_what_was_provisioned_is_given_back(
         assert output.count("2 changes undone") == 2, output
 
     assert status == 0, output
-    # The journal's folder came and went: that changes the time of the folder it was in.
-    after = {name: FOLDER_TIME.sub("", look) for name, look in settled_look(foreign).items()}
-    timeless = {name: FOLDER_TIME.sub("", look) for name, look in before.items()}
-    assert not (changed := differences(timeless, after)), changed
+    assert_as_before(foreign, before)
     # Any command removes what a supervisor that was killed left here.
     Run("lab", "status").wait()
     assert list((tmp_path / "hil").iterdir()) == []
@@ -232,9 +237,7 @@ def test_namespaces_are_made_for_a_run_and_taken_back(
         status, output = Run("lab", "restore", str(lab)).wait()
         assert status == 0 and output.count("changes undone") == 2, output
 
-        after = {name: FOLDER_TIME.sub("", look) for name, look in settled_look(foreign).items()}
-        timeless = {name: FOLDER_TIME.sub("", look) for name, look in before.items()}
-        assert not (changed := differences(timeless, after)), changed
+        assert_as_before(foreign, before)
     finally:
         for host in foreign.hosts.values():
             host.run("/usr/bin/ip link delete eth9; umount /run/netns; rmdir /run/netns; rm /var/run")
@@ -286,9 +289,7 @@ def test_a_lab_may_be_in_a_vlan(foreign: ForeignHosts, tmp_path: Path, interface
         frames = [f for path in (tmp_path / "results").glob("*/wire.pcapng") for f in read_pcapng(path)]
         types = {f.data[12:16] if interface else f.data[12:14] for f in frames if next(roce_packets([f]), None)}
         assert types == ({b"\x81\x00\x00\x05"} if interface else {b"\x08\x00"})
-        after = {name: FOLDER_TIME.sub("", look) for name, look in settled_look(foreign).items()}
-        timeless = {name: FOLDER_TIME.sub("", look) for name, look in before.items()}
-        assert not (changed := differences(timeless, after)), changed
+        assert_as_before(foreign, before)
     finally:
         for host in foreign.hosts.values():
             host.run("/usr/bin/ip link delete eth0.5")
