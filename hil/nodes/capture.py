@@ -66,6 +66,30 @@ def leave_tcp_out(of: socket.socket) -> None:
     of.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(_NO_TCP), ctypes.addressof(code)))
 
 
+class Kept:
+    """Bytes that wait to be taken, ``most`` of them at most. Any thread may call."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._waiting = bytearray()
+        self.written = 0
+
+    def add(self, data: bytes) -> str:
+        """Keep ``data`` as well; why nothing more may come, or "" while it may."""
+        with self._lock:
+            self._waiting += data
+            self.written += len(data)
+            return too_much(len(self._waiting)) if len(self._waiting) > self._most else ""
+
+    def piece(self, most: int) -> bytes:
+        """The next bytes, ``most`` of them at most; they are not kept any more."""
+        with self._lock:
+            taken = bytes(self._waiting[:most])
+            del self._waiting[:most]
+        return taken
+
+
 class PacketSocket:
     """Frames of one netdev from an AF_PACKET socket with ``buffer`` bytes of the kernel's, kept until they are taken.
 
@@ -74,7 +98,8 @@ class PacketSocket:
     """
 
     def __init__(self, netdev: str, buffer: int, most: int, *, everything: bool = True) -> None:
-        self._most = most
+        self._kept = Kept(most)
+        self.piece = self._kept.piece
         # Protocol 0 hears nothing before it is bound: no frame of another netdev comes first.
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
@@ -86,8 +111,7 @@ class PacketSocket:
         membership = struct.pack("=iHH8s", socket.if_nametoindex(netdev), PACKET_MR_PROMISC, 0, b"")
         self._socket.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, membership)
         self._lock = threading.Lock()
-        self._kept = bytearray()
-        self.frames = self.written = self._seen = self._drops = 0
+        self.frames = self._seen = self._drops = 0
         self.problem = ""
         self._ending = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -113,21 +137,11 @@ class PacketSocket:
             self._ending.set()
             return
         stamp_ns, data = with_ancillary(data, ancillary)
-        record = RECORD.pack(stamp_ns, len(data), address[2] == PACKET_OUTGOING) + data
-        with self._lock:
-            self._kept += record
-            self.written += len(record)
-            self.frames += 1
-            kept = len(self._kept)
-        if kept > self._most:
-            self.problem = too_much(kept)
+        self.problem = self._kept.add(RECORD.pack(stamp_ns, len(data), address[2] == PACKET_OUTGOING) + data)
+        # Counted when it is kept: a piece that is taken after a count has every frame that was counted.
+        self.frames += 1
+        if self.problem:
             self._ending.set()
-
-    def piece(self, most: int) -> bytes:
-        with self._lock:
-            taken = bytes(self._kept[:most])
-            del self._kept[:most]
-        return taken
 
     def counts(self) -> dict[str, int]:
         """How many frames the kernel had for us, how many of them it dropped, how many were read, as how many bytes."""
@@ -135,7 +149,7 @@ class PacketSocket:
             # The kernel counts from nought again after each answer.
             seen, drops = struct.unpack("=II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
             self._seen, self._drops = self._seen + seen, self._drops + drops
-            return {"seen": self._seen, "drops": self._drops, "frames": self.frames, "written": self.written}
+            return {"seen": self._seen, "drops": self._drops, "frames": self.frames, "written": self._kept.written}
 
     def said(self) -> str:
         return ""
@@ -184,7 +198,8 @@ class Program:
     _SHELL = '"$@" & child=$!; exec > /dev/null; cat; kill -TERM $child 2> /dev/null; wait $child'
 
     def __init__(self, command: list[str], most: int) -> None:
-        self._most = most
+        self._kept = Kept(most)
+        self.piece = self._kept.piece
         if shutil.which(command[0]) is None:
             raise FileNotFoundError(f"{command[0]} is not installed")
         pipe = subprocess.PIPE
@@ -192,20 +207,16 @@ class Program:
             ["/bin/sh", "-c", self._SHELL, "sh", *command], stdin=pipe, stdout=pipe, stderr=pipe
         )
         self._lock = threading.Lock()
-        self._kept, self._said = bytearray(), bytearray()
-        self.written, self.problem, self._stopping = 0, "", False
+        self._said = bytearray()
+        self.problem, self._stopping = "", False
         self._readers = [threading.Thread(target=work, daemon=True) for work in (self._read, self._listen)]
         for reader in self._readers:
             reader.start()
 
     def _read(self) -> None:
         while data := self._process.stdout.read1(1 << 16):  # type: ignore[union-attr]
-            with self._lock:
-                self._kept += data
-                self.written += len(data)
-                kept = len(self._kept)
-            if kept > self._most:
-                self.problem = too_much(kept)
+            self.problem = self._kept.add(data)
+            if self.problem:
                 # It would wait for ever for somebody who reads.
                 self._process.stdout.close()  # type: ignore[union-attr]
                 return
@@ -217,15 +228,9 @@ class Program:
             with self._lock:
                 self._said += data
 
-    def piece(self, most: int) -> bytes:
-        with self._lock:
-            taken = bytes(self._kept[:most])
-            del self._kept[:most]
-        return taken
-
     def counts(self) -> dict[str, int]:
         """How many bytes it wrote; frames are counted by these programs when they end."""
-        return {"written": self.written}
+        return {"written": self._kept.written}
 
     def stop(self) -> None:
         """End it; ``problem`` says what is not as it should be. Raises TimeoutExpired."""
