@@ -137,8 +137,7 @@ class SshNode:
     ``host`` is a name or an alias of the ssh configuration; ``port`` 0 and empty strings leave it to that.
     ``config``, ``identity`` and ``known_hosts`` are paths, relative to the lab file's folder.
     ``sudo``: become root with ``sudo -n``. ``namespace``: run in this network namespace; with ``make_namespace`` it is
-    made where it is not there, and the adapter's netdev is moved into it, for the run. ``own``: the node is the bench's
-    own; tests may change its addresses, take its adapter away and leave it so.
+    made where it is not there, and the adapter's netdev is moved into it, for the run.
     """
 
     kind: Literal["ssh"]
@@ -152,7 +151,6 @@ class SshNode:
     sudo: bool = False
     namespace: Namespace = Namespace("")
     make_namespace: bool = False
-    own: bool = False
     adapter: Adapter | None = None
 
 
@@ -165,7 +163,6 @@ class LocalNode:
     sudo: bool = False
     namespace: Namespace = Namespace("")
     make_namespace: bool = False
-    own: bool = False
     adapter: Adapter | None = None
 
 
