@@ -13,6 +13,9 @@ VERBS = ("/dev/infiniband/", "infinibandevent", "[uverbs", "[rdma_cm")
 NUMBERED = re.compile(r"^(socket|pipe):\[\d+\]$")
 AGENT = b"hil.nodes.agent import serve_host"
 KIB = 1 << 10
+KMSG = "/dev/kmsg"
+# Of who speaks, the kernel; it lets nobody else say that (syslog(3), LOG_KERN).
+KERNEL = 0
 
 
 def processes(pids: Collection[int] = ()) -> list[dict[str, Any]]:
@@ -48,6 +51,17 @@ def other_agents(own: int) -> list[int]:
         except OSError:
             continue
     return sorted(pid for pid, parent in found.items() if parent not in found and pid != own)
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    """Whether a process is ``ancestor``, or was started by it or by what it started; also where it has ended, since
+    nobody knows then."""
+    while pid not in (0, ancestor):
+        try:
+            pid = int(_status(PROC / str(pid))["PPid"])
+        except OSError:
+            return True
+    return pid == ancestor
 
 
 def programs() -> dict[str, int]:
@@ -108,20 +122,27 @@ def _bytes(text: str) -> int:
 
 
 class KernelLog:
-    """The kernel's messages from now on. Empty where this process may not read them."""
+    """The kernel's own messages from now on: not what programs write to its log."""
 
     def __init__(self) -> None:
+        self._refused: OSError | None = None
         try:
-            self._log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._log = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.lseek(self._log, 0, os.SEEK_END)
-        except OSError:
-            self._log = -1
+        except OSError as error:
+            self._refused = error
 
     def read(self) -> list[dict[str, Any]]:
-        """What came since it was made, or read last: sequence, level (0 to 7), microseconds since the boot, text."""
+        """What came since it was made, or read last: sequence, level (0 to 7), microseconds since the boot, text.
+
+        Raises OSError where this process may not read them.
+        """
+        if self._refused:
+            raise self._refused
         found = []
-        while self._log >= 0 and (record := self._record()):
-            found.append(record)
+        while record := self._record():
+            if record.pop("facility") == KERNEL:
+                found.append(record)
         return found
 
     def _record(self) -> dict[str, Any] | None:
@@ -136,7 +157,8 @@ class KernelLog:
 
 
 def log_record(text: str) -> dict[str, Any]:
-    """A record of /dev/kmsg: "level,sequence,time,flags;text", then lines of details (Linux: ABI/testing/dev-kmsg)."""
+    """A record of /dev/kmsg: "priority,sequence,time,flags;text", then lines of details (Linux: dev-kmsg)."""
     head, _, rest = text.partition(";")
-    level, sequence, time_us = (int(part) for part in head.split(",")[:3])
-    return {"sequence": sequence, "level": level & 7, "time_us": time_us, "text": rest.split("\n")[0]}
+    priority, sequence, time_us = (int(part) for part in head.split(",")[:3])
+    spoken = {"facility": priority >> 3, "level": priority & 7, "text": rest.split("\n")[0]}
+    return {"sequence": sequence, "time_us": time_us} | spoken

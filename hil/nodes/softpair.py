@@ -161,9 +161,12 @@ class Pair:
             self._events.append((node, event | {"worker": worker}))
 
     def resources(self, name: str, *, contexts: bool = False) -> Resources:
-        """What the kernel of node ``name`` holds now, with ``contexts`` opened devices too. Raises NodeError."""
+        """What the kernel of node ``name`` holds now, with ``contexts`` opened devices too. Raises NodeError.
+
+        What processes hold that have nothing to do with the bench is other people's.
+        """
         found: Resources = self.nodes[name].system("resources", contexts=contexts)
-        return found
+        return [resource for resource in found if resource["ours"]]
 
     def note_baseline(self) -> None:
         """Remember what both kernels hold now, before the first connected socket."""

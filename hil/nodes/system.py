@@ -16,7 +16,7 @@ from typing import Any
 from hil.adapters import find
 from hil.adapters.inspect import device_of, inspect
 from hil.adapters.journal import Owner
-from hil.adapters.processes import KernelLog, other_agents, processes, programs
+from hil.adapters.processes import KernelLog, descends, other_agents, processes, programs
 from hil.adapters.provenance import provenance
 from hil.adapters.provision import counters, foresee, provision, wait_ready
 from hil.adapters.restore import pending, restore
@@ -25,7 +25,7 @@ from hil.netlink.link import RdmaLink
 from hil.netlink.messages import Command
 from hil.netlink.monitor import Monitor
 from hil.netlink.sockets import RdmaSocket
-from hil.netlink.survey import survey
+from hil.netlink.survey import hardware_counters, survey
 from hil.provider import tokens
 
 CGROUPS = Path("/tmp/cgroups")
@@ -51,7 +51,7 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
         "port_counters": port_counters,
         "processes": processes,
         "kernel_log": KernelLog().read,
-        "resources": resources,
+        "resources": held,
         "general_services": general_services,
         "versions": versions,
         "run": run,
@@ -70,6 +70,14 @@ def standing() -> dict[str, Any]:
     return find.standing() | {"programs": programs(), "tokens": sorted(path.name for path in tokens.FOLDER.glob("*"))}
 
 
+def held(contexts: bool = False) -> list[dict[str, Any]]:
+    """``hil.netlink.audit.resources``; ``ours``: this bench's process holds it, or nobody knows who."""
+    found = resources(contexts=contexts)
+    agent = os.getppid()
+    ours = {pid: pid is None or descends(pid, agent) for pid in {resource["pid"] for resource in found}}
+    return [resource | {"ours": ours[resource["pid"]]} for resource in found]
+
+
 def provisioned(bench: str = "", **arguments: Any) -> dict[str, Any]:
     """``hil.adapters.provision.provision`` by a bench of that name."""
     return provision(**arguments, owner=Owner.through(bench, os.getppid()) if bench else None)
@@ -81,10 +89,12 @@ def restored(force: bool = True, **arguments: Any) -> list[dict[str, Any]]:
 
 
 def port_counters() -> dict[str, dict[str, int]]:
-    """The hardware counters of every RDMA port, by "device/port"."""
+    """The hardware counters of every RDMA port that has some, by "device/port"."""
     with RdmaLink() as link:
         return {
-            f"{device['DEV_NAME']}/{port['PORT_INDEX']}": link.port_counters(device["DEV_INDEX"], port["PORT_INDEX"])
+            f"{device['DEV_NAME']}/{port['PORT_INDEX']}": hardware_counters(
+                link, device["DEV_INDEX"], port["PORT_INDEX"]
+            )
             for device in link.devices()
             for port in link.ports(device["DEV_INDEX"])
         }

@@ -90,12 +90,13 @@ def test_a_kernel_that_complains_is_heard(bench: Bench) -> None:
     """What a node's kernel logs between start and end of a test is judged, and counters and log are kept."""
     closer, peer = bench.connect()
     closer.close()
-    bench.run("b", "sh", "-c", "echo 'BUG: planted by a test' > /dev/kmsg")
-    bench.run("b", "sh", "-c", "echo 'planted, and harmless' > /dev/kmsg")
+    # Only the kernel itself is believed: it shows where its processor is, as it does when something is wrong.
+    bench.run("b", "sh", "-c", "echo 'BUG: said by a program' > /dev/kmsg; echo l > /proc/sysrq-trigger")
 
     (finding,) = broken(bench.findings(bench.hard_close(closer, peer)))
 
-    assert (finding.link, finding.seen) == ("node b's kernel does not complain", "BUG: planted by a test")
+    assert finding.link == "node b's kernel does not complain"
+    assert "Call Trace" in finding.seen and "BUG" not in finding.seen, finding.seen
     evidence = bench.pair.evidence()
     bench.pair.write(evidence)
     before, after = evidence.port_counters["a"]

@@ -89,7 +89,7 @@ SPOILS: dict[str, Callable[[SoftPair], object]] = {
     "object": lambda pair: unseen(pair, f"{left_running(HOLDER)} sleep 3"),
     "process": lambda pair: unseen(pair, left_running("sleep 60")),
     "neighbour": lambda pair: unseen(pair, f"ping -c 1 -W 1 {pair.nobody()}; true"),
-    "complaint": lambda pair: unseen(pair, "echo '<4>WARNING: the kernel complains' > /dev/kmsg"),
+    "complaint": lambda pair: unseen(pair, "echo l > /proc/sysrq-trigger"),
     "token": lambda pair: unseen(pair, "mkdir -p /tmp/san-provider-0 && touch /tmp/san-provider-0/1"),
     "crash": crash_a_provider,
     "program": speak,

@@ -1,10 +1,14 @@
 """What the audit says of what is left over: pure functions over what nodes recorded."""
 
+import errno
+import os
+import signal
+import subprocess
 from typing import Any
 
 import pytest
 
-from hil.adapters.processes import is_verbs, log_record
+from hil.adapters.processes import KernelLog, descends, is_verbs, log_record
 from hil.evidence.evidence import Evidence
 from hil.evidence.origins import named, origin
 from hil.evidence.rules import (
@@ -18,6 +22,8 @@ from hil.evidence.rules import (
     others,
     starved,
 )
+from hil.netlink.requests import Requests
+from hil.netlink.survey import hardware_counters
 
 SOCKET, HANDLE = 1000, 77
 MS = 10**6
@@ -208,7 +214,42 @@ def test_a_complaint_and_a_grown_process_break_a_link() -> None:
 def test_a_kernel_message_is_read_with_its_level() -> None:
     """Facility and level share a number; details follow on lines of their own."""
     record = log_record("30,1021,26570488,-;infiniband rxe0: set active\n SUBSYSTEM=infiniband\n")
-    assert record == {"sequence": 1021, "level": 6, "time_us": 26570488, "text": "infiniband rxe0: set active"}
+    spoken = {"facility": 3, "level": 6, "text": "infiniband rxe0: set active"}
+    assert record == {"sequence": 1021, "time_us": 26570488} | spoken
+
+
+def test_what_a_process_started_descends_from_it() -> None:
+    """Children and theirs do; an ancestor does not; of one that has ended nobody knows."""
+    with subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+        assert descends(grandchild, os.getpid()) and descends(child.pid, os.getpid()) and descends(child.pid, child.pid)
+        assert not descends(os.getppid(), os.getpid()) and not descends(child.pid, grandchild)
+        os.kill(grandchild, signal.SIGKILL)
+    assert descends(child.pid, 1) and descends(child.pid, os.getpid())
+
+
+@pytest.mark.parametrize("refused", [errno.EINVAL, errno.EPERM])
+def test_a_driver_without_hardware_counters_has_none(refused: int) -> None:
+    """The kernel's answer for such a driver is no error, any other is."""
+
+    class Refuses(Requests):
+        def exchange(self, *_: Any) -> Any:
+            raise OSError(refused, os.strerror(refused))
+
+    if refused == errno.EINVAL:
+        assert hardware_counters(Refuses(), 0, 1) == {}
+    else:
+        with pytest.raises(PermissionError):
+            hardware_counters(Refuses(), 0, 1)
+
+
+def test_a_log_that_may_not_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence of a kernel that nobody could hear is none."""
+    monkeypatch.setattr("hil.adapters.processes.KMSG", "/nowhere/kmsg")
+    log = KernelLog()
+    with pytest.raises(FileNotFoundError, match="/nowhere/kmsg"):
+        log.read()
 
 
 def test_verbs_descriptors_are_told_from_others() -> None:
