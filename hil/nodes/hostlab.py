@@ -12,6 +12,7 @@ import attrs
 
 from hil.errors import HilError, NodeError, RemoteError, SetupError, Unsupported
 from hil.files import passing_folder
+from hil.interrupts import undisturbed
 from hil.nodes.host import Host
 from hil.nodes.labfile import Adapter, HostCapture, HostsFile, MirrorCapture, Name, Namespace, NodeSection
 from hil.nodes.node import Node, Record
@@ -138,8 +139,13 @@ class HostLab:
     def close(self) -> None:
         """Undo what was provisioned, and let all go.
 
-        Raises SetupError that names each node which is not as it was: what cannot be undone stays noted there.
+        No signal but SIGKILL cuts it short. Raises SetupError that names each node which is not as it was: what cannot
+        be undone stays noted there.
         """
+        with undisturbed("the hosts are being given back; what is killed now, hil lab restore gives back"):
+            self._give_back()
+
+    def _give_back(self) -> None:
         left = []
         for name, node in self.nodes.items():
             if node is not self._makers[name]:

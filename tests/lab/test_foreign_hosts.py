@@ -54,6 +54,19 @@ def test_close(bench, n):
 """
 
 
+# It opens the adapter, and what it has of it is other every moment.
+STRANGER = """
+import time
+from pyverbs.device import Context
+from pyverbs.mr import MR
+from pyverbs.pd import PD
+context = Context(name="rxe0")
+while True:
+    held = MR(PD(context), 12288, 1)
+    time.sleep(0.2)
+"""
+
+
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForeignHosts]:
     """Both hosts, as their admin left them."""
@@ -149,6 +162,21 @@ def test_the_contract_runs_unchanged_and_the_hosts_are_as_they_were(foreign: For
     assert seen and seen <= kept
     made_with = json.loads((results / "versions.json").read_text())
     assert made_with["nodes"]["a"]["packages"]["rdma-core"] and made_with["cabling"].startswith("internal")
+
+
+def test_what_other_programs_hold_of_the_adapter_is_theirs(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """While somebody else's program works with the adapter of a host, closes pass there as they do without it."""
+    host = foreign.hosts["a"]
+    pid = host.run(f"setsid python3 -c '{STRANGER}' < /dev/null > /dev/null 2> /tmp/stranger & echo $!").strip()
+    try:
+        _wait(lambda: "mrlen 12288" in host.run("rdma resource show mr"))
+        tests = tmp_path / "test_closes.py"
+        tests.write_text(CLOSES)
+        status, output = contract(foreign.lab_file(), tmp_path / "results", str(tests)).wait()
+        assert "mrlen 12288" in host.run("rdma resource show mr; cat /tmp/stranger")
+    finally:
+        host.run(f"kill {pid}; rm -f /tmp/stranger")
+    assert (status, dict(counted(tmp_path / "results"))) == (0, {"pass": 4}), output
 
 
 @pytest.mark.parametrize("end", ["down", "kill -9", "kill -9 in the middle"])
@@ -382,9 +410,29 @@ def test_a_node_pulled_out_in_the_middle_costs_its_own_tests_only(foreign: Forei
     assert list(verdicts(results).values())[-1][0] == "pass", output
 
 
-def _wait(reached: Callable[[], bool], run: Run) -> None:
+@pytest.mark.parametrize("ends", ["INT INT INT", "TERM", "HUP TERM INT"])
+def test_a_run_that_is_told_to_end_gives_the_hosts_back(foreign: ForeignHosts, tmp_path: Path, ends: str) -> None:
+    """Ctrl-C pressed again and again, a polite kill, a terminal that goes: hosts are as before, the status is 2."""
+    before = settled_look(foreign)
+    lab = foreign.lab_file(name="provisioned.toml")
+    lab.write_text(lab.read_text().replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.'))
+    (tmp_path / "test_it.py").write_text(CLOSES.replace("range(4)", "range(99)"))
+    run = contract(lab, results := tmp_path / "results", str(tmp_path / "test_it.py"))
+    _wait(lambda: counted(results)["pass"] >= 1, run)
+    assert "mtu 1400" in foreign.hosts["a"].look()
+
+    for name in ends.split():
+        run.process.send_signal(getattr(signal, f"SIG{name}"))
+        time.sleep(0.7)
+
+    status, output = run.wait()
+    assert status == 2 and "Traceback" not in output, output
+    assert_as_before(foreign, before)
+
+
+def _wait(reached: Callable[[], bool], run: Run | None = None) -> None:
     end_ns = time.monotonic_ns() + 300 * 10**9
     while not reached():
-        assert run.process.poll() is None, run.wait()
+        assert run is None or run.process.poll() is None, run.wait()
         assert time.monotonic_ns() < end_ns
         time.sleep(0.1)
