@@ -20,7 +20,7 @@ from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile, SoftSwitchFile
 from hil.nodes.snapshot import lab_snapshot
 from hil.nodes.softlab import SoftLab
 from hil.options import LAB, ROOT, give_up, lab_of, or_give_up
-from hil.progress import step
+from hil.progress import harmless, step
 
 MAX_JOBS = 8
 
@@ -64,7 +64,7 @@ def adapters(lab: Path | None, gids: bool, as_json: bool, which: str | None) -> 
     else:
         for node, known in found.items():
             click.echo(f"{node}:" if known else f"{node}: no RDMA adapters")
-            click.echo("\n".join(f"  {line}" for line in table(known, gids=gids)) if known else "")
+            click.echo("\n".join(f"  {harmless(line)}" for line in table(known, gids=gids)) if known else "")
     for node, why in failed.items():
         click.echo(f"hil: error: node {node}: {why}", err=True)
     if failed:

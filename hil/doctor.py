@@ -21,6 +21,7 @@ from hil.nodes.image import cache_folder
 from hil.nodes.labfile import Adapter, Guest, HostsFile, LabFile, MirrorCapture, NodeSection, SoftPairFile
 from hil.nodes.machine import qemu_version
 from hil.nodes.needs import doubts, lacks
+from hil.progress import printable
 
 QEMU_AT_LEAST = (7, 2)
 # The first Linux whose soft-RoCE works inside network namespaces.
@@ -218,7 +219,9 @@ def _recorder(lab: HostsFile, name: str, facts: dict[str, Any]) -> Iterator[Find
     interface = capture.netdev if isinstance(capture, MirrorCapture) else capture.interface or own
     # libpcap knows RDMA devices too, each by its own name.
     there = [*facts["netdevs"], *(facts["rdma netlink"] if isinstance(facts["rdma netlink"], list) else [])]
-    if interface not in (facts["netdevs"] if capture.method == "packet-socket" else there):
+    # libpcap calls the second port of an RDMA device NAME:2.
+    named = interface if interface in facts["netdevs"] else interface.partition(":")[0]
+    if named not in (facts["netdevs"] if capture.method == "packet-socket" else there):
         yield Finding(Level.BAD, what, f"there is no {interface} to record on (there is: {', '.join(there)})")
     if capture.method == "packet-socket" and "CAP_NET_RAW" not in facts["capabilities"]:
         mend = "log in as root, or set sudo = true"
@@ -233,6 +236,6 @@ def report(findings: Iterator[Finding], say: Callable[[str], None]) -> bool:
     counts = dict.fromkeys(Level, 0)
     for finding in findings:
         counts[finding.level] += 1
-        say(str(finding))
+        say(printable(str(finding)))
     say(f"{counts[Level.BAD]} bad, {counts[Level.WARNING]} warnings, {counts[Level.OK]} ok")
     return not counts[Level.BAD]

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from hil.adapters.journal import JOURNAL
 from hil.errors import HilError, RemoteError
 from hil.files import passing_folder
 from hil.nodes import hostlab, running
@@ -24,6 +25,7 @@ from hil.nodes.host import Host
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile
 from hil.nodes.needs import Need, doubts, guarantee, lacks
 from hil.options import DEFAULT_LAB, ROOT, give_up, lab_of, or_give_up
+from hil.progress import harmless
 
 # The first time, the guest image is built and booted in it.
 UP_TIMEOUT_S, DOWN_TIMEOUT_S = 900.0, 60.0
@@ -293,19 +295,36 @@ def restore(file: Path, force: bool) -> None:
         click.echo(f"hil: the nodes of {known.lab.name} end with each run: there is nothing to restore")
         return
     undone, failed = hostlab.on_each(known, file.absolute().parent, lambda host: _restored(host, force))
-    for name, done in undone.items():
-        lines = [f"  {change['kind']}: {change['facts']}" for change in done]
+    for name, (done, _) in undone.items():
+        lines = [f"  {harmless(str(change['kind']))}: {change['facts']}" for change in done]
         click.echo("\n".join([f"node {name}: {len(done)} changes undone", *lines]))
+    if any(others for _, others in undone.values()):
+        # Two nodes may be namespaces of one machine: what is left is known when all are done.
+        kept, _ = hostlab.on_each(known, file.absolute().parent, lambda host: list(host.system("pending_elsewhere")))
+        failed |= {name: _kept_elsewhere(changes) for name, changes in kept.items() if changes and name not in failed}
     if failed:
         give_up("\n".join(f"node {name}: {why}" for name, why in failed.items()))
 
 
-def _restored(host: Host, force: bool) -> list[dict[str, Any]]:
-    """What was undone on a host. Raises RemoteError where another bench would lose what it works with."""
+def _kept_elsewhere(changes: list[dict[str, Any]]) -> str:
+    lines = [f"  {change['kind']}: {change['facts']}" for change in changes]
+    what = (
+        f"{len(lines)} changes were made in other network namespaces, and stay noted in {JOURNAL}. Where such a "
+        "namespace is there, restore with a lab file that names it; where it is gone, what it had is elsewhere now: "
+        "undo this by hand, then remove the journal"
+    )
+    return "\n".join([what, *lines])
+
+
+def _restored(host: Host, force: bool) -> tuple[list[dict[str, Any]], bool]:
+    """What was undone on a host, and whether something stays noted of other namespaces.
+
+    Raises RemoteError where another bench would lose what it works with.
+    """
     end_ns = time.monotonic_ns() + int(AGENTS_END_S * 1e9)
     while True:
         try:
-            return list(host.system("restore", force=force))
+            return list(host.system("restore", force=force)), bool(host.system("pending_elsewhere"))
         except RemoteError as error:
             # The agent of a bench that was killed takes a moment to notice.
             if error.kind != "AtWork" or time.monotonic_ns() > end_ns:

@@ -93,7 +93,7 @@ def _adapter(device: str, netdev: str, addresses: list[str]) -> dict[str, Any]:
     try:
         carries = netdevs_of(device)
         port = port_of(netdev, carries)
-        held = gids(device, port)
+        held = gids(device, port, whole=True)
         missing = [address for address in addresses if gid_of(address) not in held]
         return {
             "port": port,

@@ -145,6 +145,11 @@ class Journal:
         ours = [line for line in self._pending() if line.get("netns", self._netns) == self._netns]
         return [Entry(line["number"], line["kind"], line["facts"], _owner(line)) for line in reversed(ours)]
 
+    def elsewhere(self) -> list[Entry]:
+        """What is to be undone in other network namespaces, of which some may be gone, the last change first."""
+        theirs = [line for line in self._pending() if line.get("netns", self._netns) != self._netns]
+        return [Entry(line["number"], line["kind"], line["facts"], _owner(line)) for line in reversed(theirs)]
+
     def discard(self) -> None:
         """Remove the file, and its folder if it was alone there, unless something is left to undo, here or in another
         namespace."""

@@ -8,12 +8,15 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from hil.adapters.elsewhere import stacked_elsewhere
-from hil.adapters.netdev import Netdev, ipv6_mtu, is_ipv6, stacked_on
+from hil.adapters.netdev import Netdev, ipv6_mtu, is_ipv6, on_top_of
 
 KERNEL_ROUTE = 2
 """The protocol of routes that come and go with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
 # linux/rtnetlink.h, linux/neighbour.h, linux/if_addr.h
 LOCAL_TABLE, MULTICAST, NUD_PERMANENT = 255, 5, 0x80
+AF_BRIDGE, NTF_SELF = 7, 0x02
+# The lowest bit of a MAC address's first byte (IEEE 802).
+GROUP = 0x01
 IPV6_METRIC = 256
 """The metric of routes that the kernel makes for IPv6 (linux/ipv6_route.h, IP6_RT_PRIO_ADDRCONF)."""
 IFA_F_DEPRECATED, IFA_F_NOPREFIXROUTE = 0x20, 0x200
@@ -32,11 +35,12 @@ def lost_by_a_move(name: str, now: Netdev) -> list[str]:
         found = [f"the leased address {address}" for address in now.leased]
         found += _of_link(ip.get_links(now.index)[0])
         found += map(str, stacked_elsewhere(now.index))
-        found += [f"{upper.name}, which is on top of it" for upper in stacked_on(now.index)]
+        found += [f"{upper}, which is on top of it" for upper in on_top_of(now.index)]
         found += _of_addresses(ip, name, now)
         found += _routes(ip, now.index)
         permanent = [n for n in ip.get_neighbours(ifindex=now.index) if n["state"] & NUD_PERMANENT]
         found += [f"the neighbour {neighbour.get_attr('NDA_DST')}" for neighbour in permanent]
+        found += [f"the forwarding entry {entry}" for entry in _forwarding(ip, now)]
         kinds = {qdisc.get_attr("TCA_KIND") for qdisc in ip.get_qdiscs(index=now.index)}
         found += [f"the queueing discipline {kind}" for kind in sorted(kinds - OWN_QDISCS)]
     if (own := ipv6_mtu(name)) not in (0, now.mtu):
@@ -50,6 +54,15 @@ def lost_without_ipv6(name: str, now: Netdev) -> list[str]:
     with IPRoute() as ip:
         found += _of_addresses(ip, name, now, family=socket.AF_INET6)
         return [*found, *_routes(ip, now.index, family=socket.AF_INET6)]
+
+
+def _forwarding(ip: IPRoute, now: Netdev) -> Iterator[str]:
+    """The MAC addresses of one station that a netdev was told to listen to; those of groups move with it."""
+    for entry in ip.get_neighbours(family=AF_BRIDGE):
+        mac = entry.get_attr("NDA_LLADDR") or ""
+        own = entry["ifindex"] == now.index and entry["flags"] & NTF_SELF
+        if own and mac not in ("", now.mac) and not int(mac.split(":")[0], 16) & GROUP:
+            yield mac
 
 
 def _of_addresses(ip: IPRoute, name: str, now: Netdev, **wanted: int) -> list[str]:

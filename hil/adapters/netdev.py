@@ -234,6 +234,32 @@ def stacked_on(index: int) -> list[Stacked]:
     return [stacked(link) for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
 
 
+def on_top_of(index: int) -> list[str]:
+    """The names of all netdevs of this thread's namespace that are made on one, whatever they are: VLANs, tunnels."""
+    with IPRoute() as ip:
+        return [str(link.get_attr("IFLA_IFNAME")) for link in ip.get_links() if _below(link) == index]
+
+
+def _below(link: Any) -> int | None:
+    """The netdev below, of the same namespace."""
+    kind, below = kind_of(link), link.get_attr("IFLA_LINK")
+    if kind == "vxlan":
+        # It tells its own, not the kernel's.
+        below = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA").get_attr("IFLA_VXLAN_LINK")
+    # A veth tells its other end.
+    return None if kind == "veth" or link.get_attr("IFLA_LINK_NETNSID") is not None else below
+
+
+def master_of(index: int) -> tuple[int, str] | None:
+    """Index and name of the bridge or bond that a netdev of this thread's namespace is in."""
+    with IPRoute() as ip:
+        links = {link["index"]: link for link in ip.get_links()}
+    master = links[index].get_attr("IFLA_MASTER") if index in links else None
+    if master is None or master not in links:
+        return None
+    return int(master), str(links[master].get_attr("IFLA_IFNAME"))
+
+
 def stacked(link: Any) -> Stacked:
     """A netdev on top of another, by the kernel's message of it."""
     kind = kind_of(link)

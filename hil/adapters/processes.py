@@ -13,6 +13,7 @@ VERBS = ("/dev/infiniband/", "infinibandevent", "[uverbs", "[rdma_cm")
 NUMBERED = re.compile(r"^(socket|pipe):\[\d+\]$")
 AGENT = b"hil.nodes.agent import serve_host"
 KIB = 1 << 10
+SSH_CONNECTION = b"SSH_CONNECTION="
 KMSG = "/dev/kmsg"
 # Of who speaks, the kernel; it lets nobody else say that (syslog(3), LOG_KERN).
 KERNEL = 0
@@ -62,6 +63,24 @@ def descends(pid: int, ancestor: int) -> bool:
         except OSError:
             return True
     return pid == ancestor
+
+
+def ssh_address() -> str:
+    """The address of this machine that somebody's ssh, which started this process, came to; "" where nobody's did.
+
+    sudo keeps SSH_CONNECTION from what it starts, and not from those who look at what it was started with (ssh(1)).
+    """
+    pid = os.getpid()
+    while pid > 1:
+        try:
+            variables = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+            told = [value[len(SSH_CONNECTION) :].split() for value in variables if value.startswith(SSH_CONNECTION)]
+            if told and len(told[0]) == 4:
+                return told[0][2].decode(errors="replace").partition("%")[0]
+            pid = int(_status(PROC / str(pid))["PPid"])
+        except OSError:
+            return ""
+    return ""
 
 
 def programs() -> dict[str, int]:

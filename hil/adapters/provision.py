@@ -32,8 +32,19 @@ from hil.adapters.find import INFINIBAND, gid_table
 from hil.adapters.find import gid_of as gid_of
 from hil.adapters.journal import JOURNAL, Entry, Journal, Owner
 from hil.adapters.moving import lost_by_a_move, lost_without_ipv6
-from hil.adapters.netdev import Netdev, below_vlans, groups_of, ipv6_mtu, is_ipv6, known_netdev, stacked_on
+from hil.adapters.netdev import (
+    Netdev,
+    below_vlans,
+    groups_of,
+    ipv6_mtu,
+    is_ipv6,
+    known_netdev,
+    master_of,
+    on_top_of,
+    stacked_on,
+)
 from hil.adapters.pfc import PRIORITIES, get_pfc
+from hil.adapters.processes import ssh_address
 from hil.errors import AdapterError, AtWork
 from hil.netlink.codes import NetnsMode, PortState
 from hil.netlink.link import RdmaLink
@@ -210,6 +221,9 @@ def _has(netdev: str) -> bool:
 
 def _check_move(name: str, now: Netdev) -> None:
     """Raises AdapterError for a netdev that would lose in the move what cannot be given back to it."""
+    way = ssh_address()
+    if way and way in [str(ipaddress.ip_interface(text).ip) for text in now.addresses]:
+        raise AdapterError(f"{name} cannot move to another namespace: the way to this machine leads over it ({way})")
     if made := _software_devices(name):
         raise AdapterError(f"{name} cannot move to another namespace: {', '.join(made)} on it would end")
     if lost := lost_by_a_move(name, now):
@@ -289,6 +303,15 @@ def _check_elsewhere(asked: Wanted, now: Netdev, what: str, concerned: Callable[
             raise AdapterError(f"{asked.netdev} cannot {what}: it would change {upper.stacked.name} in {upper.where}")
 
 
+def _check_on_master(asked: Wanted, now: Netdev, what: str) -> None:
+    """Raises AdapterError where a bridge's MTU follows that of its new smallest port, and what is on top of the bridge
+    follows it: only the bridge would be as before in the end."""
+    if master := master_of(now.index):
+        index, name = master
+        if lowered := [upper for upper in on_top_of(index) if known_netdev(upper).mtu > asked.mtu]:
+            raise AdapterError(f"{asked.netdev} cannot {what}: it would change {', '.join(lowered)} on {name}")
+
+
 def _following_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
     """VLANs that go up and down with the netdev below: once they are down again there are addresses to give back."""
     _check_elsewhere(asked, now, "go up, and down again in the end", lambda upper: upper.stacked.follows)
@@ -309,6 +332,7 @@ def _stacked_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
     """The MTUs of netdevs on top, which the kernel lowers with that of the netdev below, or makes the same."""
     what = f"have MTU {asked.mtu}"
     _check_elsewhere(asked, now, what, lambda upper: upper.mtu > asked.mtu or upper.stacked.whole)
+    _check_on_master(asked, now, what)
     for stacked in stacked_on(now.index):
         upper = known_netdev(stacked.name)
         if upper.mtu > asked.mtu or stacked.whole:
@@ -396,6 +420,9 @@ def wait_ready(device: str, addresses: list[str], timeout_s: float, port: int = 
     wanted = {gid_of(address) for address in addresses}
     while True:
         state, present = port_state(device, port), gids(device, port)
+        if state == PortState.ACTIVE and not wanted <= present.keys():
+            # One that was added late lies behind those that are gone.
+            present = gids(device, port, whole=True)
         if state == PortState.ACTIVE and wanted <= present.keys():
             return {"device": device, "port": port, "gids": {gid: present[gid] for gid in wanted}}
         if time.monotonic_ns() > end_ns:
@@ -414,10 +441,11 @@ def port_state(device: str, port: int = 1) -> PortState | None:
     return None
 
 
-def gids(device: str, port: int = 1) -> dict[str, int]:
-    """The RoCE v2 GIDs of a port, in full notation, each with its lowest index."""
+def gids(device: str, port: int = 1, *, whole: bool = False) -> dict[str, int]:
+    """The RoCE v2 GIDs of a port, in full notation, each with its lowest index; up to a gap in the table, unless the
+    ``whole`` is looked at."""
     found: dict[str, int] = {}
-    for entry in gid_table(device, port, last_gap=GAP):
+    for entry in gid_table(device, port, **({} if whole else {"last_gap": GAP})):
         if entry.type != "IB/RoCE v1":
             found.setdefault(entry.gid, entry.index)
     return found

@@ -16,6 +16,13 @@ def pending(journal: str | Path = JOURNAL) -> list[dict[str, Any]]:
     return [{"kind": entry.kind, "facts": entry.facts} for entry in Journal(Path(journal)).pending()]
 
 
+def elsewhere(journal: str | Path = JOURNAL) -> list[dict[str, Any]]:
+    """Like ``pending``, of what was changed in other network namespaces than this by benches that have ended: it can be
+    undone there only."""
+    entries = [entry for entry in Journal(Path(journal)).elsewhere() if not (entry.owner and entry.owner.alive())]
+    return [{"kind": entry.kind, "facts": entry.facts} for entry in entries]
+
+
 def restore(
     journal: str | Path = JOURNAL,
     pause: Callable[[], None] = lambda: None,
@@ -44,11 +51,12 @@ def restore(
             pause()
             try:
                 read(entry.kind, entry.facts).undo()
+                pause()
+                # Where there is no room to note it, the others are undone all the same; nothing is undone twice.
+                written.undone(entry)
             except (OSError, ValueError, NetlinkError, AdapterError) as error:
                 failures.append(f"{entry.kind} {entry.facts}: {error}")
                 continue
-            pause()
-            written.undone(entry)
             done.append({"kind": entry.kind, "facts": entry.facts})
         written.discard()
     if failures:

@@ -257,7 +257,9 @@ def program(method: str, interface: str, *, everything: bool = False) -> list[st
         command = ["dumpcap", "-q", "-i", interface, "-P", "-B", "64", "-w", "-"]
         return command if everything else [*command, "-f", NO_TCP]
     if method == "tcpdump":
-        precise = ["--time-stamp-precision=nano", "--immediate-mode"]
+        # On RDMA devices libpcap has microseconds only, and refuses to be asked for more.
+        nano = ["--time-stamp-precision=nano"] * (NETDEVS / interface).exists()
+        precise = [*nano, "--immediate-mode"]
         command = ["tcpdump", "-i", interface, "-n", "-U", "-s", "0", "-B", "65536", *precise, "-w", "-"]
         return command if everything else [*command, NO_TCP]
     raise LookupError(f"there is no capture method {method!r}")
@@ -277,7 +279,9 @@ def lost_by_adapter(interface: str) -> dict[str, int]:
 def _netdevs_of(interface: str) -> set[str]:
     """The netdev itself and those that it is on top of, as a VLAN's; those of an RDMA device."""
     if not (NETDEVS / interface).exists():
-        return {path.name for path in DEVICES.glob(f"{glob.escape(interface)}/device/net/*")}
+        # libpcap calls the second port of a device NAME:2.
+        device = interface.partition(":")[0]
+        return {path.name for path in DEVICES.glob(f"{glob.escape(device)}/device/net/*")}
     lower = [path.name.removeprefix("lower_") for path in (NETDEVS / interface).glob("lower_*")]
     return {interface}.union(*map(_netdevs_of, lower))
 

@@ -6,14 +6,16 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hil.errors import NodeDied, PhaseTimeout, RemoteError
 from hil.nodes.protocol import BadFrame, FrameBuffer, Message, decode, encode
+from hil.progress import printable
 
 HANG_TIMEOUT_S = 10.0
+STRANGE = "what came was not the agent's"
 CLOCK_SAMPLES = 8
 
 
@@ -26,6 +28,16 @@ class ClockRelation:
 
     def to_controller(self, node_ns: int) -> int:
         return node_ns + self.offset_ns
+
+
+def joined(relations: Sequence[ClockRelation]) -> ClockRelation:
+    """The relation that holds for the whole time between several: by how much one clock is shown to run faster than the
+    other is uncertain."""
+    best = min(relations, key=lambda known: known.uncertainty_ns)
+    apart = max(
+        abs(known.offset_ns - best.offset_ns) - known.uncertainty_ns - best.uncertainty_ns for known in relations
+    )
+    return ClockRelation(best.offset_ns, best.uncertainty_ns + max(apart, 0))
 
 
 class _Call:
@@ -61,6 +73,7 @@ class Channel:
         self._exits: dict[int, int] = {}
         self._exit_changed = threading.Condition(self._lock)
         self._dead: str | None = None
+        self._first = b""
         self.ready = threading.Event()
         self._reader = threading.Thread(target=self._read, name=f"channel {name}", daemon=True)
         self._reader.start()
@@ -96,6 +109,11 @@ class Channel:
         """The workers that were started here and have not ended."""
         with self._lock:
             return sorted(self._workers - self._exits.keys())
+
+    def strange(self) -> str:
+        """What came first, in words, if that cannot have been an agent."""
+        told = self._first[:80].decode(errors="replace").strip()
+        return f"{STRANGE}: {told!r}" if self._first and not self.ready.is_set() else ""
 
     def alive(self) -> bool:
         """Whether nothing is known to have ended or broken the stream."""
@@ -157,7 +175,9 @@ class Channel:
                 self._check(worker)
             raise NodeDied(f"{self.name}: worker {worker} ended")
         if error := reply.get("error"):
-            raise RemoteError(error["kind"], error["text"], error["traceback"])
+            told = error if isinstance(error, dict) else {"text": error}
+            # A node's words go to terminals.
+            raise RemoteError(*(printable(str(told.get(key, ""))) for key in ("kind", "text", "traceback")))
         return reply.get("value")
 
     def _send(self, message: Message) -> None:
@@ -193,10 +213,11 @@ class Channel:
         frames = FrameBuffer()
         try:
             while data := self._sock.recv(1 << 18):
+                self._first = self._first or data
                 for body in frames.feed(data):
                     self._take(decode(body))
             self._die(f"the node is gone; {self._last_words()}")
-        except (OSError, BadFrame, KeyError, TypeError) as error:
+        except (OSError, BadFrame, KeyError, TypeError, AttributeError, ValueError) as error:
             self._die(f"the node's stream broke: {error!r}; {self._last_words()}")
 
     def _take(self, message: Message) -> None:

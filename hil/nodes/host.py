@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hil.errors import NodeDied, NodeError, SetupError
 from hil.files import passing_folder
-from hil.nodes.channel import Channel
+from hil.nodes.channel import STRANGE, Channel
 from hil.nodes.labfile import LocalNode, NodeSection, SshNode
 from hil.nodes.machine import console_tail, die_with_parent
 from hil.nodes.node import AgentNode, Record
@@ -36,6 +36,8 @@ SILENCE_LIMIT_S = 30.0
 # 17 while it is made (ssh_config(5), ControlPath).
 LONGEST_PARENT = 107 - len("/hil-abcdefgh/") - 40 - 17
 # ssh notices a dead network after three of its own questions (ssh_config(5), ServerAliveInterval).
+# What the user's configuration may ask of an ssh at a terminal: here it would print, or leave no room for the agent.
+ONLY_THE_AGENT = ("-o", "RemoteCommand=none", "-o", "PermitLocalCommand=no", "-o", "ClearAllForwardings=yes")
 ALIVE = ("-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=3", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
 
 
@@ -44,10 +46,12 @@ def ssh_command(node: SshNode, folder: Path, control: Path | None = None) -> lis
     program = shutil.which("ssh")
     if program is None:
         raise SetupError("ssh is missing; install it with: apt-get install openssh-client")
-    command = [program, *ALIVE]
+    command = [program, *ALIVE, *ONLY_THE_AGENT]
     if control is not None:
         path = _literal(control, "/%C")
         command += ["-o", "ControlMaster=auto", "-o", f"ControlPath={path}", "-o", "ControlPersist=no"]
+    else:
+        command += ["-o", "ControlMaster=no"]
     if node.config:
         command += ["-F", str(folder / Path(node.config).expanduser())]
     if node.identity:
@@ -59,6 +63,18 @@ def ssh_command(node: SshNode, folder: Path, control: Path | None = None) -> lis
     command += ["-p", str(node.port)] if node.port else []
     command += ["-l", node.user] if node.user else []
     return [*command, "--", node.host]
+
+
+def _is_open(node: SshNode, folder: Path) -> bool:
+    """Whether a connection of the user's own is open that ours can share: it may be the only way in (ssh(1), -O)."""
+    command = ssh_command(node, folder)
+    asked = [*command[:-2], "-O", "check", *command[-2:]]
+    try:
+        done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        # What is wrong with it is told where it is used.
+        return False
+    return done.returncode == 0
 
 
 def _literal(path: Path, expanded: str = "") -> str:
@@ -78,7 +94,7 @@ def agent_command(node: NodeSection, folder: Path, control: Path | None) -> list
     """How the agent is started from here; nobody is asked for a password."""
     if isinstance(node, LocalNode):
         return python_command(node)
-    ssh = ssh_command(node, folder, control)
+    ssh = ssh_command(node, folder, None if _is_open(node, folder) else control)
     return [ssh[0], "-T", "-o", "BatchMode=yes", *ssh[1:], shlex.join(python_command(node))]
 
 
@@ -136,9 +152,12 @@ class Host(AgentNode):
         """Wait until the agent answers. Raises SetupError that says what ssh or the node's Python said."""
         end_ns = time.monotonic_ns() + int(READY_TIMEOUT_S * 1e9)
         while not self.channel.ready.wait(0.1):
-            if self._process.poll() is not None or time.monotonic_ns() > end_ns:
+            over = self._process.poll() is not None or time.monotonic_ns() > end_ns
+            if over or not self.channel.alive():
+                heard = self.channel.strange()
                 self.stop()
-                raise SetupError(f"node {self.name}: {explain(self._section, self.last_words())}")
+                said = f"{self.last_words()}; {heard}" if heard else self.last_words()
+                raise SetupError(f"node {self.name}: {explain(self._section, said)}")
 
     def _watch(self) -> None:
         while not self.channel.ready.wait(HEARTBEAT_S):
@@ -206,6 +225,10 @@ def _control_folder(name: str, until_stop: ExitStack) -> Path:
 
 
 _MENDS = (
+    (
+        STRANGE,
+        "something prints there at each login, terminal or not: look into its ~/.bashrc",
+    ),
     ("Host key verification failed", "its key is not the known one; if that is right, take the new one: ssh-keyscan"),
     ("Permission denied", "no key of yours opens it; try: ssh-copy-id {host}, or name the key as identity"),
     ("Could not resolve hostname", "nobody knows the name; write [nodes.NAME] host, or ~/.ssh/config"),

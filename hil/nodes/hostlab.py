@@ -371,7 +371,8 @@ class HostPair(Pair):
             soft = self._lab.lab.link.soft and not section.interface
             sides = (section.on,) if soft and section.method == "packet-socket" else ()
             interface = section.interface or place.netdev
-            return NodeCapture(self._lab.nodes[section.on], section.method, interface, path, macs, sides)
+            node, polled = self._lab.nodes[section.on], not self._lab.lab.link.soft
+            return NodeCapture(node, section.method, interface, path, macs, sides, polled=polled)
         return NothingRecorded(path)
 
     def _conclude(self) -> None:

@@ -488,6 +488,10 @@ def _contradictions(lab: LabFile, values: dict[str, Any]) -> Any:
             continue
         if node.adapter is not None and node.adapter.flow_control is not None and node.namespace:
             yield f"[nodes.{name}.adapter.flow_control] it is a setting of a port: ask for it without a namespace"
+        inside = node.namespace and not node.make_namespace
+        if inside and node.adapter is not None and node.adapter.traffic_class is not None:
+            place = f"[nodes.{name}.adapter.traffic_class]"
+            yield f"{place} a namespace has a /sys of its own, without configfs: set it outside, before the run"
     soft = [name for name, node in lab.nodes.items() if node.adapter is not None and node.adapter.soft_roce]
     if soft and not lab.link.soft and not isinstance(_table(values, "link", "soft"), str):
         yield f"[link.soft] it is false, and the adapter of node {soft[0]} is soft-RoCE: soft = true"

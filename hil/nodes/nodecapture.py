@@ -140,7 +140,8 @@ class NodeCapture(Onlooker):
 
     Where these are none, and where the way to the node leads over the recorded netdev, TCP is left out: the adapter's
     counters move with every question then, and nothing is compared with them. ``macs`` are the adapters' Ethernet
-    addresses by node, a and b: they tell whose a frame is. Raises Unsupported when the node lacks the program or the
+    addresses by node, a and b: they tell whose a frame is. ``polled``: frames are stamped when they are read, as
+    libpcap does on RDMA devices. Raises Unsupported when the node lacks the program or the
     right to record, CaptureError when it cannot record for another reason, NodeError when the node is gone.
     """
 
@@ -153,6 +154,8 @@ class NodeCapture(Onlooker):
         macs: dict[str, str],
         sides: tuple[str, ...] = (),
         buffer: int = BUFFER,
+        *,
+        polled: bool = False,
     ) -> None:
         self.path, self.sides = path, sides
         self._node, self._method, self._interface, self._buffer = node, method, interface, buffer
@@ -160,7 +163,7 @@ class NodeCapture(Onlooker):
         relation = node.clock()
         self._offset_ns, self.uncertainty_ns = relation.offset_ns, relation.uncertainty_ns
         # A mirror's copies reach a machine of its own, which stamps them when it comes to it.
-        self.late_ns = 0 if node.name in macs else MIRROR_LATE_NS
+        self.late_ns = MIRROR_LATE_NS if polled or node.name not in macs else 0
         self._lock = threading.Lock()
         self._frames, self._brought = {"a": 0, "b": 0}, 0
         self._problem = ""

@@ -19,7 +19,7 @@ from hil.evidence.evidence import Evidence
 from hil.evidence.packets import RocePacket, roce_packets
 from hil.evidence.rebuild.missing import missing_in
 from hil.evidence.rules import ended_processes, grown_processes, held, of_sockets, others, starved, unseen
-from hil.nodes.channel import ClockRelation
+from hil.nodes.channel import ClockRelation, joined
 from hil.nodes.clones import Clones
 from hil.nodes.image import building, cache_folder
 from hil.nodes.node import Node, Record
@@ -275,7 +275,7 @@ class Pair:
                 self._clocks[name].append(node.clock())
             except NodeError as error:
                 evidence.problems.append(f"node {name} does not live: {error}")
-        return {name: min(clocks, key=lambda c: c.uncertainty_ns) for name, clocks in self._clocks.items()}
+        return {name: joined(clocks) for name, clocks in self._clocks.items()}
 
     def _audit(self, evidence: Evidence) -> None:
         for name, node in self.nodes.items():

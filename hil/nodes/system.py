@@ -19,7 +19,7 @@ from hil.adapters.journal import Owner
 from hil.adapters.processes import KernelLog, descends, other_agents, processes, programs
 from hil.adapters.provenance import provenance
 from hil.adapters.provision import counters, foresee, provision, wait_ready
-from hil.adapters.restore import pending, restore
+from hil.adapters.restore import elsewhere, pending, restore
 from hil.netlink.audit import general_services, resources
 from hil.netlink.link import RdmaLink
 from hil.netlink.messages import Command
@@ -44,6 +44,7 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
         "wait_ready": wait_ready,
         "restore": restored,
         "pending_changes": pending,
+        "pending_elsewhere": elsewhere,
         # A worker's parent is its agent.
         "other_agents": lambda: other_agents(os.getppid()),
         "killed": killed,

@@ -4,12 +4,15 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from difflib import unified_diff
 from pathlib import Path
 
@@ -244,7 +247,7 @@ def test_namespaces_are_made_for_a_run_and_taken_back(
         # Where namespaces are named; it stays, as "ip netns" leaves it.
         host.run("mkdir -p /var; ln -sfn /run /var/run; /usr/bin/ip netns add some; /usr/bin/ip netns delete some")
         host.run("/usr/bin/ip link add link eth0 name eth9 type macvlan mode bridge")
-        host.run(f"cp /etc/ssh/sshd_config /dev/shm; cat >> /etc/ssh/sshd_config; {AGAIN}", NO_SHELL)
+        host.run(f"cp /etc/ssh/sshd_config /etc/ssh/kept && cat >> /etc/ssh/sshd_config && {AGAIN}", NO_SHELL)
     try:
         before = settled_look(foreign)
         lab = foreign.lab_file('kind = "none"', "apart.toml")
@@ -252,6 +255,16 @@ def test_namespaces_are_made_for_a_run_and_taken_back(
         lab.write_text(text.replace('netdev = "eth0"', 'netdev = "eth0"\nprovision = true'))
         status, output = Run("lab", "up", str(lab)).wait()
         assert status == 2 and "eth0 cannot move to another namespace: rxe0 on it would end" in output, output
+
+        lab.write_text(
+            text.replace('netdev = "eth0"', 'netdev = "eth1"\nprovision = true\nsoft_roce = true').replace(
+                "rxe0", "rxe9"
+            )
+        )
+        status, output = Run("doctor", f"--lab={lab}").wait()
+        assert status == 2 and output.count("the way to this machine leads over it") == 2, output
+        status, output = Run("lab", "up", str(lab)).wait()
+        assert status == 2 and "eth1 cannot move to another namespace: the way to this machine" in output, output
 
         text = text.replace('netdev = "eth0"', 'netdev = "eth9"\nprovision = true\nsoft_roce = true')
         lab.write_text(text.replace('device = "rxe0"', 'device = "rxe9"').replace('ipv4 = "10.77.', 'ipv4 = "10.88.'))
@@ -269,7 +282,7 @@ def test_namespaces_are_made_for_a_run_and_taken_back(
     finally:
         for host in foreign.hosts.values():
             host.run("/usr/bin/ip link delete eth9; umount /run/netns; rmdir /run/netns; rm /var/run")
-            host.run(f"mv /dev/shm/sshd_config /etc/ssh; {AGAIN}")
+            host.run(f"mv /etc/ssh/kept /etc/ssh/sshd_config && {AGAIN}")
         Run("lab", "status").wait()
 
 
@@ -362,6 +375,59 @@ def test_a_key_nobody_let_in_is_told(foreign: ForeignHosts, tmp_path: Path) -> N
     lab.write_text(lab.read_text().replace('identity = "key"', f'identity = "{tmp_path / "mine"}"'))
     status, said = Run("doctor", f"--lab={lab}").wait()
     assert status == 2 and "Permission denied" in said and "ssh-copy-id" in said, said
+
+
+OWN_CONFIGURATION = """
+Host *
+    ControlPath "{folder}/%C"
+    RemoteCommand echo remote
+    PermitLocalCommand yes
+    LocalCommand echo local
+    LocalForward {folder}/forwarded 127.0.0.1:1
+    ExitOnForwardFailure yes
+"""
+
+
+def test_a_connection_that_is_open_already_is_shared(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """The user's ssh holds connections open, which are the only way in; what else it does at a terminal is left out."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    own = folder / "config"
+    own.write_text(OWN_CONFIGURATION.format(folder=folder))
+    lab = foreign.lab_file()
+    with ExitStack() as until_end:
+        until_end.callback(shutil.rmtree, folder)
+        text = lab.read_text().replace('config = "/dev/null"', f'config = "{own}"')
+        # Somebody else's key: no new connection is let in.
+        make_key(folder / "other")
+        lab.write_text(text.replace('identity = "key"', f'identity = "{folder / "other"}"'))
+        status, said = Run("doctor", f"--lab={lab}").wait()
+        assert status == 2 and said.count("Permission denied") == 2, said
+        for host in foreign.hosts.values():
+            known = ["-o", f"UserKnownHostsFile={foreign.folder / 'known_hosts'}", "-i", str(foreign.folder / "key")]
+            master = ["ssh", "-F", str(own), *known, "-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes"]
+            master += ["-M", "-N", "-l", "root", "-p", str(host.port), "127.0.0.1"]
+            process = until_end.enter_context(subprocess.Popen(master, stdin=subprocess.DEVNULL))
+            until_end.callback(process.terminate)
+        _wait(lambda: len([path for path in folder.iterdir() if path.is_socket()]) == 2)
+        (tmp_path / "test_it.py").write_text(CLOSES)
+        status, output = contract(lab, tmp_path / "results", str(tmp_path / "test_it.py")).wait()
+        assert (status, counted(tmp_path / "results")) == (0, Counter({"pass": 4})), output
+
+
+def test_a_login_that_prints_is_told_at_once(foreign: ForeignHosts) -> None:
+    """What a host's ~/.bashrc prints comes before the agent's first word: it is shown, with what mends it."""
+    noisy = "ForceCommand echo 'welcome, stranger'; exec sh -c \"$SSH_ORIGINAL_COMMAND\"\n"
+    for host in foreign.hosts.values():
+        host.run(f"cp /etc/ssh/sshd_config /etc/ssh/kept && cat >> /etc/ssh/sshd_config && {AGAIN}", noisy)
+    try:
+        began_ns = time.monotonic_ns()
+        status, said = Run("doctor", f"--lab={foreign.lab_file()}").wait()
+        took_s = (time.monotonic_ns() - began_ns) / 1e9
+    finally:
+        for host in foreign.hosts.values():
+            host.run(f"mv /etc/ssh/kept /etc/ssh/sshd_config && {AGAIN}")
+    assert status == 2 and said.count("welcome, stranger") == 2 and said.count("~/.bashrc") == 2, said
+    assert took_s < NOTICED_WITHIN_S
 
 
 def test_a_host_without_pyverbs_is_told(foreign: ForeignHosts, tmp_path: Path) -> None:

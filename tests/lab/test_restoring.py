@@ -13,14 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from hil.adapters.changes import Change, in_namespace, noted
+from hil.adapters.changes import Change, Setting, in_namespace, noted
 from hil.adapters.journal import Journal, Owner
 from hil.adapters.provision import Wanted, _address_changes, _link_changes, _move_changes, provision
-from hil.adapters.restore import pending, restore
+from hil.adapters.restore import elsewhere, pending, restore
 from hil.errors import AdapterError, AtWork
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def can_be_apart() -> bool:
 
 @pytest.mark.skipif("not can_be_apart()", reason="making a network namespace with a veth pair needs root")
 @pytest.mark.parametrize(
-    "case", ["bare", "in use", "namespace", "routes", "nodes", "small", "asleep", "shared", "lived in"]
+    "case", ["bare", "in use", "namespace", "routes", "nodes", "small", "asleep", "shared", "lived in", "gone", "full"]
 )
 def test_killed_at_any_step_all_is_undone(case: str, tmp_path: Path) -> None:
     """A bare netdev, one in use and one moved to a namespace are as before; one that would lose something stays.
@@ -170,6 +171,49 @@ def check_nodes_of_one_machine(journal: Path) -> None:
     assert restored_in("right", journal) == ["lo"] and not journal.exists()
 
 
+def check_a_namespace_that_is_gone(journal: Path) -> None:
+    """What was changed in a namespace that somebody deleted stays noted, and is told as what it is."""
+    ip("netns", "add", "gone")
+    code = (
+        "import sys; from pathlib import Path; from hil.adapters.changes import LinkSetting, noted\n"
+        "from hil.adapters.journal import Journal\n"
+        "Journal(Path(sys.argv[1])).note(*noted(LinkSetting('lo', 'mtu', 1500, 1400)))"
+    )
+    ip("netns", "exec", "gone", sys.executable, "-c", code, str(journal))
+    ip("netns", "delete", "gone")
+    assert restore(journal) == [] and journal.exists()
+    (left,) = elsewhere(journal)
+    assert (left["kind"], left["facts"]["netdev"], left["facts"]["was"]) == ("LinkSetting", "lo", 1500), left
+
+
+def check_no_room(journal: Path) -> None:
+    """Where a full disk has no room to note what is undone, all of it is undone all the same."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16384", "none", str(journal.parent)], check=True)
+    names = ("rp_filter", "log_martians", "arp_ignore", "arp_announce")
+    paths = [Path(f"/proc/sys/net/ipv4/conf/all/{name}") for name in names]
+    before = [path.read_text() for path in paths]
+    for path, was in zip(paths, before, strict=True):
+        made = Setting(str(path), was.strip(), "1" if was.strip() == "0" else "0")
+        Journal(journal).note(*noted(made))
+        made.make()
+    assert not any(path.read_text() == was for path, was in zip(paths, before, strict=True))
+    with journal.open("ab") as file:
+        # Its last page has no room either.
+        file.write(b"\n" * (4096 - journal.stat().st_size % 4096))
+    with suppress(OSError):
+        (journal.parent / "others").write_bytes(bytes(1 << 20))
+    for _ in range(2):
+        try:
+            restore(journal)
+        except AdapterError as error:
+            assert "cannot be written: No space left on device" in str(error), error
+        else:
+            raise AssertionError("there was room to note what is undone")
+        assert [path.read_text() for path in paths] == before
+    (journal.parent / "others").unlink()
+    assert len(restore(journal)) == 4 and not journal.exists()
+
+
 def main(case: str, journal: Path) -> None:
     make_netdevs(used=case != "bare")
     if case == "asleep":
@@ -192,6 +236,10 @@ def main(case: str, journal: Path) -> None:
         check_lived_in(journal)
     elif case == "nodes":
         check_nodes_of_one_machine(journal)
+    elif case == "gone":
+        check_a_namespace_that_is_gone(journal)
+    elif case == "full":
+        check_no_room(journal)
     elif case == "shared":
         check_a_namespace_of_two(journal)
     else:
@@ -213,6 +261,8 @@ LOSSES = {
     "the IPv6 token ::5": "ip token set ::5 dev v0",
     "m0, which is on top of it": "ip link add link v0 name m0 type macvlan",
     "m1 in namespace hil-c, which is on top": "ip netns add hil-c; ip link add link v0 m1 netns hil-c type macvlan",
+    "vx5, which is on top of it": "ip link add vx5 type vxlan id 5 dev v0 dstport 4789",
+    "the forwarding entry 02:00:00:00:00:05": "bridge fdb add 02:00:00:00:00:05 dev v0 self",
     "ipv6.mtu = 1400": "echo 1400 > /proc/sys/net/ipv6/conf/v0/mtu",
     "ipv4.arp_ignore = 1": "echo 1 > /proc/sys/net/ipv4/conf/v0/arp_ignore",
 }
@@ -225,6 +275,7 @@ WITHOUT_IPV6 = {
 }
 
 
+BRIDGED = "ip link add br1 type bridge; ip link set v0 master br1; ip link add link br1 name mv0 type macvlan"
 ELSEWHERE = {
     "link add link v0 name m0 netns hil-c type macvlan mode bridge": Wanted("v0", mtu=1400),
 }
@@ -253,6 +304,19 @@ def check_losses() -> None:
     # One that is small enough stays as it is.
     ip("-n", "hil-c", "link", "set", "m0", "mtu", "1300")
     list(itertools.islice(changes(Wanted("v0", mtu=1300)), 1))
+    # A bridge's MTU is that of its smallest port: it is as before in the end, and what is on top of it is not.
+    ip("link", "delete", "v0")
+    make_netdevs(used=True)
+    subprocess.run(["sh", "-ec", BRIDGED], check=True)
+    try:
+        list(itertools.islice(changes(Wanted("v0", mtu=1400)), 1))
+    except AdapterError as error:
+        assert "v0 cannot have MTU 1400: it would change mv0 on br1" in str(error), error
+    else:
+        raise AssertionError("what is on top of the bridge of v0 is changed by its MTU")
+    ip("link", "set", "mv0", "mtu", "1400")
+    list(itertools.islice(changes(Wanted("v0", mtu=1400)), 1))
+    ip("link", "delete", "br1")
     # What concerns IPv4 is not lost with IPv6.
     ip("link", "delete", "v0")
     make_netdevs(used=True)
