@@ -14,6 +14,7 @@ from typing import Any, Literal, NewType, get_args, get_origin
 import attrs
 import cattrs
 from cattrs import transform_error
+from cattrs.errors import ClassValidationError
 from cattrs.gen import make_dict_structure_fn
 
 from hil.adapters.settable import why_not_settable
@@ -337,9 +338,16 @@ def _by_kind(converter: cattrs.Converter, *classes: type) -> Any:
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{value!r} is not a table")
-        if (kind := value.get("kind")) not in list(known):
-            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(known)}")
-        return converter.structure(value, known[kind])
+        if (kind := value.get("kind")) in list(known):
+            return converter.structure(value, known[kind])
+        mistake = ValueError(f"kind is {kind!r}; it must be one of {', '.join(known)}")
+        # By its keys it will be this: what else is wrong with it is told as well.
+        likely = max(known, key=lambda name: len(value.keys() & attrs.fields_dict(known[name]).keys()))
+        try:
+            converter.structure(value | {"kind": likely}, known[likely])
+        except ClassValidationError as error:
+            raise ClassValidationError(str(error), [mistake, *error.exceptions], known[likely]) from error
+        raise mistake
 
     return structure
 
@@ -384,6 +392,11 @@ def read_lab_file(path: Path) -> LabFile:
     values = _read(path)
     section = values.get("lab")
     kind = section.get("kind", "soft-pair") if isinstance(section, dict) else "soft-pair"
+    mistakes: list[str] = []
+    if "nodes" in values and (section is None or (isinstance(section, dict) and "kind" not in section)):
+        kind = "hosts"
+        mistakes = ["[lab.kind] it is missing: a lab with nodes is of kind hosts"]
+        values["lab"] = section or {}
     if str(kind) not in FILES:
         # What the other sections should hold nobody knows.
         values = {"lab": section}
@@ -391,12 +404,12 @@ def read_lab_file(path: Path) -> LabFile:
     try:
         lab: LabFile = _converter().structure(values, cls)
     except Exception as error:
-        mistakes = [_place(text) for text in transform_error(error, format_exception=_described)]
+        mistakes += [_place(text) for text in transform_error(error, format_exception=_described)]
         # What is right can contradict itself as well.
         if (rest := _right_part(values, cls)) is not None:
             mistakes += _contradictions(rest, values)
         raise LabFileError(_listed(path, mistakes)) from error
-    if mistakes := list(_contradictions(lab, values)):
+    if mistakes := [*mistakes, *_contradictions(lab, values)]:
         raise LabFileError(_listed(path, mistakes))
     return lab
 

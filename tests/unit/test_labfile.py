@@ -441,3 +441,19 @@ def test_one_machine_in_one_namespace_is_doubted(tmp_path: Path, changes: list[t
     """A kernel keeps to itself what it sends to its own addresses: two nodes need machines or namespaces of their own,
     though somebody may have arranged the routing."""
     assert bool(doubts(read_lab_file(hosts(tmp_path, *changes)))) == doubted
+
+
+def test_a_missing_or_wrong_kind_hides_no_other_mistake(tmp_path: Path) -> None:
+    """A file with nodes is examined as a lab of hosts, and a node by the kind that its keys are of."""
+    path = tmp_path / "lab.toml"
+    path.write_text('[nodes.a]\nkind="ssh"\nhost="x"\n[nodes.b]\nkind="telnet"\nhost="y"\nuser=3\nport=99999999\n')
+    with pytest.raises(LabFileError) as caught:
+        read_lab_file(path)
+    assert [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()] == [
+        "[lab.kind] it is missing: a lab with nodes is of kind hosts",
+        "[nodes.b.user] 3 is not a string",
+        "[nodes.b.port] 99999999 is out of range: 0 to 65535",
+        "[nodes.b] kind is 'telnet'; it must be one of ssh, local",
+        "[capture] it is missing",
+        "[nodes.a] the section adapter is missing: device, netdev and ipv4 of what is tested",
+    ]
