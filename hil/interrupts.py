@@ -49,8 +49,8 @@ def go_on(doing: str) -> None:
     """From now on nothing that politely ends a program ends this one: it is told what is being ``doing`` instead."""
 
     def answer(*_: object) -> None:
-        # The terminal may be gone.
-        with suppress(OSError):
+        # The terminal may be gone, or the signal has come in the middle of another line.
+        with suppress(OSError, RuntimeError):
             say(doing)
 
     for number in ENDS:

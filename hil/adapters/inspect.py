@@ -13,6 +13,7 @@ from typing import Any
 
 from hil.adapters.find import INFINIBAND, NET, adapters, choose, lower_of, netdevs_of, port_of, read_text
 from hil.adapters.network import Network
+from hil.adapters.processes import KMSG
 from hil.adapters.provenance import machine, packages
 from hil.adapters.provision import gid_of, gids, port_state
 from hil.errors import AdapterError
@@ -37,6 +38,7 @@ def inspect(device: str = "", netdev: str = "", addresses: list[str] | None = No
         "rdma netlink": _rdma_devices(),
         "rdma_cm": os.access(DEVICES / "rdma_cm", os.R_OK | os.W_OK),
         "capabilities": capabilities(),
+        "kernel log": _opened(KMSG),
         "locked memory": -1 if limit == resource.RLIM_INFINITY else limit,
         "netdevs": [name for _, name in socket.if_nameindex()],
         "soft-roce": _has_module("rdma_rxe"),
@@ -65,6 +67,14 @@ def _imported(module: str) -> str:
 def _loaded(library: str) -> str:
     try:
         ctypes.CDLL(library)
+    except OSError as error:
+        return f"error: {error}"
+    return "there"
+
+
+def _opened(path: str) -> str:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         return f"error: {error}"
     return "there"

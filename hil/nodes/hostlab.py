@@ -285,6 +285,9 @@ def not_ready(adapter: Adapter, facts: dict[str, Any], *, provisioned: bool = Tr
     missing = {"CAP_NET_ADMIN", "CAP_NET_RAW"} - set(facts["capabilities"])
     if missing:
         found.append(Want(f"{' and '.join(sorted(missing))} is missing", "log in as root, or set sudo = true"))
+    if facts["kernel log"] != "there":
+        mend = "log in as root, or set sudo = true; a container must be given /dev/kmsg"
+        found.append(Want(f"the kernel's messages cannot be read ({facts['kernel log']})", mend))
     if adapter.provision and not provisioned:
         return found + _cannot_be_made(adapter, facts)
     return found + _adapter_not_ready(adapter, facts, f"ip netns exec {namespace} " if namespace else "")

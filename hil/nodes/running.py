@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.errors import HilError, RemoteError, SetupError
-from hil.interrupts import go_on, lose_none
+from hil.interrupts import lose_none
 from hil.nodes.lab import open_lab
 from hil.nodes.labfile import read_lab_file
 from hil.nodes.node import Node
@@ -156,7 +156,8 @@ class Supervisor:
                 self._answer_all(pair)
         finally:
             self._listener.close()
-            go_on("it is ending")
+            # What was changed on hosts is given back, however often one is told to end.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             lab.close()
 
     def _answer_all(self, pair: Pair) -> None:

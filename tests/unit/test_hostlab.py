@@ -97,6 +97,7 @@ class Fake:
             "rdma netlink": ["nonea", "noneb"],
             "rdma_cm": True,
             "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
+            "kernel log": "there",
             "netdevs": ["lo"],
             "adapter": {
                 "port": 1,

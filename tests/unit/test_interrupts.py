@@ -44,3 +44,32 @@ def test_other_lost_exceptions_are_told_as_before() -> None:
 
     assert done.returncode == 0 and done.stdout == b"on\n"
     assert b"ZeroDivisionError" in done.stderr
+
+
+GIVES_BACK = """
+import os, signal
+from hil.interrupts import end_by_any, undisturbed
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+end_by_any()
+os.kill(os.getpid(), signal.SIGHUP)
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    print("ends")
+with undisturbed("giving back"):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+    print("given back")
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    print("ends again")
+"""
+
+
+def test_what_must_not_be_cut_short_is_not() -> None:
+    """Any polite end is Ctrl-C, and one that is ignored stays so; what is undisturbed goes on, and says what it does."""
+    done = subprocess.run([sys.executable, "-c", GIVES_BACK], capture_output=True, text=True, timeout=60)
+
+    assert done.stdout.split("\n") == ["ends", "given back", "ends again", ""], done
+    assert done.stderr.count("hil: giving back") == 3
