@@ -68,7 +68,7 @@ except KeyboardInterrupt:
 
 
 def test_what_must_not_be_cut_short_is_not() -> None:
-    """Any polite end is Ctrl-C, and one that is ignored stays so; what is undisturbed goes on, and says what it does."""
+    """Any polite end is Ctrl-C, one that is ignored stays so; what is undisturbed goes on, and says what it does."""
     done = subprocess.run([sys.executable, "-c", GIVES_BACK], capture_output=True, text=True, timeout=60)
 
     assert done.stdout.split("\n") == ["ends", "given back", "ends again", ""], done
