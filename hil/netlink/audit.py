@@ -56,6 +56,17 @@ def resources(*, contexts: bool = False) -> list[dict[str, Any]]:
     return found
 
 
+def owners(found: list[dict[str, Any]]) -> list[int | None]:
+    """The process that holds each resource of ``found``, which has the opened devices too; None where nobody knows.
+
+    Where the thread that made a resource has ended, whoever opened the device that it is of holds it.
+    """
+    opened = {(r["device"], r["number"]): r["pid"] for r in found if r["kind"] == "CTX"}
+    domains = {(r["device"], r["number"]): r.get("context") for r in found if r["kind"] == "PD"}
+    contexts = [r.get("context", domains.get((r["device"], r.get("pd")))) for r in found]
+    return [r["pid"] or opened.get((r["device"], context)) for r, context in zip(found, contexts, strict=True)]
+
+
 def general_services(device: str) -> list[str]:
     """The states of a device's general services queue pairs, one for each port: where it is not RTS the connection
     manager is deaf. Empty where there is no such device. Raises OSError when a dump is refused."""

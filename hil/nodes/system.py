@@ -20,7 +20,7 @@ from hil.adapters.processes import KernelLog, descends, other_agents, processes,
 from hil.adapters.provenance import provenance
 from hil.adapters.provision import counters, foresee, provision, wait_ready
 from hil.adapters.restore import elsewhere, pending, restore
-from hil.netlink.audit import general_services, resources
+from hil.netlink.audit import general_services, owners, resources
 from hil.netlink.link import RdmaLink
 from hil.netlink.messages import Command
 from hil.netlink.monitor import Monitor
@@ -73,10 +73,11 @@ def standing() -> dict[str, Any]:
 
 def held(contexts: bool = False) -> list[dict[str, Any]]:
     """``hil.netlink.audit.resources``; ``ours``: this bench's process holds it, or nobody knows who."""
-    found = resources(contexts=contexts)
-    agent = os.getppid()
-    ours = {pid: pid is None or descends(pid, agent) for pid in {resource["pid"] for resource in found}}
-    return [resource | {"ours": ours[resource["pid"]]} for resource in found]
+    found, agent = resources(contexts=True), os.getppid()
+    holders = owners(found)
+    ours = {pid: pid is None or descends(pid, agent) for pid in set(holders)}
+    told = [resource | {"ours": ours[pid]} for resource, pid in zip(found, holders, strict=True)]
+    return [resource for resource in told if contexts or resource["kind"] != "CTX"]
 
 
 def provisioned(bench: str = "", **arguments: Any) -> dict[str, Any]:

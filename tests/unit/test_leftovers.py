@@ -22,6 +22,7 @@ from hil.evidence.rules import (
     others,
     starved,
 )
+from hil.netlink.audit import owners
 from hil.netlink.requests import Requests
 from hil.netlink.survey import hardware_counters
 
@@ -227,6 +228,15 @@ def test_what_a_process_started_descends_from_it() -> None:
         assert not descends(os.getppid(), os.getpid()) and not descends(child.pid, grandchild)
         os.kill(grandchild, signal.SIGKILL)
     assert descends(child.pid, 1) and descends(child.pid, os.getpid())
+
+
+def test_what_a_thread_made_that_has_ended_is_its_process() -> None:
+    """By the device that it opened, over the domain if need be; without any of these nobody knows."""
+    context = {"kind": "CTX", "device": "rxe0", "number": 5, "pid": 311}
+    domain = {"kind": "PD", "device": "rxe0", "number": 7, "pid": None, "context": 5}
+    region, other = ({"kind": "MR", "device": name, "number": 9, "pid": None, "pd": 7} for name in ("rxe0", "rxe1"))
+    connection = {"kind": "CM_ID", "device": "rxe0", "number": 7, "pid": None}
+    assert owners([region, context, domain, other, connection]) == [311, 311, 311, None, None]
 
 
 @pytest.mark.parametrize("refused", [errno.EINVAL, errno.EPERM])
