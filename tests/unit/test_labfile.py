@@ -9,7 +9,7 @@ import pytest
 from hil.errors import LabFileError, Unsupported
 from hil.nodes.hostlab import provisioning
 from hil.nodes.labfile import HostsFile, Name, SoftPairFile, read_lab_file
-from hil.nodes.needs import Need, doubts, lacks
+from hil.nodes.needs import Need, doubts, guarantee, lacks
 from hil.nodes.softpair import Place
 
 LABS = sorted((Path(__file__).parents[2] / "lab").glob("*.toml"))
@@ -457,3 +457,19 @@ def test_a_missing_or_wrong_kind_hides_no_other_mistake(tmp_path: Path) -> None:
         "[capture] it is missing",
         "[nodes.a] the section adapter is missing: device, netdev and ipv4 of what is tested",
     ]
+
+
+def test_a_traffic_class_is_not_set_from_inside_a_namespace(tmp_path: Path) -> None:
+    """A namespace that is there has a /sys without configfs; one that is made for the run is set from outside."""
+    asked = ('device = "rxe0"', 'device = "rxe0"\nprovision = true\ntraffic_class = 106')
+    with pytest.raises(LabFileError, match=r"\[nodes\.a\.adapter\.traffic_class\] a namespace has a /sys of its own"):
+        read_lab_file(hosts(tmp_path, asked, ('host = "one"', 'host = "one"\nnamespace = "left"')))
+    made = ('host = "one"', 'host = "one"\nnamespace = "left"\nmake_namespace = true')
+    read_lab_file(hosts(tmp_path, asked, made))
+
+
+def test_what_libpcap_does_not_count_is_not_promised(tmp_path: Path) -> None:
+    """A recording on an RDMA device has no drops to count; one on a netdev has."""
+    hardware = ("soft = true\n", ""), ('kind = "host"', 'kind = "host"\nmethod = "dumpcap"\ninterface = "mlx5_0"')
+    assert "counts no drops on an RDMA device" in guarantee(read_lab_file(hosts(tmp_path, *hardware)))
+    assert "the recording's own drops are counted" in guarantee(read_lab_file(hosts(tmp_path)))
