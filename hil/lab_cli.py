@@ -296,8 +296,7 @@ def restore(file: Path, force: bool) -> None:
         return
     undone, failed = hostlab.on_each(known, file.absolute().parent, lambda host: _restored(host, force))
     for name, (done, _) in undone.items():
-        lines = [f"  {harmless(str(change['kind']))}: {change['facts']}" for change in done]
-        click.echo("\n".join([f"node {name}: {len(done)} changes undone", *lines]))
+        click.echo("\n".join([f"node {name}: {len(done)} changes undone", *_lines(done)]))
     if any(others for _, others in undone.values()):
         # Two nodes may be namespaces of one machine: what is left is known when all are done.
         kept, _ = hostlab.on_each(known, file.absolute().parent, lambda host: list(host.system("pending_elsewhere")))
@@ -306,14 +305,17 @@ def restore(file: Path, force: bool) -> None:
         give_up("\n".join(f"node {name}: {why}" for name, why in failed.items()))
 
 
+def _lines(changes: list[dict[str, Any]]) -> list[str]:
+    return [f"  {harmless(str(change['kind']))}: {change['facts']}" for change in changes]
+
+
 def _kept_elsewhere(changes: list[dict[str, Any]]) -> str:
-    lines = [f"  {change['kind']}: {change['facts']}" for change in changes]
     what = (
-        f"{len(lines)} changes were made in other network namespaces, and stay noted in {JOURNAL}. Where such a "
+        f"{len(changes)} changes were made in other network namespaces, and stay noted in {JOURNAL}. Where such a "
         "namespace is there, restore with a lab file that names it; where it is gone, what it had is elsewhere now: "
         "undo this by hand, then remove the journal"
     )
-    return "\n".join([what, *lines])
+    return "\n".join([what, *_lines(changes)])
 
 
 def _restored(host: Host, force: bool) -> tuple[list[dict[str, Any]], bool]:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ def inspect(device: str = "", netdev: str = "", addresses: list[str] | None = No
         "packages": packages(),
         "python": list(sys.version_info[:2]),
         "root": os.geteuid() == 0,
-        "pyverbs": _imported("pyverbs.device"),
-        "librdmacm": _loaded("librdmacm.so.1"),
+        "pyverbs": _tried(lambda: importlib.import_module("pyverbs.device")),
+        "librdmacm": _tried(lambda: ctypes.CDLL("librdmacm.so.1")),
         "rdma netlink": _rdma_devices(),
         "rdma_cm": os.access(DEVICES / "rdma_cm", os.R_OK | os.W_OK),
         "capabilities": capabilities(),
-        "kernel log": _opened(KMSG),
+        "kernel log": _tried(lambda: os.close(os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))),
         "locked memory": -1 if limit == resource.RLIM_INFINITY else limit,
         "netdevs": [name for _, name in socket.if_nameindex()],
         "soft-roce": _has_module("rdma_rxe"),
@@ -56,26 +57,10 @@ def capabilities() -> list[str]:
     return []
 
 
-def _imported(module: str) -> str:
+def _tried(work: Callable[[], object]) -> str:
     try:
-        importlib.import_module(module)
+        work()
     except Exception as error:
-        return f"error: {error}"
-    return "there"
-
-
-def _loaded(library: str) -> str:
-    try:
-        ctypes.CDLL(library)
-    except OSError as error:
-        return f"error: {error}"
-    return "there"
-
-
-def _opened(path: str) -> str:
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except OSError as error:
         return f"error: {error}"
     return "there"
 

@@ -229,9 +229,7 @@ class Stacked:
 def stacked_on(index: int) -> list[Stacked]:
     """The netdevs of this thread's namespace on top of one, such as its VLANs."""
     with IPRoute() as ip:
-        links = [link for link in ip.get_links() if kind_of(link) in STACKED and link.get_attr("IFLA_LINK") == index]
-    # Of one whose lower netdev is in another namespace the index is that namespace's.
-    return [stacked(link) for link in links if link.get_attr("IFLA_LINK_NETNSID") is None]
+        return [stacked(link) for link in ip.get_links() if kind_of(link) in STACKED and _below(link) == index]
 
 
 def on_top_of(index: int) -> list[str]:
@@ -246,18 +244,16 @@ def _below(link: Any) -> int | None:
     if kind == "vxlan":
         # It tells its own, not the kernel's.
         below = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA").get_attr("IFLA_VXLAN_LINK")
-    # A veth tells its other end.
+    # A veth tells its other end. Of one whose lower netdev is in another namespace the index is that namespace's.
     return None if kind == "veth" or link.get_attr("IFLA_LINK_NETNSID") is not None else below
 
 
 def master_of(index: int) -> tuple[int, str] | None:
     """Index and name of the bridge or bond that a netdev of this thread's namespace is in."""
     with IPRoute() as ip:
-        links = {link["index"]: link for link in ip.get_links()}
-    master = links[index].get_attr("IFLA_MASTER") if index in links else None
-    if master is None or master not in links:
-        return None
-    return int(master), str(links[master].get_attr("IFLA_IFNAME"))
+        if master := ip.get_links(index)[0].get_attr("IFLA_MASTER"):
+            return int(master), str(ip.get_links(master)[0].get_attr("IFLA_IFNAME"))
+    return None
 
 
 def stacked(link: Any) -> Stacked:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,17 @@ def other_agents(own: int) -> list[int]:
 def descends(pid: int, ancestor: int) -> bool:
     """Whether a process is ``ancestor``, or was started by it or by what it started; also where it has ended, since
     nobody knows then."""
-    while pid not in (0, ancestor):
-        try:
-            pid = int(_status(PROC / str(pid))["PPid"])
-        except OSError:
-            return True
-    return pid == ancestor
+    try:
+        return ancestor in _ancestry(pid)
+    except OSError:
+        return True
+
+
+def _ancestry(pid: int) -> Iterator[int]:
+    """A process, its parent, and so on. Raises OSError for one that has ended."""
+    while pid:
+        yield pid
+        pid = int(_status(PROC / str(pid))["PPid"])
 
 
 def ssh_address() -> str:
@@ -70,16 +75,12 @@ def ssh_address() -> str:
 
     sudo keeps SSH_CONNECTION from what it starts, and not from those who look at what it was started with (ssh(1)).
     """
-    pid = os.getpid()
-    while pid > 1:
-        try:
+    with contextlib.suppress(OSError):
+        for pid in _ancestry(os.getpid()):
             variables = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
             told = [value[len(SSH_CONNECTION) :].split() for value in variables if value.startswith(SSH_CONNECTION)]
             if told and len(told[0]) == 4:
                 return told[0][2].decode(errors="replace").partition("%")[0]
-            pid = int(_status(PROC / str(pid))["PPid"])
-        except OSError:
-            return ""
     return ""
 
 

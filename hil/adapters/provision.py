@@ -55,6 +55,7 @@ IPV6_MTU = 1280
 """Bytes, the least that IPv6 works with."""
 POLL_S = 0.01
 GAP = 16
+SOON_NS = 10**9
 """How many entries of a GID table may be empty between two: a whole table can have thousands, each a file to read."""
 
 
@@ -416,13 +417,13 @@ def device_on(netdev: str) -> tuple[str, int]:
 
 def wait_ready(device: str, addresses: list[str], timeout_s: float, port: int = 1) -> dict[str, Any]:
     """Wait until a port is ACTIVE and has the GIDs of ``addresses``. Raises NotReady."""
-    end_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+    began_ns = time.monotonic_ns()
+    end_ns = began_ns + int(timeout_s * 1e9)
     wanted = {gid_of(address) for address in addresses}
     while True:
-        state, present = port_state(device, port), gids(device, port)
-        if state == PortState.ACTIVE and not wanted <= present.keys():
-            # One that was added late lies behind those that are gone.
-            present = gids(device, port, whole=True)
+        # One that does not come soon may lie behind others that are gone; a whole table is long.
+        whole = time.monotonic_ns() - began_ns > SOON_NS
+        state, present = port_state(device, port), gids(device, port, whole=whole)
         if state == PortState.ACTIVE and wanted <= present.keys():
             return {"device": device, "port": port, "gids": {gid: present[gid] for gid in wanted}}
         if time.monotonic_ns() > end_ns:

@@ -15,8 +15,8 @@ KINDS = {
     "PD": Command.RES_PD_GET,
     "CM_ID": Command.RES_CM_ID_GET,
     "SRQ": Command.RES_SRQ_GET,
+    "CTX": Command.RES_CTX_GET,
 }
-CONTEXTS = {"CTX": Command.RES_CTX_GET}
 # What is told of a resource beside its kind, device and owner, by the attribute that holds it.
 _NUMBER = {
     "QP": "RES_LQPN",
@@ -39,17 +39,17 @@ _DETAILS = {
 }
 
 
-def resources(*, contexts: bool = False) -> list[dict[str, Any]]:
+def resources() -> list[dict[str, Any]]:
     """Every resource that user space holds: kind, device, number, owner's pid and command, details.
 
-    With ``contexts`` also the opened devices ("CTX"). The kernel names the *thread* that made a resource, and nobody
-    once that thread has ended: such a resource is listed with pid None, and only one with a kernel owner's name is left
-    out. Raises OSError when a dump is refused.
+    Opened devices are "CTX". The kernel names the *thread* that made a resource, and nobody once that thread has ended:
+    such a resource is listed with pid None, and only one with a kernel owner's name is left out. Raises OSError when a
+    dump is refused.
     """
     found = []
     with RdmaLink() as link:
         for device in link.devices():
-            for kind, command in (KINDS | (CONTEXTS if contexts else {})).items():
+            for kind, command in KINDS.items():
                 for entry in link.resources(command, device["DEV_INDEX"]):
                     if "RES_KERN_NAME" not in entry:
                         found.append(_described(kind, entry, device["DEV_NAME"]))

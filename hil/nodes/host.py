@@ -225,10 +225,7 @@ def _control_folder(name: str, until_stop: ExitStack) -> Path:
 
 
 _MENDS = (
-    (
-        STRANGE,
-        "something prints there at each login, terminal or not: look into its ~/.bashrc",
-    ),
+    (STRANGE, "something prints there at each login, terminal or not: look into its ~/.bashrc"),
     ("Host key verification failed", "its key is not the known one; if that is right, take the new one: ssh-keyscan"),
     ("Permission denied", "no key of yours opens it; try: ssh-copy-id {host}, or name the key as identity"),
     ("Could not resolve hostname", "nobody knows the name; write [nodes.NAME] host, or ~/.ssh/config"),

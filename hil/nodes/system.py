@@ -73,7 +73,7 @@ def standing() -> dict[str, Any]:
 
 def held(contexts: bool = False) -> list[dict[str, Any]]:
     """``hil.netlink.audit.resources``; ``ours``: this bench's process holds it, or nobody knows who."""
-    found, agent = resources(contexts=True), os.getppid()
+    found, agent = resources(), os.getppid()
     holders = owners(found)
     ours = {pid: pid is None or descends(pid, agent) for pid in set(holders)}
     told = [resource | {"ours": ours[pid]} for resource, pid in zip(found, holders, strict=True)]

@@ -92,6 +92,15 @@ def hosts(tmp_path: Path, *changes: tuple[str, str]) -> Path:
     return tmp_path / "lab.toml"
 
 
+def mistakes_in(path: Path) -> list[str]:
+    """What a lab file's error says, without its name."""
+    with pytest.raises(LabFileError) as caught:
+        read_lab_file(path)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
 def test_five_mistakes_in_a_lab_of_hosts_are_told_at_once(tmp_path: Path) -> None:
     """A wrong kind, an unknown key, a bad address, a missing key and a wrong type: each with its place."""
     path = hosts(
@@ -122,9 +131,7 @@ def test_contradictions_between_good_sections_are_told_at_once(tmp_path: Path) -
     """No node b, no adapter of a, a mirror nobody has, an address twice."""
     path = hosts(tmp_path, ("[nodes.b]", "[nodes.c]"), ("[nodes.b.", "[nodes.c."), ('"10.0.0.2"', '"10.0.0.1"'))
     path.write_text(path.read_text().replace('kind = "host"', 'kind = "mirror"\nnode = "m"\nnetdev = "x"'))
-    with pytest.raises(LabFileError) as caught:
-        read_lab_file(path)
-    assert [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()] == [
+    assert mistakes_in(path) == [
         "[nodes] node b is missing: contract tests run between a and b",
         "[capture.node] there is no node 'm'; known are a, c",
         "[nodes] two adapters have the address 10.0.0.1",
@@ -447,9 +454,7 @@ def test_a_missing_or_wrong_kind_hides_no_other_mistake(tmp_path: Path) -> None:
     """A file with nodes is examined as a lab of hosts, and a node by the kind that its keys are of."""
     path = tmp_path / "lab.toml"
     path.write_text('[nodes.a]\nkind="ssh"\nhost="x"\n[nodes.b]\nkind="telnet"\nhost="y"\nuser=3\nport=99999999\n')
-    with pytest.raises(LabFileError) as caught:
-        read_lab_file(path)
-    assert [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()] == [
+    assert mistakes_in(path) == [
         "[lab.kind] it is missing: a lab with nodes is of kind hosts",
         "[nodes.b.user] 3 is not a string",
         "[nodes.b.port] 99999999 is out of range: 0 to 65535",

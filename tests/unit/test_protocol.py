@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -43,24 +44,33 @@ def test_whoever_tells_a_machine_that_was_stopped_hears_of_it() -> None:
     theirs.close()
 
 
-@pytest.mark.parametrize("message", [{"from": 0, "event": []}, {"from": 0, "exit": 1}, {"from": [], "id": {}}, {}])
-def test_a_message_of_another_shape_ends_the_stream(message: dict[str, object]) -> None:
-    """A node that says what no agent says is lost, at once and with a reason; nobody waits for it."""
+Ends = tuple[Channel, socket.socket]
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """A channel, and the node's end of it."""
     ours, theirs = socket.socketpair()
     channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words")
-    theirs.sendall(encode(message))
-    with pytest.raises(NodeDied, match="node a: the node's stream broke"):
-        channel.wait_exit(1, 10.0)
+    yield channel, theirs
     channel.close()
     ours.close()
     theirs.close()
 
 
+@pytest.mark.parametrize("message", [{"from": 0, "event": []}, {"from": 0, "exit": 1}, {"from": [], "id": {}}, {}])
+def test_a_message_of_another_shape_ends_the_stream(ends: Ends, message: dict[str, object]) -> None:
+    """A node that says what no agent says is lost, at once and with a reason; nobody waits for it."""
+    channel, theirs = ends
+    theirs.sendall(encode(message))
+    with pytest.raises(NodeDied, match="node a: the node's stream broke"):
+        channel.wait_exit(1, 10.0)
+
+
 @pytest.mark.parametrize("error", ["oops", {"kind": "\x1b]0;owned\x07"}, ["x"], {"text": {"a": 1}}])
-def test_an_error_of_another_shape_is_an_error_all_the_same(error: object) -> None:
+def test_an_error_of_another_shape_is_an_error_all_the_same(ends: Ends, error: object) -> None:
     """Whatever a node gives for an error is told, without what a terminal would obey."""
-    ours, theirs = socket.socketpair()
-    channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words")
+    channel, theirs = ends
     theirs.sendall(encode({"from": 0, "id": 1, "error": error}))
     reply = threading.Timer(0.2, theirs.sendall, [encode({"from": 0, "id": 1, "error": error})])
     reply.start()
@@ -68,9 +78,6 @@ def test_an_error_of_another_shape_is_an_error_all_the_same(error: object) -> No
         channel.call(0, "clock", 10.0, "a question")
     assert str(caught.value).replace("\n", "").isprintable()
     reply.join()
-    channel.close()
-    ours.close()
-    theirs.close()
 
 
 def test_a_clock_that_runs_faster_is_uncertain_by_as_much() -> None:
@@ -79,14 +86,10 @@ def test_a_clock_that_runs_faster_is_uncertain_by_as_much() -> None:
     assert joined([ClockRelation(0, 10), ClockRelation(500, 30)]) == ClockRelation(0, 10 + 460)
 
 
-def test_what_came_first_is_shown_where_no_agent_speaks() -> None:
+def test_what_came_first_is_shown_where_no_agent_speaks(ends: Ends) -> None:
     """A host that greets before the agent can speak is told apart from one that is silent."""
-    ours, theirs = socket.socketpair()
-    channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words")
+    channel, theirs = ends
     theirs.sendall(b"Welcome, stranger!\n")
     with pytest.raises(NodeDied):
         channel.wait_exit(1, 10.0)
     assert not channel.alive() and channel.strange() == "what came was not the agent's: 'Welcome, stranger!'"
-    channel.close()
-    ours.close()
-    theirs.close()
