@@ -5,6 +5,7 @@ provider and the switch did and left behind.
 """
 
 import hashlib
+import signal
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -192,12 +193,14 @@ def test_small_data_rides_in_messages(bench: Bench) -> None:
 
 @pytest.mark.requirement("NEG-08", "SWITCH-08")
 def test_thousands_of_tiny_sends_never_overrun_a_slow_reader(bench: Bench) -> None:
-    """The sender stands still when the reader does; behind the negotiation no message meets a peer without a posted
-    receive."""
+    """The sender stands still when the reader does, and where its whole process does; behind the negotiation no message
+    meets a peer without a posted receive."""
     one, two = connect(bench, receives=4, window=4096)
     data = bytes(range(256)) * 82
 
+    two.at.node.channel.kill(two.at.worker, signal.SIGSTOP)
     stuck = one.send(data, 10, timeout_s=0.5)
+    two.at.node.channel.kill(two.at.worker, signal.SIGCONT)
     assert (stuck.code, stuck.done) == (Code.WSAETIMEDOUT, 4096)
     at_once(
         lambda: one.send(data[4096:], 10),
