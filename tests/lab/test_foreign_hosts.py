@@ -25,12 +25,10 @@ from hil.wire.pcapng import read_pcapng
 ROOT = Path(__file__).parents[2]
 RUN_TIMEOUT_S = 900.0
 NOTICED_WITHIN_S = 40.0
-# The oldest sshd listens; it reads its configuration again.
-AGAIN = "kill -HUP $(pidof sshd | tr ' ' '\\n' | sort -n | head -1)"
 # Their shell is busybox's, which takes an "ip" of its own before iproute2's; other hosts' shells do not.
 NO_SHELL = (
     "ForceCommand exec /usr/bin/python3 -c "
-    "'import os, shlex; run = shlex.split(os.environ[\"SSH_ORIGINAL_COMMAND\"]); os.execvp(run[0], run)'\n"
+    "'import os, shlex; run = shlex.split(os.environ[\"SSH_ORIGINAL_COMMAND\"]); os.execvp(run[0], run)'"
 )
 
 pytestmark = pytest.mark.timeout(RUN_TIMEOUT_S)
@@ -118,6 +116,11 @@ def counted(results: Path) -> Counter[str]:
     return Counter(verdict for verdict, _ in verdicts(results).values())
 
 
+def provisioned(text: str) -> str:
+    """A lab file's text that asks for other IPv4 addresses and for an MTU."""
+    return text.replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.')
+
+
 def settled_look(foreign: ForeignHosts) -> dict[str, str]:
     """What both hosts look like when the connection manager has forgotten what was closed."""
     end_ns = time.monotonic_ns() + 30 * 10**9
@@ -198,8 +201,7 @@ def test_what_was_provisioned_is_given_back(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     before = settled_look(foreign)
     lab = foreign.lab_file(name="provisioned.toml")
-    text = lab.read_text().replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.')
-    lab.write_text(text + '[nodes.m]\nkind = "local"\n')
+    lab.write_text(provisioned(lab.read_text()) + '[nodes.m]\nkind = "local"\n')
 
     # Where the test fails its lab would run on.
     request.addfinalizer(lambda: Run("lab", "down").wait())
@@ -247,42 +249,45 @@ def test_namespaces_are_made_for_a_run_and_taken_back(
         # Where namespaces are named; it stays, as "ip netns" leaves it.
         host.run("mkdir -p /var; ln -sfn /run /var/run; /usr/bin/ip netns add some; /usr/bin/ip netns delete some")
         host.run("/usr/bin/ip link add link eth0 name eth9 type macvlan mode bridge")
-        host.run(f"cp /etc/ssh/sshd_config /etc/ssh/kept && cat >> /etc/ssh/sshd_config && {AGAIN}", NO_SHELL)
     try:
-        before = settled_look(foreign)
-        lab = foreign.lab_file('kind = "none"', "apart.toml")
-        text = lab.read_text().replace('user = "root"', 'user = "root"\nnamespace = "hil-apart"\nmake_namespace = true')
-        lab.write_text(text.replace('netdev = "eth0"', 'netdev = "eth0"\nprovision = true'))
-        status, output = Run("lab", "up", str(lab)).wait()
-        assert status == 2 and "eth0 cannot move to another namespace: rxe0 on it would end" in output, output
-
-        lab.write_text(
-            text.replace('netdev = "eth0"', 'netdev = "eth1"\nprovision = true\nsoft_roce = true').replace(
-                "rxe0", "rxe9"
+        with foreign.sshd(NO_SHELL):
+            before = settled_look(foreign)
+            lab = foreign.lab_file('kind = "none"', "apart.toml")
+            text = lab.read_text().replace(
+                'user = "root"', 'user = "root"\nnamespace = "hil-apart"\nmake_namespace = true'
             )
-        )
-        status, output = Run("doctor", f"--lab={lab}").wait()
-        assert status == 2 and output.count("the way to this machine leads over it") == 2, output
-        status, output = Run("lab", "up", str(lab)).wait()
-        assert status == 2 and "eth1 cannot move to another namespace: the way to this machine" in output, output
+            lab.write_text(text.replace('netdev = "eth0"', 'netdev = "eth0"\nprovision = true'))
+            status, output = Run("lab", "up", str(lab)).wait()
+            assert status == 2 and "eth0 cannot move to another namespace: rxe0 on it would end" in output, output
 
-        text = text.replace('netdev = "eth0"', 'netdev = "eth9"\nprovision = true\nsoft_roce = true')
-        lab.write_text(text.replace('device = "rxe0"', 'device = "rxe9"').replace('ipv4 = "10.77.', 'ipv4 = "10.88.'))
-        status, output = Run("lab", "up", str(lab)).wait()
-        assert status == 0 and output.count("alive; rxe9 on eth9, 10.88.0.") == 2, output
-        assert "rxe9" in Run("lab", "shell", "a", "ls", "/sys/class/infiniband").wait()[1]
-        assert Run("lab", "shell", "a", "ping", "-c", "1", "-W", "5", "10.88.0.2").wait()[0] == 0
-        assert "hil-apart" in foreign.hosts["a"].run("/usr/bin/ip netns")
-        assert "eth9" not in foreign.hosts["a"].run("/usr/bin/ip -o link")
-        os.kill(int((tmp_path / "hil" / "foreign" / "pid").read_text()), signal.SIGKILL)
-        status, output = Run("lab", "restore", str(lab)).wait()
-        assert status == 0 and output.count("changes undone") == 2, output
+            lab.write_text(
+                text.replace('netdev = "eth0"', 'netdev = "eth1"\nprovision = true\nsoft_roce = true').replace(
+                    "rxe0", "rxe9"
+                )
+            )
+            status, output = Run("doctor", f"--lab={lab}").wait()
+            assert status == 2 and output.count("the way to this machine leads over it") == 2, output
+            status, output = Run("lab", "up", str(lab)).wait()
+            assert status == 2 and "eth1 cannot move to another namespace: the way to this machine" in output, output
 
-        assert_as_before(foreign, before)
+            text = text.replace('netdev = "eth0"', 'netdev = "eth9"\nprovision = true\nsoft_roce = true')
+            lab.write_text(
+                text.replace('device = "rxe0"', 'device = "rxe9"').replace('ipv4 = "10.77.', 'ipv4 = "10.88.')
+            )
+            status, output = Run("lab", "up", str(lab)).wait()
+            assert status == 0 and output.count("alive; rxe9 on eth9, 10.88.0.") == 2, output
+            assert "rxe9" in Run("lab", "shell", "a", "ls", "/sys/class/infiniband").wait()[1]
+            assert Run("lab", "shell", "a", "ping", "-c", "1", "-W", "5", "10.88.0.2").wait()[0] == 0
+            assert "hil-apart" in foreign.hosts["a"].run("/usr/bin/ip netns")
+            assert "eth9" not in foreign.hosts["a"].run("/usr/bin/ip -o link")
+            os.kill(int((tmp_path / "hil" / "foreign" / "pid").read_text()), signal.SIGKILL)
+            status, output = Run("lab", "restore", str(lab)).wait()
+            assert status == 0 and output.count("changes undone") == 2, output
+
+            assert_as_before(foreign, before)
     finally:
         for host in foreign.hosts.values():
             host.run("/usr/bin/ip link delete eth9; umount /run/netns; rmdir /run/netns; rm /var/run")
-            host.run(f"mv /etc/ssh/kept /etc/ssh/sshd_config && {AGAIN}")
         Run("lab", "status").wait()
 
 
@@ -323,7 +328,7 @@ def test_a_lab_may_be_in_a_vlan(foreign: ForeignHosts, tmp_path: Path, interface
         before = settled_look(foreign)
         lab = foreign.lab_file(f'kind = "host"\non = "a"\ninterface = "{interface}"', "vlan.toml")
         text = lab.read_text().replace('netdev = "eth0"', 'netdev = "eth0.5"').replace("fd77::", "fd88::")
-        lab.write_text(text.replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.'))
+        lab.write_text(provisioned(text))
         (tmp_path / "test_it.py").write_text(CLOSES)
         status, output = contract(lab, tmp_path / "results", str(tmp_path / "test_it.py")).wait()
         assert (status, counted(tmp_path / "results")) == (0, Counter({"pass": 4})), output
@@ -416,16 +421,10 @@ def test_a_connection_that_is_open_already_is_shared(foreign: ForeignHosts, tmp_
 
 def test_a_login_that_prints_is_told_at_once(foreign: ForeignHosts) -> None:
     """What a host's ~/.bashrc prints comes before the agent's first word: it is shown, with what mends it."""
-    noisy = "ForceCommand echo 'welcome, stranger'; exec sh -c \"$SSH_ORIGINAL_COMMAND\"\n"
-    for host in foreign.hosts.values():
-        host.run(f"cp /etc/ssh/sshd_config /etc/ssh/kept && cat >> /etc/ssh/sshd_config && {AGAIN}", noisy)
-    try:
+    with foreign.sshd("ForceCommand echo 'welcome, stranger'; exec sh -c \"$SSH_ORIGINAL_COMMAND\""):
         began_ns = time.monotonic_ns()
         status, said = Run("doctor", f"--lab={foreign.lab_file()}").wait()
         took_s = (time.monotonic_ns() - began_ns) / 1e9
-    finally:
-        for host in foreign.hosts.values():
-            host.run(f"mv /etc/ssh/kept /etc/ssh/sshd_config && {AGAIN}")
     assert status == 2 and said.count("welcome, stranger") == 2 and said.count("~/.bashrc") == 2, said
     assert took_s < NOTICED_WITHIN_S
 
@@ -450,12 +449,12 @@ def test_an_ordinary_user_is_told_what_it_lacks(foreign: ForeignHosts) -> None:
     lab.write_text(lab.read_text().replace('user = "root"', 'user = "user"'))
     for host in foreign.hosts.values():
         host.run("mkdir -p /tmp/.ssh; cp /root/.ssh/authorized_keys /tmp/.ssh; chown -R 1000 /tmp/.ssh")
-        host.run(f"sed -i s,/root/.ssh,/tmp/.ssh, /etc/ssh/sshd_config; {AGAIN}")
     try:
-        status, said = Run("doctor", f"--lab={lab}").wait()
+        with foreign.sshd("AuthorizedKeysFile /tmp/.ssh/authorized_keys"):
+            status, said = Run("doctor", f"--lab={lab}").wait()
     finally:
         for host in foreign.hosts.values():
-            host.run(f"sed -i s,/tmp/.ssh,/root/.ssh, /etc/ssh/sshd_config; rm -r /tmp/.ssh; {AGAIN}")
+            host.run("rm -r /tmp/.ssh")
     assert status == 2 and "CAP_NET_ADMIN and CAP_NET_RAW is missing" in said, said
 
 
@@ -481,7 +480,7 @@ def test_a_run_that_is_told_to_end_gives_the_hosts_back(foreign: ForeignHosts, t
     """Ctrl-C pressed again and again, a polite kill, a terminal that goes: hosts are as before, the status is 2."""
     before = settled_look(foreign)
     lab = foreign.lab_file(name="provisioned.toml")
-    lab.write_text(lab.read_text().replace('ipv4 = "10.77.', 'provision = true\nmtu = 1400\nipv4 = "10.88.'))
+    lab.write_text(provisioned(lab.read_text()))
     (tmp_path / "test_it.py").write_text(CLOSES.replace("range(4)", "range(99)"))
     run = contract(lab, results := tmp_path / "results", str(tmp_path / "test_it.py"))
     _wait(lambda: counted(results)["pass"] >= 1, run)
