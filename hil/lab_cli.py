@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shlex
 import shutil
 import socket
 import subprocess
@@ -117,12 +118,14 @@ def up(file: Path) -> None:
     """Make the lab of FILE and keep it running, apart from this terminal, until ``hil lab down``."""
     known = lab_of(file)
     name = known.lab.name
-    or_give_up(running.labs)
+    _known(running.labs)
     folder = or_give_up(running.runtime_folder) / name
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
         give_up(f"lab {name} runs already; end it with: hil lab down {name}")
+    if isinstance(known, HostsFile):
+        (folder / "hosts").write_bytes(os.fsencode(file.absolute()))
     command = [sys.executable, "-m", "hil.nodes.running", str(file.absolute()), str(folder)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -155,6 +158,7 @@ def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
         click.echo(text[shown:], nl=False, err=True)
         shown = len(text)
         if process.poll() is not None or time.monotonic_ns() > end_ns:
+            _known(running.labs)
             _end(process, folder)
             sys.exit(2)
         if running.answers(folder):
@@ -162,9 +166,17 @@ def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
         time.sleep(POLL_S)
 
 
+def _known(among: Callable[[], dict[str, Path]]) -> dict[str, Path]:
+    """The labs ``among`` tells of; those on hosts that were killed are told to the user, once."""
+    for folder, file in or_give_up(running.killed).items():
+        restoring = shlex.join(["hil", "lab", "restore", harmless(str(file))])
+        click.echo(f"hil: lab {folder.name} was killed; undo what it changed on its hosts with: {restoring}", err=True)
+    return or_give_up(among)
+
+
 def _chosen(name: str, among: Callable[[], dict[str, Path]] = running.running) -> Path:
     """The folder of the running lab ``name``, or of the only one; ends the program with 2."""
-    known = or_give_up(among)
+    known = _known(among)
     if not known:
         give_up("no lab runs; start one with: hil lab up")
     if name not in known and (name or len(known) > 1):
@@ -187,7 +199,7 @@ NODE = click.argument("node")
 @lab.command()
 def status() -> None:
     """Show the labs that run, their nodes, and how much was recorded."""
-    for folder in or_give_up(running.running).values():
+    for folder in _known(running.running).values():
         _show(folder)
 
 
@@ -303,6 +315,9 @@ def restore(file: Path, force: bool) -> None:
         failed |= {name: _kept_elsewhere(changes) for name, changes in kept.items() if changes and name not in failed}
     if failed:
         give_up("\n".join(f"node {name}: {why}" for name, why in failed.items()))
+    for folder, of in or_give_up(running.killed).items():
+        if of == file.absolute():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lines(changes: list[dict[str, Any]]) -> list[str]:

@@ -52,6 +52,17 @@ def labs() -> dict[str, Path]:
     return {folder.name: folder for folder, _ in _known()}
 
 
+def killed() -> dict[Path, Path]:
+    """The folders of labs on hosts whose supervisor was killed, each with its lab file: what such a lab changed on its
+    hosts may still be changed. Asked before ``running`` and ``labs``, which remove them."""
+    found = {}
+    for folder in sorted(runtime_folder().iterdir()):
+        # A supervisor that ended of itself left no number, and told what it could not give back.
+        if (folder / "hosts").exists() and (folder / "pid").exists() and not lives(folder):
+            found[folder] = Path(os.fsdecode((folder / "hosts").read_bytes()))
+    return found
+
+
 def _known() -> Iterator[tuple[Path, bool]]:
     for folder in sorted(runtime_folder().iterdir()):
         runs = answers(folder)
@@ -270,6 +281,7 @@ def main() -> None:
     except (HilError, OSError) as error:
         print(f"hil: error: {error}", file=sys.stderr, flush=True)
         # Whoever waits for the lab reads it there; the next command removes the folder.
+        (folder / "pid").unlink(missing_ok=True)
         sys.exit(2)
     shutil.rmtree(folder, ignore_errors=True)
 

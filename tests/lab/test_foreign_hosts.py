@@ -211,7 +211,8 @@ def test_what_was_provisioned_is_given_back(
         # The first change is written down: the others are still to come.
         _wait(lambda: foreign.hosts["a"].run("ls /run/hil 2> /dev/null; true") != "", making)
         os.kill(int(supervisor.read_text()), signal.SIGKILL)
-        assert making.wait()[0] == 2
+        status, output = making.wait()
+        assert status == 2 and f"hil lab restore {lab}" in output, output
         status, output = Run("lab", "restore", str(lab)).wait()
         assert "changes undone" in output, output
     else:
@@ -231,8 +232,8 @@ def test_what_was_provisioned_is_given_back(
 
     assert status == 0, output
     assert_as_before(foreign, before)
-    # Any command removes what a supervisor that was killed left here.
-    Run("lab", "status").wait()
+    # What a supervisor that was killed left here went with the restoring.
+    assert Run("lab", "status").wait() == (0, "")
     assert list((tmp_path / "hil").iterdir()) == []
 
 

@@ -124,6 +124,21 @@ def test_an_interrupt_ends_a_lab_that_is_being_made(making: Making) -> None:
     assert making.up.wait(60) != 0
 
 
+@pytest.mark.parametrize("by", ["up", "status"])
+def test_a_lab_on_hosts_that_was_killed_is_told_once(making: Making, tmp_path: Path, by: str) -> None:
+    """By the "up" that waits for it, or where that is killed too by the next command: with the command to restore."""
+    supervisor = int((making.runtime / "hil" / "slow" / "pid").read_text())
+    if by == "status":
+        making.up.kill()
+        making.up.wait()
+    os.kill(supervisor, signal.SIGKILL)
+    teller = making.up if by == "up" else making.start("status")
+    told, _ = teller.communicate(timeout=60)
+    mending = f"hil lab restore {tmp_path}/lab.toml"
+    assert told == f"hil: lab slow was killed; undo what it changed on its hosts with: {mending}\n"
+    assert making.start("status").communicate(timeout=60)[0] == ""
+
+
 def test_an_answer_may_be_long_and_ends_with_its_line() -> None:
     """Megabytes of output are one line; what follows the line is left to the terminal."""
     answer = {"stdout": "x" * (5 << 20)}
