@@ -7,7 +7,7 @@ its own, the provider takes them into private receives. The second is tested wit
 import pytest
 
 from fixtures.bench import Bench, End
-from fixtures.data import is_rnr_nak, with_memory
+from fixtures.data import SENDS, is_rnr_nak, sent, with_memory
 from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair
@@ -76,7 +76,8 @@ def test_without_patience_or_private_receives_the_connection_breaks_visibly(benc
     send = first.send(b"are you there?")
 
     assert first.completion(send) == (Code.WSAECONNABORTED, 0)
-    assert [is_rnr_nak(p) for p in bench.pair.packets()].count(True) == 1
+    packets = bench.pair.packets()
+    assert 1 <= [is_rnr_nak(p) for p in packets].count(True) <= len(sent(packets, first, SENDS))
     bench.judge()
 
 

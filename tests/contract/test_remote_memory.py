@@ -6,7 +6,7 @@ import time
 import pytest
 
 from fixtures.bench import Bench, End
-from fixtures.data import NAK_REMOTE_ACCESS, RESET
+from fixtures.data import NAK_REMOTE_ACCESS, READ_RESPONSES, RESET, first_sent
 from fixtures.memory import (
     ACKS,
     WRITE_ONLY,
@@ -22,6 +22,7 @@ from fixtures.memory import (
 )
 from hil.nodes.endpoint import FD_CONNECT, Answer, Socket
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
+from hil.wire.rules import Drop, Match, Rule, Span
 
 pytestmark = pytest.mark.used_pair
 
@@ -199,13 +200,17 @@ def test_memory_in_a_transfer_of_ones_own_is_not_taken_back(bench: Bench, functi
     own_memory = a.at.with_memory(a.socket, length)
     own = register(a, address=own_memory.address, length=length).more["descriptor"]
     assert register(a, address=own_memory.address, length=length).more["descriptor"] == own
-    transfer = a.at.rdma(function, own_memory, Exposed(b, length=length).descriptor, length)
+    theirs, transfer = Exposed(b, length=length).descriptor, int(a.at.ask("overlapped"))
+    buffers = [[length, own_memory.address, own_memory.region]]
+    begin = {"s": a.socket.s, "overlapped": transfer, "descriptor": theirs, "buffers": buffers}
+    take_back = ("WSPDeregisterRdmaMemory", {"s": a.socket.s, "descriptor": own})
 
-    counted = a.wsp("WSPDeregisterRdmaMemory", descriptor=own)
-    during = a.wsp("WSPDeregisterRdmaMemory", descriptor=own)
+    # On the node, because a fast adapter needs less than a millisecond for all of it.
+    begun, counted, during = a.at.ask("in_a_row", calls=[(function, begin), take_back, take_back])
 
-    assert (counted.result, counted.code) == (0, Code.OK)
-    assert (during.result, during.code) == (-1, Code.WSAEINVAL)
+    assert begun["code"] == Code.WSA_IO_PENDING
+    assert (counted["result"], counted["code"]) == (0, Code.OK)
+    assert (during["result"], during["code"]) == (-1, Code.WSAEINVAL)
     assert a.completion(transfer, 60) == (Code.OK, length)
     assert a.wsp("WSPDeregisterRdmaMemory", descriptor=own).code is Code.OK
     bench.judge()
@@ -257,11 +262,12 @@ def test_another_host_is_ignored(bench: Bench) -> None:
     put_on_wire(bench, "a", stranger)
     put_on_wire(bench, "a", genuine)
 
-    end = time.monotonic() + 5
+    end = time.monotonic() + 15
     while (found := exposed.content()) == FORGERY and time.monotonic() < end:
         time.sleep(0.001)
     assert found == b"from the peer".ljust(len(FORGERY))
-    assert [p.source for p in carried(bench) if p.opcode == WRITE_ONLY] == [peer.at.ip, bench.nobody, peer.at.ip]
+    writes = first_sent(p for p in carried(bench) if p.opcode == WRITE_ONLY)
+    assert [p.source for p in writes] == [peer.at.ip, bench.nobody, peer.at.ip]
     bench.judge()
 
 
@@ -372,7 +378,7 @@ def test_deregistration_cuts_off_a_running_read(bench: Bench) -> None:
     else:
         pytest.fail("each of ten reads was over before its memory went")
     assert (code is not Code.OK, transferred) == (True, 0)
-    assert carried(bench)[-1].syndrome == NAK_REMOTE_ACCESS
+    assert [p for p in carried(bench) if p.source == exposed.owner.at.ip][-1].syndrome == NAK_REMOTE_ACCESS
     bench.judge()
 
 
@@ -383,11 +389,11 @@ def test_a_read_whose_rest_is_refused_is_not_complete(bench: Bench) -> None:
 
     Soft-RoCE of Linux 6.1 calls it a success, without the data.
     """
+    lost = bench.pair.wire.add_rule(Rule("lost", Drop(), Match(opcodes=READ_RESPONSES, occurrences=Span(16))))
     peer, exposed, _, read = begin_reading(bench)
-    bench.pair.wire.cut()
 
     assert exposed.deregister() is Code.OK
-    bench.pair.wire.mend()
+    bench.pair.wire.remove_rule(lost)
 
     code, transferred = peer.completion(read) or (Code.OK, 0)
     assert (code is not Code.OK, transferred) == (True, 0)

@@ -93,8 +93,9 @@ def test_a_duplicate_is_taken_once(bench: Bench) -> None:
 def test_an_ecn_mark_arrives(bench: Bench) -> None:
     """The marked frame carries the message."""
     evidence = say(bench, Rule("congested", MarkEcn(), FIRST))
-    assert sends(evidence) == (1, 1)
-    (marked,) = [f for f in reached(read_pcapng(bench.pair.wire.path)) if f.interface == "to-b"]
+    carried, arrived = sends(evidence)
+    assert arrived == carried >= 1
+    marked, *_ = [f for f in reached(read_pcapng(bench.pair.wire.path)) if f.interface == "to-b"]
     assert marked.data[15] & 3 == 3
 
 
