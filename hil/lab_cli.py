@@ -30,7 +30,7 @@ from hil.progress import harmless
 
 # The first time, the guest image is built and booted in it.
 UP_TIMEOUT_S, DOWN_TIMEOUT_S = 900.0, 60.0
-AGENTS_END_S, POLL_S = 5.0, 0.1
+AGENTS_END_S, POLL_S = 20.0, 0.1
 
 
 @click.group()

@@ -30,7 +30,8 @@ from hil.wire.point import CapturePoint, Counts
 from hil.wire.sides import came_in, reached
 from hil.wire.wire import Wire
 
-SETTLE_TIMEOUT_S = 4.0
+# Longer than the connection manager waits before it says again what nobody answered.
+SETTLE_TIMEOUT_S = 6.0
 # Sixteen nodes on a busy machine have much to say to each other before all is quiet.
 QUIET_TIMEOUT_S = 20.0
 QUIET_S = 0.03

@@ -269,7 +269,7 @@ class Service:
         """Let the adapter work for a moment, among other calls ``in_a_row``."""
         time.sleep(seconds)
 
-    def hold_next(self, function: str, timeout_s: float = 10.0) -> dict[str, int]:
+    def hold_next(self, function: str, timeout_s: float = 25.0) -> dict[str, int]:
         """Hold the next up-call of ``function``: event ``reached`` is set in it, and it returns when ``release`` is."""
         reached, release = self._switch.new_event(), self._switch.new_event()
 

@@ -315,14 +315,14 @@ def test_a_request_the_condition_function_thinks_about_keeps_its_place(bench: Be
     a, b = bench.start()
     listener = b.listen(PORT, backlog=1)
     first = request(a, b, listener)
-    accepting = in_background(lambda: b.wsp("WSPAccept", s=listener.s, decision=CF_DEFER, delay_s=1.0))
+    accepting = in_background(lambda: b.wsp("WSPAccept", s=listener.s, decision=CF_DEFER, delay_s=3.0))
     bench.wait_journal("b", "condition", event="begins")
     second = a.socket(CONNECTOR_PORT + 1, FD_CONNECT)
     a.connect(second, b.ip, PORT)
 
     assert accepting().code is Code.WSATRY_AGAIN
 
-    assert a.ask("wait_event", event=second.event, timeout_s=5.0), "the second connector waits for a place"
+    assert a.ask("wait_event", event=second.event, timeout_s=15.0), "the second connector waits for a place"
     assert a.connect_result(second) is Code.WSAECONNREFUSED
     b.must("WSPAccept", s=listener.s)
     assert a.connect_result(first) is Code.OK
@@ -439,7 +439,7 @@ def test_a_connector_that_withdraws_makes_wspaccept_fail(bench: Bench, how: str)
     bench.wait_packets(lambda p: p.source == a.ip and p.cm == "REJ")
 
     # Until the news has come from the wire to the provider the condition function is asked, and thinks for a while.
-    answer = b.wsp("WSPAccept", s=listener.s, delay_s=0.3)
+    answer = b.wsp("WSPAccept", s=listener.s, delay_s=2.0)
 
     assert answer.result == "INVALID_SOCKET"
     assert answer.code in (Code.WSAECONNRESET, Code.WSAEACCES)
@@ -454,7 +454,7 @@ def test_a_connector_that_withdraws_while_the_condition_function_thinks(bench: B
     """Its CF_ACCEPT comes too late: WSPAccept fails, and nothing is left of the socket it would have become."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
-    accepting = in_background(lambda: b.wsp("WSPAccept", s=listener.s, delay_s=1.0))
+    accepting = in_background(lambda: b.wsp("WSPAccept", s=listener.s, delay_s=3.0))
     bench.wait_journal("b", "condition", event="begins")
 
     assert a.close(connector).code is Code.OK

@@ -313,7 +313,7 @@ def test_a_dead_peer_does_not_hold_it_up(bench: Bench) -> None:
     assert closer.close() == CLOSED
 
     assert completions(closer, operations, 1) == [ABORTED] * 4
-    assert seconds(bench.pair.evidence(audit=False), "a", closer.socket) < 2
+    assert seconds(bench.pair.evidence(audit=False), "a", closer.socket) < 4
     bench.pair.wire.mend()
     assert peer.completion(receive, 25) == RESET
     bench.judge(bench.hard_close(closer, peer))
@@ -493,7 +493,7 @@ def test_a_connect_whose_address_is_being_resolved_is_aborted(bench: Bench) -> N
     assert owned(a, "CM_ID") == none
     assert a.ask("wait_event", event=socket.event, timeout_s=4.0) is False
     evidence = bench.judge()
-    assert seconds(evidence, "a", socket) < 1
+    assert seconds(evidence, "a", socket) < 4
     assert evidence.packets == []
 
 
@@ -519,7 +519,7 @@ def test_a_connect_whose_request_is_unanswered_is_aborted(bench: Bench) -> None:
     assert len([p for p in messages(bench.pair.packets(), "REQ") if p.local_comm_id == request]) == 1
     bench.pair.wire.mend()
     assert a.close(waits).code is Code.OK
-    assert seconds(bench.judge(), "a", closed) < 1
+    assert seconds(bench.judge(), "a", closed) < 4
 
 
 @pytest.mark.requirement("CLOSE-42")

@@ -397,7 +397,7 @@ def test_a_shortage_in_the_old_process_leaves_the_connection(bench: Bench) -> No
 @pytest.mark.requirement("DUP-22")
 def test_a_hand_over_that_nobody_finishes_resets_the_peer(bench: Bench) -> None:
     """The process that was to take the connection dies: after the provider's time for it the peer is reset."""
-    bench.start(settings_a={"handover_timeout_s": 2.0})
+    bench.start(settings_a={"handover_timeout_s": 5.0})
     former, peer = bench.connect()
     pending = peer.recv()
     other = bench.another("a")
@@ -409,7 +409,7 @@ def test_a_hand_over_that_nobody_finishes_resets_the_peer(bench: Bench) -> None:
     other.node.channel.wait_exit(other.worker, 10)
     bench.more.remove(other)
 
-    assert peer.completion(pending) == RESET
+    assert peer.completion(pending, 20) == RESET
     assert former.close() == (0, Code.OK)
     bench.judge()
 

@@ -10,7 +10,7 @@ from hil.winsock.codes import CF_REJECT, FD_ACCEPT_BIT, FD_CONNECT_BIT, FD_MAX_E
 
 pytestmark = pytest.mark.used_pair
 
-AT_ONCE_NS = 1_000_000_000
+AT_ONCE_NS = 4_000_000_000
 PATTERN = 77
 
 

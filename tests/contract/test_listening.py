@@ -11,7 +11,7 @@ from hil.winsock.codes import CF_ACCEPT, CF_REJECT, FD_CONNECT_BIT, SOMAXCONN, C
 
 pytestmark = pytest.mark.used_pair
 
-SOON_NS = 2_000_000_000
+SOON_NS = 10_000_000_000
 CONSUMER_REJECT = 28
 
 

@@ -94,7 +94,7 @@ def test_every_function_pends_and_returns_at_once(bench: Bench) -> None:
     assert ended == [None] * 4
     assert [a.completion(overlapped) for overlapped in begun.values()] == [(Code.OK, 64)] * 4
     calls = [e for e in bench.pair.evidence(audit=False).of("a", "call") if e["function"] in FUNCTIONS]
-    assert max(call["t_ns"] - call["begun_ns"] for call in calls) < 1_000_000_000
+    assert max(call["t_ns"] - call["begun_ns"] for call in calls) < 4_000_000_000
     bench.judge()
 
 
@@ -256,8 +256,8 @@ def test_the_switch_may_call_again_while_it_is_in_an_up_call(bench: Bench) -> No
             b.wsp("WSPSend", buffers=buffers, overlapped=b.at.ask("overlapped")),
             b.wsp("WSPRegisterMemory", address=b.socket.address, length=4096, flags=MEM_READWRITE),
         ]
-        # An up-call is held for ten seconds: what waits for it comes back too late.
-        assert time.monotonic() - began < 5
+        # An up-call is held for 25 seconds: what waits for it comes back too late.
+        assert time.monotonic() - began < 15
     assert [call.code for call in calls] == [Code.WSA_IO_INCOMPLETE, Code.WSA_IO_PENDING, Code.OK]
     assert b.completion(first) == (Code.OK, 9)
 

@@ -115,9 +115,10 @@ def test_without_a_network_layer_nothing_starts(bench: Bench, missing: str) -> N
 
     assert a.start() is Code.WSASYSNOTREADY
     descriptors = a.ask("process")["descriptors"]
-    assert a.start_again() is Code.WSASYSNOTREADY
-    # A refused start keeps nothing.
-    assert a.ask("process")["descriptors"] == descriptors
+    for _ in range(3):
+        assert a.start_again() is Code.WSASYSNOTREADY
+    # A refused start keeps nothing; the count itself may have an asking thread's descriptor in it.
+    assert a.ask("process")["descriptors"] <= descriptors + 1
 
     if missing == "adapter":
         node.system("add_rxe", device="rxe0", netdev="eth0")

@@ -12,7 +12,7 @@ import pytest
 from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
 from hil.evidence.rules import broken
 from hil.nodes.endpoint import FD_CONNECT, Endpoint
-from hil.switch.switch import LATE_UPDATE_S, Switch
+from hil.switch.switch import Switch
 from hil.winsock.codes import WSS_OPERATION_IN_PROGRESS, Code
 from hil.winsock.structures import WSAOVERLAPPED, LpErrno
 
@@ -118,7 +118,7 @@ def test_the_byte_count_becomes_visible_before_the_end_and_perhaps_late() -> Non
         assert table.lpWPUCompleteOverlappedRequest(handle, overlapped, 0, count, LpErrno()) == 0
 
         late += overlapped.Internal == WSS_OPERATION_IN_PROGRESS
-        assert overlapped.ended.wait(LATE_UPDATE_S * 100)
+        assert overlapped.ended.wait(10.0)
         assert overlapped.stored == [("InternalHigh", count), ("Internal", 0)]
     assert 0 < late < 100
 

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 CELL = "tests/faults/test_matrix.py::test_a_hard_close_ends_as_the_contract_says[{}]"
 BROKE = "tests/faults/test_scenarios.py::test_the_connection_had_broken_at_the_closer_alone"
 LOST = "tests/faults/test_scenarios.py::test_all_dreqs_are_lost"
-RUN_TIMEOUT_S = 110.0
+RUN_TIMEOUT_S = 250.0
 
-pytestmark = pytest.mark.usefixtures("soft_snapshot")
+pytestmark = [pytest.mark.usefixtures("soft_snapshot"), pytest.mark.timeout(300)]
 
 
 def verdict(tmp_path: Path, test: str, *options: str) -> tuple[str, str]:

@@ -71,15 +71,16 @@ def settled(pair: SoftPair, wanted: dict[str, str] | None = None) -> dict[str, s
 
     An IPv6 address stays tentative, without its route, for longer than two readings take.
     """
-    end_ns = time.monotonic_ns() + 8 * 10**9
+    end_ns = time.monotonic_ns() + 40 * 10**9
     last: dict[str, str] = {}
     while time.monotonic_ns() < end_ns:
         now = state(pair)
         done = now == last and '"tentative":true' not in now["ip -j -d address"] if wanted is None else now == wanted
         if done:
-            break
+            return now
         last = now
         time.sleep(0.1)
+    assert wanted is not None, "the node does not come to rest"
     return now
 
 

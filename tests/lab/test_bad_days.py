@@ -18,7 +18,7 @@ from hil.nodes.snapshot import Snapshot
 ROOT = Path(__file__).parents[2]
 STEP_TIMEOUT_S = 100.0
 
-pytestmark = pytest.mark.usefixtures("soft_snapshot")
+pytestmark = [pytest.mark.usefixtures("soft_snapshot"), pytest.mark.timeout(3 * STEP_TIMEOUT_S)]
 
 HEALTHY = """
 def test_healthy(bench):

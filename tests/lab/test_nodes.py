@@ -20,7 +20,7 @@ from hil.wire.pcapng import read_pcapng
 def test_several_calls_run_at_a_time(pair: SoftPair) -> None:
     """A slow call does not hold up a quick one on the same worker."""
     node = pair.nodes["a"]
-    slow = threading.Thread(target=lambda: node.system("run", command=["sleep", "3"]))
+    slow = threading.Thread(target=lambda: node.system("run", command=["sleep", "15"]))
     slow.start()
     node.system("versions")
     assert slow.is_alive()
@@ -154,15 +154,18 @@ def test_the_wire_loses_nothing_under_load(pair: SoftPair) -> None:
         thread.join()
     for node in sent:
         assert "500 packets transmitted" in sent[node], sent[node]
-        after = _icmp_counts(pair, node)
-        more = {name: after[name] - before[node][name] for name in ("InEchos", "OutEchoReps", "InEchoReps")}
-        assert more == {"InEchos": 500, "OutEchoReps": 500, "InEchoReps": 500}, node
+    after = {node: _icmp_counts(pair, node) for node in sent}
+    more = {node: {name: after[node][name] - count for name, count in before[node].items()} for node in sent}
+    for node, other in (("a", "b"), ("b", "a")):
+        assert more[node]["InEchos"] == more[other]["OutEchos"] == 500
+        # A kernel whose own buffer is full sends no reply.
+        assert more[node]["InEchoReps"] == more[other]["OutEchoReps"] > 400
     evidence = pair.evidence()
     assert not evidence.problems
     counts = pair.wire.stop()
     assert counts is not None
     frames = list(read_pcapng(pair.wire.path))
-    assert len(frames) == sum(counts.received.values()) >= 2000
+    assert len(frames) == sum(counts.received.values()) >= 1800
     assert counts.received["a"] == counts.sent["b"] and counts.received["b"] == counts.sent["a"]
     assert [f.time_ns for f in frames] == sorted(f.time_ns for f in frames)
     assert {f.interface for f in frames} == {"side-a", "side-b"}
@@ -179,7 +182,7 @@ def test_a_frame_missing_from_the_capture_makes_the_evidence_incomplete(pair: So
 def test_each_nodes_console_is_kept(pair: SoftPair) -> None:
     """What a kernel says lands in the node's console file."""
     pair.nodes["b"].system("run", command=["sh", "-c", "echo hello from b > /dev/kmsg; echo spoken > /dev/console"])
-    end_ns = time.monotonic_ns() + 5 * 10**9
+    end_ns = time.monotonic_ns() + 15 * 10**9
     while "spoken" not in Path(pair.folder / "console-b").read_text(errors="replace"):
         assert time.monotonic_ns() < end_ns
         time.sleep(0.02)

@@ -37,6 +37,7 @@ def can_be_apart() -> bool:
 
 
 @pytest.mark.skipif("not can_be_apart()", reason="making a network namespace with a veth pair needs root")
+@pytest.mark.timeout(330)
 @pytest.mark.parametrize(
     "case", ["bare", "in use", "namespace", "routes", "nodes", "small", "asleep", "shared", "lived in", "gone", "full"]
 )
@@ -49,7 +50,7 @@ def test_killed_at_any_step_all_is_undone(case: str, tmp_path: Path) -> None:
     """
     program = [sys.executable, __file__, case, str(tmp_path / "changes.jsonl")]
     done = subprocess.run(
-        [*APART, *program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100
+        [*APART, *program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -68,7 +69,7 @@ def state() -> list[str]:
 
 def settled(wanted: list[str]) -> list[str]:
     """``state`` once it is as ``wanted``: the kernel ends some of it a moment later."""
-    end_ns = time.monotonic_ns() + 8 * 10**9
+    end_ns = time.monotonic_ns() + 40 * 10**9
     while (now := state()) != wanted and time.monotonic_ns() < end_ns:
         time.sleep(0.05)
     return now
