@@ -154,10 +154,12 @@ def _end(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
     end_ns, shown = time.monotonic_ns() + int(UP_TIMEOUT_S * 1e9), 0
     while True:
+        # Asked before the log is read: what a supervisor said last is in it then.
+        ended = process.poll() is not None
         text = (folder / "log").read_text(errors="replace")
         click.echo(text[shown:], nl=False, err=True)
         shown = len(text)
-        if process.poll() is not None or time.monotonic_ns() > end_ns:
+        if ended or time.monotonic_ns() > end_ns:
             _known(running.labs)
             _end(process, folder)
             sys.exit(2)

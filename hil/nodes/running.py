@@ -58,8 +58,10 @@ def killed() -> dict[Path, Path]:
     found = {}
     for folder in sorted(runtime_folder().iterdir()):
         # A supervisor that ended of itself left no number, and told what it could not give back.
-        if (folder / "hosts").exists() and (folder / "pid").exists() and not lives(folder):
-            found[folder] = Path(os.fsdecode((folder / "hosts").read_bytes()))
+        if (folder / "pid").exists() and not lives(folder):
+            # Guests end with it: there is no such file then. Another command may remove the folder meanwhile.
+            with suppress(OSError):
+                found[folder] = Path(os.fsdecode((folder / "hosts").read_bytes()))
     return found
 
 
