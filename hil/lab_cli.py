@@ -118,7 +118,7 @@ def up(file: Path) -> None:
     """Make the lab of FILE and keep it running, apart from this terminal, until ``hil lab down``."""
     known = lab_of(file)
     name = known.lab.name
-    _known(running.labs)
+    _labs(running.labs)
     folder = or_give_up(running.runtime_folder) / name
     try:
         folder.mkdir(mode=0o700)
@@ -160,7 +160,7 @@ def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
         click.echo(text[shown:], nl=False, err=True)
         shown = len(text)
         if ended or time.monotonic_ns() > end_ns:
-            _known(running.labs)
+            _labs(running.labs)
             _end(process, folder)
             sys.exit(2)
         if running.answers(folder):
@@ -168,7 +168,7 @@ def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
         time.sleep(POLL_S)
 
 
-def _known(among: Callable[[], dict[str, Path]]) -> dict[str, Path]:
+def _labs(among: Callable[[], dict[str, Path]]) -> dict[str, Path]:
     """The labs ``among`` tells of; those on hosts that were killed are told to the user, once."""
     for folder, file in or_give_up(running.killed).items():
         restoring = shlex.join(["hil", "lab", "restore", harmless(str(file))])
@@ -178,7 +178,7 @@ def _known(among: Callable[[], dict[str, Path]]) -> dict[str, Path]:
 
 def _chosen(name: str, among: Callable[[], dict[str, Path]] = running.running) -> Path:
     """The folder of the running lab ``name``, or of the only one; ends the program with 2."""
-    known = _known(among)
+    known = _labs(among)
     if not known:
         give_up("no lab runs; start one with: hil lab up")
     if name not in known and (name or len(known) > 1):
@@ -201,7 +201,7 @@ NODE = click.argument("node")
 @lab.command()
 def status() -> None:
     """Show the labs that run, their nodes, and how much was recorded."""
-    for folder in _known(running.running).values():
+    for folder in _labs(running.running).values():
         _show(folder)
 
 

@@ -381,7 +381,7 @@ def test_the_host_does_not_exist(bench: Bench, family: str) -> None:
 @pytest.mark.needs("own nodes")
 def test_the_host_speaks_plain_ip_only(bench: Bench) -> None:
     """A host that answers a ping but has no RDMA adapter leads to WSAETIMEDOUT, after REQs that nobody answers."""
-    a, b = bench.start(settings_a={"connect_timeout_s": 6.0})
+    a, b = bench.start(settings_a={"connect_timeout_s": 8.0})
     bench.pair.nodes["b"].system("delete_rdma", device="rxe0")
     bench.run("a", "ping", "-c", "1", b.ip)
 
@@ -392,6 +392,7 @@ def test_the_host_speaks_plain_ip_only(bench: Bench) -> None:
     packets = bench.pair.evidence(audit=False).packets
     assert {p.source for p in packets} == {a.ip}
     requests = [p for p in packets if p.cm != "REJ"]
+    assert len(requests) >= 2
     assert {(p.cm, p.local_comm_id) for p in requests} == {("REQ", requests[0].local_comm_id)}
     assert left_after_close(a, socket) == []
     bench.judge()

@@ -11,7 +11,8 @@ from hil.winsock.codes import CF_ACCEPT, CF_REJECT, FD_CONNECT_BIT, SOMAXCONN, C
 
 pytestmark = pytest.mark.used_pair
 
-SOON_NS = 10_000_000_000
+# Before the connection manager would say again what nobody answered.
+SOON_NS = 4_000_000_000
 CONSUMER_REJECT = 28
 
 
