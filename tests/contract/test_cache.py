@@ -87,10 +87,11 @@ def test_the_same_range_is_registered_by_the_same_region(bench: Bench) -> None:
     assert regions(bench, "a", LENGTH) == cached
     buffer.write(b"out of the cache")
     receive = b.recv()
-    buffer.send(16)
+    sent = buffer.send(16)
     assert b.completion(receive) == (Code.OK, 16)
     assert b.at.data(b.socket, 16) == b"out of the cache"
 
+    assert a.completion(sent) == (Code.OK, 16)
     buffer.deregister()
     Buffer(a).register()
     assert len(regions(bench, "a", LENGTH)) == 2
