@@ -7,7 +7,7 @@ its own, the provider takes them into private receives. The second is tested wit
 import pytest
 
 from fixtures.bench import Bench, End
-from fixtures.data import SENDS, is_rnr_nak, sent, with_memory
+from fixtures.data import SENDS, completions, is_rnr_nak, pieces, recv_each, send_each, sent, with_memory
 from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair
@@ -16,6 +16,8 @@ IMPATIENT = {"rnr_retry_count": 0}
 PRIVATE = {"early_messages": 8, **IMPATIENT}
 # What a private receive holds: the provider's RDMA threshold, above which the switch sends no messages.
 PRIVATE_SIZE = 4096
+# Longer than seven tries that each wait for the longest time an RNR NAK can ask for, 655 ms (9.7.5.2.8).
+LATE_S = 8.0
 
 sender = pytest.mark.parametrize("sender", ["connector", "acceptor"])
 
@@ -64,6 +66,25 @@ def test_the_transport_holds_a_message_until_a_receive_is_posted(bench: Bench, s
     assert first.completion(send) == (Code.OK, 14)
     goes_on(first, late)
     assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
+    bench.judge()
+
+
+@pytest.mark.requirement("NEG-02", "NEG-01")
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_transport_holds_messages_for_as_long_as_it_takes(bench: Bench, count: int) -> None:
+    """A receiver that posts nothing for longer than all tries of an unanswered packet take loses nothing by it."""
+    first, late = bench.connect()
+    messages = [b"%d: still there?" % n for n in range(count)]
+    sends = send_each(first, messages)
+    bench.wait_packets(is_rnr_nak)
+    assert completions(first, sends, LATE_S) == [None] * count
+
+    receives = recv_each(late, map(len, messages))
+
+    assert completions(late, receives) == [(Code.OK, len(m)) for m in messages]
+    assert pieces(late, map(len, messages)) == messages
+    assert completions(first, sends) == [(Code.OK, len(m)) for m in messages]
+    goes_on(first, late)
     bench.judge()
 
 

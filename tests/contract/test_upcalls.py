@@ -226,8 +226,9 @@ def test_an_accept_without_a_handle_refuses_the_connector(bench: Bench) -> None:
     """WPUCreateSocketHandle fails in WSPAccept: the connector hears a refusal, and the listener serves the next one."""
     a, b = bench.start()
     listener = b.listen(PORT)
-    refused, served = (begin(a, b, port) for port in (6000, 6001))
+    refused = begin(a, b, 6000)
     b.wait_request(listener)
+    served = begin(a, b, 6001)
     b.ask("fail_next", function="WPUCreateSocketHandle", code=Code.WSAENOBUFS)
 
     answer = b.wsp("WSPAccept", s=listener.s)
