@@ -32,8 +32,8 @@ INIT, RTR, RTS, ERR = 1, 2, 3, 6
 WC_SUCCESS, WC_LOC_LEN_ERR, WC_LOC_QP_OP_ERR, WC_LOC_PROT_ERR, WC_WR_FLUSH_ERR = 0, 1, 2, 4, 5
 LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ = 1, 2, 4
 CHANNEL_TRIES = 100
-# 61 ms (9.7.5.2.8). The connection manager leaves 0, which is 655 ms: so much would a late receive cost, and soft-RoCE's
-# ACK time-out runs meanwhile, so that a receiver that is only late would use up the few retries (NEG-02).
+# 61 ms (9.7.5.2.8). The connection manager leaves 0, which is 655 ms: so much would a late receive cost, and as the
+# ACK time-out of soft-RoCE runs meanwhile, a receiver that is only late would use up the few retries (NEG-02).
 MIN_RNR_TIMER = 25
 _fd_lock = threading.Lock()
 
