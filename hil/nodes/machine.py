@@ -4,6 +4,7 @@ No socket has a name on disk, and the kernel kills QEMU when the bench dies (PR_
 be left behind, not even by kill -9.
 """
 
+import asyncio
 import ctypes
 import os
 import re
@@ -193,6 +194,10 @@ class Machine:
                     self._monitor.settimeout(QMP_TIMEOUT_S)
                     self._monitor.connect()
                 return self._monitor.cmd(command, **arguments)
+            except KeyboardInterrupt:
+                # The command's task stays behind and fails when QEMU ends: nobody is left whom that would tell anything.
+                asyncio.get_event_loop().set_exception_handler(lambda *_: None)
+                raise
             except Exception as error:
                 raise NodeError(f"QEMU's monitor failed at {command}: {error}; {self.last_words()}") from error
 
