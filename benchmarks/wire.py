@@ -22,7 +22,8 @@ from hil.nodes.image import building, cache_folder
 from hil.nodes.labfile import SoftPairFile, read_lab_file
 from hil.nodes.machine import frame_sockets
 from hil.nodes.node import Node
-from hil.nodes.snapshot import Snapshot, lab_snapshot
+from hil.nodes.snapshot import Snapshot
+from hil.nodes.softnodes import soft_guest
 from hil.nodes.softpair import PLACES, SoftPair
 from hil.options import DEFAULT_LAB
 from hil.wire.rules import Drop, Match, Rule
@@ -114,7 +115,8 @@ def main(rounds: int, rules: bool) -> None:
     """Compare the wire with two clones joined directly."""
     lab = read_lab_file(DEFAULT_LAB)
     assert isinstance(lab, SoftPairFile)
-    snapshot, mtu = lab_snapshot(lab), lab.link.mtu
+    snapshot, mtu = soft_guest(lab.guest), lab.link.mtu
+    assert isinstance(snapshot, Snapshot)
     found: dict[str, list[tuple[float, float]]] = {"direct": [], "wire": []}
     for _ in range(rounds):
         with building(cache_folder()) as folder, joined_directly(snapshot, folder, mtu) as nodes:

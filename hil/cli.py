@@ -17,8 +17,8 @@ from hil.files import passing_folder
 from hil.lab_cli import lab as lab_group
 from hil.nodes.lab import parallel as many_at_once
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile, SoftSwitchFile
-from hil.nodes.snapshot import lab_snapshot
 from hil.nodes.softlab import SoftLab
+from hil.nodes.softnodes import soft_guest
 from hil.options import LAB, ROOT, give_up, lab_of, or_give_up
 from hil.progress import harmless, step
 
@@ -85,9 +85,9 @@ def prepared(path: Path) -> LabFile:
     """The lab file at ``path``, and the snapshots of its guests built when needed; ends the program with 2."""
     file = lab_of(path)
     if isinstance(file, SoftPairFile):
-        or_give_up(SoftLab(file).snapshots)
+        or_give_up(SoftLab(file).guests)
     elif isinstance(file, SoftSwitchFile):
-        or_give_up(lambda: lab_snapshot(file))
+        or_give_up(lambda: soft_guest(file.guest))
     return file
 
 
@@ -234,6 +234,35 @@ def doctor(lab: Path) -> None:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON, seconds.")
+@click.option("--most", default=15, show_default=True, type=click.IntRange(1), help="Rows of each table.")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+def times(folder: Path | None, as_json: bool, most: int) -> None:
+    """Where the time of a run went: by folder, file and phase, the slowest tests, long waits, how busy the cores were.
+
+    FOLDER is a results folder (default: the newest below results/). A phase's seconds are the wall's; processor is the
+    time that all processes worked for the test, as far as they live on this machine; waiting is what is left.
+    """
+    from rich.console import Console
+
+    from hil.report import times as report
+
+    if folder is None:
+        kept = sorted(Path("results").glob(f"*/{report.TIMES}"), key=lambda path: path.stat().st_mtime)
+        if not kept:
+            give_up("no run that kept its times below results/")
+        folder = kept[-1].parent
+    try:
+        found = report.read(folder)
+    except HilError as error:
+        give_up(error)
+    if as_json:
+        click.echo(json.dumps(report.as_json(found), indent=1))
+    else:
+        report.show(found, Console(), most)
+
+
+@main.command()
 @click.option("--pairs", default=5, show_default=True, type=click.IntRange(1), help="How many pristine pairs to time.")
 @LAB
 def figures(lab: Path, pairs: int) -> None:
@@ -244,7 +273,7 @@ def figures(lab: Path, pairs: int) -> None:
     if not isinstance(file, SoftPairFile):
         give_up(f"{lab}: only a soft pair can be measured")
     try:
-        for line in measure(lab_snapshot(file), pairs, file.link.mtu):
+        for line in measure(soft_guest(file.guest), pairs, file.link.mtu):
             click.echo(line)
     except (HilError, OSError) as error:
         give_up(error)

@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-from pyroute2 import IPRoute
 from pyroute2 import netns as namespaces
+from pyroute2.iproute.linux import IPRoute
 
 from hil.adapters.netdev import (
     Netdev,

@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2 import IPRoute
 from pyroute2 import netns as namespaces
+from pyroute2.iproute.linux import IPRoute
 
 from hil.adapters.changes import in_namespace
 from hil.adapters.netdev import STACKED, Stacked, kind_of, stacked

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
+from pyroute2.iproute.linux import IPRoute
 
 from hil.adapters.elsewhere import stacked_elsewhere
 from hil.adapters.netdev import Netdev, ipv6_mtu, is_ipv6, on_top_of

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 
-from pyroute2 import IPRoute
+from pyroute2.iproute.linux import IPRoute
 
 from hil.adapters.find import IFF_UP
 from hil.adapters.netdev import kind_of

@@ -6,6 +6,7 @@ answers the clock at once, notices a worker's death at once, and workers can be 
 
 import contextlib
 import ctypes
+import gc
 import os
 import select
 import selectors
@@ -14,6 +15,7 @@ import socket
 import sys
 import time
 import traceback
+import tty
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from hil.nodes.protocol import FrameBuffer, Message, decode, encode
 
 AGENT = 0
 READ_SIZE = 1 << 18
+# A terminal line of the kernel holds 4096 bytes (n_tty, N_TTY_BUF_SIZE): what is under way must fit.
+TOLD_EVERY, UNDER_WAY = 1024, 3072
 PR_SET_PDEATHSIG = 1
 # Workers go first when a host runs out of memory: the agent lives on to tell of it (proc(5), oom_score_adj).
 WORKER_OOM_SCORE = "500"
@@ -38,13 +42,21 @@ class Agent:
     """Serve one byte stream until it ends: a descriptor to read from, and one to write to if it is another.
 
     With ``silence_limit_s``, it ends as well when the controller said nothing, or took nothing, for so long: where the
-    network between them broke, nobody else would tell.
+    network between them broke, nobody else would tell. With ``told_every``, it tells the controller how many bytes have
+    come each time that so many more have: a serial line has no flow control of its own.
     """
 
-    def __init__(self, stream_fd: int, out_fd: int | None = None, silence_limit_s: float | None = None) -> None:
+    def __init__(
+        self,
+        stream_fd: int,
+        out_fd: int | None = None,
+        silence_limit_s: float | None = None,
+        told_every: int = 0,
+    ) -> None:
         self._fd = stream_fd
         self._out = stream_fd if out_fd is None else out_fd
         self._silence_limit_s = silence_limit_s
+        self._told_every, self._came, self._told = told_every, 0, 0
         self._frames = FrameBuffer()
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 1
@@ -75,6 +87,10 @@ class Agent:
 
     def _read_controller(self) -> bool:
         data = os.read(self._fd, READ_SIZE)
+        self._came += len(data)
+        if self._told_every and self._came - self._told >= self._told_every:
+            self._told = self._came
+            self._send({"from": AGENT, "came": self._came})
         for body in self._frames.feed(data):
             message = decode(body)
             target = message.get("to", AGENT)
@@ -95,7 +111,7 @@ class Agent:
         if call == "clock":
             value: object = time.monotonic_ns()
         elif call == "spawn":
-            value = self._spawn(str(message["args"]["role"]))
+            value = self._spawn(str(message["args"]["role"]), str(message["args"].get("jitter", "")))
         elif call == "kill":
             value = self._kill(message["args"]["worker"], message["args"].get("signal", signal.SIGKILL))
         else:
@@ -107,11 +123,11 @@ class Agent:
         error = {"kind": kind, "text": text, "traceback": ""}
         self._send({"from": message.get("to", AGENT), "id": message.get("id"), "error": error})
 
-    def _spawn(self, role: str) -> dict[str, int]:
+    def _spawn(self, role: str, seed: str) -> dict[str, int]:
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            self._become_worker(ours, theirs, role)
+            self._become_worker(ours, theirs, role, seed)
         theirs.close()
         worker = _Worker(self._next_worker, pid, ours)
         self._next_worker += 1
@@ -119,7 +135,7 @@ class Agent:
         self._selector.register(ours, selectors.EVENT_READ, worker)
         return {"worker": worker.number, "pid": pid}
 
-    def _become_worker(self, ours: socket.socket, theirs: socket.socket, role: str) -> None:
+    def _become_worker(self, ours: socket.socket, theirs: socket.socket, role: str, seed: str) -> None:
         status = 1
         try:
             # Whatever a worker hangs in, it does not outlive the agent.
@@ -131,8 +147,10 @@ class Agent:
                 os.close(fd)
             for sibling in self._workers.values():
                 sibling.sock.close()
+            from hil import jitter
             from hil.nodes.worker import work
 
+            jitter.start(f"{seed} {self._next_worker}" if seed else "")
             work(theirs, role)
             status = 0
         except BaseException:
@@ -196,12 +214,26 @@ def find_port(name: str) -> Path:
     raise FileNotFoundError(f"no virtio-serial port is called {name!r}")
 
 
+def open_serial(path: str) -> int:
+    """A serial line that carries every byte as it is."""
+    line = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    tty.setraw(line)
+    return line
+
+
 def main() -> None:
-    """Entry point in a clone: import what workers need, once, then serve the port named in argv."""
+    """Entry point in a guest: import what workers need, once, then serve the port or serial line named in argv."""
     import hil.nodes.worker
 
     hil.nodes.worker.preload()
-    Agent(os.open(find_port(sys.argv[1]), os.O_RDWR)).serve()
+    # What is there now lives as long as the agent: collections in workers need not look at it, and copy its pages.
+    gc.collect()
+    gc.freeze()
+    name = sys.argv[1]
+    if name.startswith("/dev/"):
+        Agent(open_serial(name), told_every=TOLD_EVERY).serve()
+    else:
+        Agent(os.open(find_port(name), os.O_RDWR)).serve()
 
 
 def serve_host(silence_limit_s: float) -> None:

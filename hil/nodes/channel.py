@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hil import jitter, stopwatch
 from hil.errors import NodeDied, PhaseTimeout, RemoteError
 from hil.nodes.protocol import BadFrame, FrameBuffer, Message, decode, encode
 from hil.progress import printable
@@ -52,6 +53,8 @@ class Channel:
     """Calls to a node's agent and its workers over ``sock``; several at a time, from any thread.
 
     ``on_event(worker, event)`` gets what workers say unasked. ``last_words()`` is added to the message of NodeDied.
+    ``window``: how many bytes may be under way to an agent that tells how many have come; 0 where the stream itself
+    holds back its sender.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Channel:
         name: str,
         on_event: Callable[[int, Message], None],
         last_words: Callable[[], str],
+        window: int = 0,
     ) -> None:
         self.name = name
         self._sock = sock
@@ -74,6 +78,8 @@ class Channel:
         self._exit_changed = threading.Condition(self._lock)
         self._dead: str | None = None
         self._first = b""
+        self._window, self._sent, self._came = window, 0, 0
+        self._came_changed = threading.Condition(self._lock)
         self.ready = threading.Event()
         self._reader = threading.Thread(target=self._read, name=f"channel {name}", daemon=True)
         self._reader.start()
@@ -84,6 +90,15 @@ class Channel:
         Raises RemoteError when it raised, NodeDied when node or worker are gone or the node hangs, PhaseTimeout when
         the node lives but the answer did not come in ``timeout_s``.
         """
+        if worker:
+            jitter.nap(jitter.TEST_CALL)
+        begun_ns = time.monotonic_ns()
+        try:
+            return self._call(worker, call, timeout_s, phase, arguments)
+        finally:
+            stopwatch.waited(call, time.monotonic_ns() - begun_ns)
+
+    def _call(self, worker: int, call: str, timeout_s: float, phase: str, arguments: dict[str, Any]) -> Any:
         pending = _Call()
         number = next(self._ids)
         with self._lock:
@@ -100,7 +115,14 @@ class Channel:
 
     def spawn(self, role: str) -> tuple[int, int]:
         """Start a worker for ``role``; its number and its process id on the node."""
-        value = self.call(0, "spawn", HANG_TIMEOUT_S, "start of a worker", role=role)
+        value = self.call(
+            0,
+            "spawn",
+            HANG_TIMEOUT_S,
+            "start of a worker",
+            role=role,
+            jitter=f"{jitter.seed()} {self.name}" * bool(jitter.seed()),
+        )
         with self._lock:
             self._workers.add(value["worker"])
         return value["worker"], value["pid"]
@@ -196,10 +218,26 @@ class Channel:
         """Raises TimeoutError when the node takes nothing for HANG_TIMEOUT_S, and OSError."""
         left = memoryview(data)
         while left:
+            room = self._wait_room() if self._window else len(left)
             try:
-                left = left[self._sock.send(left, socket.MSG_DONTWAIT) :]
+                sent = self._sock.send(left[:room], socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._wait_writable()
+            else:
+                self._sent += sent
+                left = left[sent:]
+
+    def _wait_room(self) -> int:
+        """How many bytes may be sent now, at least one."""
+        with self._came_changed:
+            changed = self._came_changed.wait_for(
+                lambda: self._dead or self._sent - self._came < self._window, HANG_TIMEOUT_S
+            )
+            if self._dead:
+                raise OSError(errno.EPIPE, "the node is gone")
+            if not changed:
+                raise TimeoutError
+            return self._window - (self._sent - self._came)
 
     def _wait_writable(self) -> None:
         if (descriptor := self._sock.fileno()) < 0:
@@ -222,7 +260,11 @@ class Channel:
 
     def _take(self, message: Message) -> None:
         worker = message["from"]
-        if "event" in message:
+        if "came" in message:
+            with self._came_changed:
+                self._came = int(message["came"])
+                self._came_changed.notify_all()
+        elif "event" in message:
             if message["event"].get("kind") == "agent ready":
                 self.ready.set()
             self._on_event(worker, message["event"])
@@ -250,5 +292,6 @@ class Channel:
                 self._dead = reason
             calls = list(self._calls.values())
             self._exit_changed.notify_all()
+            self._came_changed.notify_all()
         for call in calls:
             call.done.set()

@@ -1,12 +1,12 @@
-"""A node made from a snapshot in a tenth of a second."""
+"""The nodes of a soft lab: what they share, and clones, which are made from a snapshot in a tenth of a second."""
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from hil.errors import NodeDied
 from hil.nodes.channel import Channel
-from hil.nodes.machine import Machine
+from hil.nodes.machine import Machine, Sockets
 from hil.nodes.node import AgentNode, Record
 from hil.nodes.snapshot import Snapshot, wait_for_migration
 
@@ -19,45 +19,43 @@ LOOKS = frozenset((
 # fmt: on
 
 
-class Clone(AgentNode):
-    """A running clone with its agent. ``frames`` is the socket the wire joins. Use as a context manager.
+class SoftMachine(Protocol):
+    """The machine of a node in a soft lab, made for it and ended with it."""
 
-    ``joined``: the clone's own end of a socket to another clone, instead of a wire. ``ssh_port``: of this machine's
-    loopback, where its ssh server is reached; 0 for none. ``changed``: whether it was asked for more than to look.
+    console: Path
+    sockets: Sockets
+
+    @property
+    def pid(self) -> int: ...
+    def alive(self) -> bool: ...
+    def freeze(self) -> None: ...
+    def thaw(self) -> None: ...
+    def move_console(self, console: Path) -> None: ...
+    def memory_kib(self) -> dict[str, int]: ...
+    def last_words(self) -> str: ...
+    def stop(self) -> None: ...
+
+
+class SoftNode(AgentNode):
+    """A node whose machine is the bench's own. ``frames`` is the socket the wire joins. Use as a context manager.
+
+    ``changed``: whether it was asked for more than to look. ``window``: see Channel. A subclass starts the machine.
     """
 
-    def __init__(
-        self,
-        name: str,
-        snapshot: Snapshot,
-        console: Path,
-        on_event: Record,
-        ssh_port: int = 0,
-        joined: socket.socket | None = None,
-    ) -> None:
+    def __init__(self, name: str, machine: SoftMachine, on_event: Record, window: int = 0) -> None:
         super().__init__()
-        self.name, self.console, self.changed = name, console, False
-        self.machine = Machine(
-            snapshot.hardware, snapshot.ram, console, share=False, incoming=True, ssh_port=ssh_port, frames=joined
-        )
-        self.frames = self.machine.sockets.frames
-        try:
-            capability = {"capability": "x-ignore-shared", "state": True}
-            self.machine.monitor("migrate-set-capabilities", capabilities=[capability])
-            # A restored QEMU would announce its old MAC address on the wire.
-            self.machine.monitor("migrate-set-parameters", **{"announce-rounds": 0})
-            self.machine.monitor("migrate-incoming", uri=f"exec:cat '{snapshot.state}'")
-            wait_for_migration(self.machine)
-            self.machine.monitor("cont")
-        except BaseException:
-            self.machine.stop()
-            raise
+        self.name, self.console, self.changed = name, machine.console, False
+        self.machine, self.frames = machine, machine.sockets.frames
         self.channel = Channel(
-            self.machine.sockets.agent,
+            machine.sockets.agent,
             f"node {name}",
             lambda worker, event: on_event(name, worker, event),
-            self.machine.last_words,
+            machine.last_words,
+            window,
         )
+
+    def wait_ready(self) -> None:
+        """Wait until calls can be made. Raises NodeError."""
 
     def system(self, call: str, /, **arguments: Any) -> Any:
         self.changed |= call not in LOOKS
@@ -65,9 +63,8 @@ class Clone(AgentNode):
 
     def move_console(self, console: Path) -> None:
         """Let the machine's console go on in another file. Raises NodeError."""
-        backend = {"type": "file", "data": {"out": str(console), "append": True}}
-        self.machine.monitor("chardev-change", id="console", backend=backend)
-        self.console = self.machine.console = console
+        self.machine.move_console(console)
+        self.console = console
 
     def end_workers(self, timeout_s: float) -> list[int]:
         """End every worker but the one that serves ``system``; the exit status of each. Raises NodeError."""
@@ -86,8 +83,43 @@ class Clone(AgentNode):
         self.machine.stop()
         self.channel.close()
 
-    def __enter__(self) -> "Clone":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class Clone(SoftNode):
+    """A running clone with its agent, whose ``machine`` is QEMU.
+
+    ``joined``: the clone's own end of a socket to another clone, instead of a wire. ``ssh_port``: of this machine's
+    loopback, where its ssh server is reached; 0 for none.
+    """
+
+    machine: Machine
+
+    def __init__(
+        self,
+        name: str,
+        snapshot: Snapshot,
+        console: Path,
+        on_event: Record,
+        ssh_port: int = 0,
+        joined: socket.socket | None = None,
+    ) -> None:
+        machine = Machine(
+            snapshot.hardware, snapshot.ram, console, share=False, incoming=True, ssh_port=ssh_port, frames=joined
+        )
+        try:
+            capability = {"capability": "x-ignore-shared", "state": True}
+            machine.monitor("migrate-set-capabilities", capabilities=[capability])
+            # A restored QEMU would announce its old MAC address on the wire.
+            machine.monitor("migrate-set-parameters", **{"announce-rounds": 0})
+            machine.monitor("migrate-incoming", uri=f"exec:cat '{snapshot.state}'")
+            wait_for_migration(machine)
+            machine.monitor("cont")
+        except BaseException:
+            machine.stop()
+            raise
+        super().__init__(name, machine, on_event)

@@ -8,10 +8,10 @@ from typing import Any
 
 from hil.errors import NodeError
 from hil.evidence.rules import complaints, starved
-from hil.nodes.clone import Clone
+from hil.nodes.clone import SoftNode
 from hil.nodes.node import Record
 from hil.nodes.protocol import Message
-from hil.nodes.snapshot import Snapshot
+from hil.nodes.softnodes import SoftGuest, start
 
 END_TIMEOUT_S = 10.0
 Facts = dict[str, Any]
@@ -23,14 +23,16 @@ class Clones:
     ``uses``: how many pairs had them before.
     """
 
-    def __init__(self, snapshots: tuple[Snapshot, Snapshot], folder: Path, record: Record) -> None:
-        self.nodes: dict[str, Clone] = {}
+    def __init__(self, guests: tuple[SoftGuest, SoftGuest], folder: Path, record: Record) -> None:
+        self.nodes: dict[str, SoftNode] = {}
         self.uses = 0
         self._record: Record | None = record
         self._standing: dict[str, Facts] = {}
         try:
-            for name, made_from in zip("ab", snapshots, strict=True):
-                self.nodes[name] = Clone(name, made_from, console_of(folder, name), self._take)
+            for name, made_from in zip("ab", guests, strict=True):
+                self.nodes[name] = start(name, made_from, console_of(folder, name), self._take)
+            for node in self.nodes.values():
+                node.wait_ready()
         except BaseException:
             self.stop()
             raise
@@ -93,7 +95,7 @@ class Clones:
             node.stop()
 
 
-def _look(node: Clone) -> Facts:
+def _look(node: SoftNode) -> Facts:
     """What of a node a test must leave as it was."""
     return {"objects": node.system("resources", contexts=True), **node.system("standing")}
 

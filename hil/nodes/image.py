@@ -4,6 +4,7 @@ Nothing here needs root: mmdebstrap writes a tar, and the cpio archive is writte
 """
 
 import bz2
+import fcntl
 import gzip
 import hashlib
 import importlib.metadata
@@ -168,6 +169,25 @@ def seal(folder: Path, final: Path, extra: dict[str, object]) -> None:
     if final.exists():
         shutil.rmtree(final)
     folder.rename(final)
+
+
+def in_use(folder: Path) -> None:
+    """Mark a cache folder as used by this process, until it ends; the kernel gives the lock back."""
+    # Never closed on purpose.
+    fcntl.flock(os.open(folder / "in-use", os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Remove the oldest of the cache folders beside ``folder``, so that ``keep`` are left; none that is in use."""
+    others = [p for p in folder.parent.iterdir() if p.is_dir() and p != folder and not p.name.startswith("building-")]
+    for old in sorted(others, key=lambda p: p.stat().st_mtime)[: max(0, len(others) - keep + 1)]:
+        with (old / "in-use").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Another bench makes its nodes from it.
+                continue
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:
@@ -340,7 +360,7 @@ def code_files() -> Iterator[tuple[str, Path]]:
     """The project's node-side code: (name below the package's parent, path)."""
     root = Path(__file__).parents[1]
     folders = ("winsock", "verbs", "provider", "switch", "netlink", "adapters")
-    single = ["__init__.py", "errors.py"]
+    single = ["__init__.py", "errors.py", "jitter.py"]
     single += [f"nodes/{n}.py" for n in ("__init__", "agent", "worker", "protocol", "system", "capture", "terminal")]
     paths = [root / name for name in single]
     for folder in folders:

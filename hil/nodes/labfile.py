@@ -50,6 +50,8 @@ Namespace = NewType("Namespace", str)
 """A name, or empty: none."""
 Host = NewType("Host", str)
 """What ssh calls a host: not empty."""
+KernelSource = NewType("KernelSource", str)
+"""SUITE/PACKAGE, or a path: not empty."""
 Suite = Literal["trixie", "bookworm"]
 
 
@@ -63,11 +65,21 @@ class LabSection:
 
 @attrs.frozen
 class Guest:
-    """``[guest]``: what the nodes of a soft lab run. ``memory_mib`` is of each node."""
+    """``[guest]``: what the nodes of a soft lab run. ``memory_mib`` is of each node.
 
+    ``kind``: ``clone`` is QEMU's, made from a snapshot, on the suite's own kernel; ``uml`` is a User-Mode Linux process
+    on a ``kernel`` built for it. Each of ``kernel`` is SUITE/PACKAGE with Debian's kernel source, or the path of a
+    kernel tree, relative to the lab file's folder; the first that can be had is taken. ``accelerator`` is for clones.
+    """
+
+    kind: Literal["clone", "uml"] = "clone"
     suite: Suite = "trixie"
     memory_mib: MemoryMib = MemoryMib(640)
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    kernel: tuple[KernelSource, ...] = (
+        KernelSource("trixie-backports/linux-source-7.2"),
+        KernelSource("trixie-backports/linux-source"),
+    )
 
 
 @attrs.frozen
@@ -321,6 +333,15 @@ def _host(value: Any, of: Any) -> str:
     return text
 
 
+def _kernel_source(value: Any, of: Any) -> str:
+    text: str = _strict(str)(value, of)
+    if "/" not in text:
+        raise ValueError(
+            f"{text!r} is no kernel source: SUITE/PACKAGE, or the path of a kernel tree with a slash in it"
+        )
+    return text
+
+
 def _choice(value: Any, choices: Any) -> Any:
     if value not in get_args(choices):
         raise ValueError(f"{value!r} is not one of {', '.join(map(str, get_args(choices)))}")
@@ -369,6 +390,7 @@ def _converter(*, strict: bool = True) -> cattrs.Converter:
     converter.register_structure_hook(NetdevName, _netdev_name)
     converter.register_structure_hook(Namespace, _name_or_none)
     converter.register_structure_hook(Host, _host)
+    converter.register_structure_hook(KernelSource, _kernel_source)
     for union in (NodeSection, CaptureSection):
         hook = _by_kind(converter, *get_args(union))
         converter.register_structure_hook_func(lambda kind, union=union: kind == union, hook)  # type: ignore[misc]

@@ -201,17 +201,26 @@ class Machine:
             except Exception as error:
                 raise NodeError(f"QEMU's monitor failed at {command}: {error}; {self.last_words()}") from error
 
+    def freeze(self) -> None:
+        """Let the machine stand still, its clock too, until ``thaw``. Raises NodeError."""
+        self.monitor("stop")
+
+    def thaw(self) -> None:
+        """Let a frozen machine go on. Raises NodeError."""
+        self.monitor("cont")
+
+    def move_console(self, console: Path) -> None:
+        """Let the console go on in another file. Raises NodeError."""
+        backend = {"type": "file", "data": {"out": str(console), "append": True}}
+        self.monitor("chardev-change", id="console", backend=backend)
+        self.console = console
+
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def memory_kib(self) -> dict[str, int]:
         """Resident and private memory of this machine's process in KiB."""
-        values = {"Rss": 0, "Private_Clean": 0, "Private_Dirty": 0}
-        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()[1:]:
-            name, amount = line.split(":")
-            if name in values:
-                values[name] = int(amount.split()[0])
-        return {"resident": values["Rss"], "private": values["Private_Clean"] + values["Private_Dirty"]}
+        return memory_kib(self.pid)
 
     def last_words(self) -> str:
         """QEMU's own message if it has ended, and the last lines of the console."""
@@ -237,6 +246,16 @@ class Machine:
         if self._process.stderr:
             self._process.stderr.close()
         self.sockets.close()
+
+
+def memory_kib(pid: int) -> dict[str, int]:
+    """Resident and private memory of a process in KiB."""
+    values = {"Rss": 0, "Private_Clean": 0, "Private_Dirty": 0}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, amount = line.split(":")
+        if name in values:
+            values[name] = int(amount.split()[0])
+    return {"resident": values["Rss"], "private": values["Private_Clean"] + values["Private_Dirty"]}
 
 
 _CAUSES = re.compile(r"Kernel panic|Oops|BUG:|Trigger a crash|Out of memory|hil: |Traceback|Error\b")

@@ -21,14 +21,16 @@ from hil.nodes.image import (
     code_key,
     damage,
     image_for,
+    in_use,
+    keep_newest,
     seal,
     sweep,
     write_code,
 )
-from hil.nodes.labfile import Guest, SoftPairFile, SoftSwitchFile
 from hil.nodes.machine import Hardware, Machine, command_line, fresh_file, qemu_version
 from hil.progress import say, step
 
+KEPT = 4
 BOOT_TIMEOUT_S = {"tcg": 240.0, "kvm": 30.0}
 
 
@@ -40,6 +42,11 @@ class Snapshot:
     ram: Path
     state: Path
     image: Image
+
+    def made_of(self) -> dict[str, object]:
+        """The machine, for provenance."""
+        hardware = self.hardware
+        return {"suite": self.image.suite, "accelerator": hardware.accelerator, "memory_mib": hardware.memory_mib}
 
 
 def snapshot_for(
@@ -72,23 +79,8 @@ def snapshot_for(
         shutil.rmtree(folder)
     with step(f"booting a {image.suite} node under {accelerator} and taking its snapshot"):
         _make(image, folder, memory_mib, accelerator, user_net)
-    _forget_old(folder)
+    keep_newest(folder, KEPT)
     return _load(image, folder, memory_mib, accelerator, user_net)
-
-
-def lab_snapshot(lab: SoftPairFile | SoftSwitchFile) -> Snapshot:
-    """The snapshot that a soft lab's nodes, node a at least, are made from. Raises SetupError or OSError."""
-    return guest_snapshot(lab.guest)
-
-
-@functools.cache
-def guest_snapshot(guest: Guest) -> Snapshot:
-    """The snapshot of a kind of guest, from the cache or built. Raises SetupError or OSError."""
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    with only_one(cache):
-        image = image_for(guest.suite, cache)
-        return snapshot_for(image, cache, guest.memory_mib, guest.accelerator)
 
 
 @functools.cache
@@ -146,7 +138,7 @@ def _cpu() -> str:
 
 
 def _load(image: Image, folder: Path, memory_mib: int, accelerator: str, user_net: bool) -> Snapshot:
-    _use(folder)
+    in_use(folder)
     hardware = Hardware(image.kernel, folder / "initrd", memory_mib, accelerator, user_net)
     return Snapshot(hardware, folder / "ram", folder / "state", image)
 
@@ -224,21 +216,3 @@ def wait_for_migration(machine: Machine) -> None:
             raise SnapshotError(f"the snapshot failed: {info.get('error-desc', info)}; {machine.last_words()}")
         time.sleep(0.005)
     raise SnapshotError("the snapshot did not end within 60 s")
-
-
-def _use(folder: Path) -> None:
-    """Mark a snapshot as used by this process, until it ends; the kernel gives the lock back."""
-    # Never closed on purpose.
-    fcntl.flock(os.open(folder / "in-use", os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
-
-
-def _forget_old(folder: Path, keep: int = 4) -> None:
-    others = [p for p in folder.parent.iterdir() if p.is_dir() and p != folder and not p.name.startswith("building-")]
-    for old in sorted(others, key=lambda p: p.stat().st_mtime)[: max(0, len(others) - keep + 1)]:
-        with (old / "in-use").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # Another bench makes its clones from it.
-                continue
-            shutil.rmtree(old, ignore_errors=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from hil.nodes.clones import Clones
 from hil.nodes.labfile import SoftPairFile
-from hil.nodes.snapshot import Snapshot, guest_snapshot
+from hil.nodes.softnodes import SoftGuest, soft_guest
 from hil.nodes.softpair import SoftPair
 
 PACKAGES = ("linux-image", "rdma-core", "librdmacm", "libibverbs", "python3-pyverbs", "ibverbs-providers")
@@ -22,19 +22,19 @@ class SoftLab:
         self.lab = lab
         self._idle: Clones | None = None
 
-    def snapshots(self) -> tuple[Snapshot, Snapshot]:
-        """Node a's and node b's. Raises SetupError or OSError."""
-        return guest_snapshot(self.lab.guest), guest_snapshot(self.lab.guest_b or self.lab.guest)
+    def guests(self) -> tuple[SoftGuest, SoftGuest]:
+        """What node a and node b are made from. Raises SetupError or OSError."""
+        return soft_guest(self.lab.guest), soft_guest(self.lab.guest_b or self.lab.guest)
 
     def pair(self, folder: Path, liar: str = "", *, used: bool = False) -> SoftPair:
-        snapshots = self.snapshots()
+        guests = self.guests()
         if not used:
-            return SoftPair(snapshots, folder, self.lab.link.mtu, liar)
+            return SoftPair(guests, folder, self.lab.link.mtu, liar)
         if self._idle is not None and not self._idle.alive():
             self.close()
         idle, self._idle = self._idle, None
         try:
-            return SoftPair(snapshots, folder, self.lab.link.mtu, liar, idle, self._take_back)
+            return SoftPair(guests, folder, self.lab.link.mtu, liar, idle, self._take_back)
         except BaseException:
             if idle is not None:
                 idle.stop()
@@ -48,7 +48,7 @@ class SoftLab:
 
     def provenance(self) -> dict[str, Any]:
         """What the guests are made of: the same for every pair."""
-        return {name: made_of(snapshot) for name, snapshot in zip("ab", self.snapshots(), strict=True)}
+        return {name: made_of(guest) for name, guest in zip("ab", self.guests(), strict=True)}
 
     def close(self) -> None:
         """End the pair that waits for a test."""
@@ -57,10 +57,8 @@ class SoftLab:
             self._idle = None
 
 
-def made_of(snapshot: Snapshot) -> dict[str, Any]:
-    """Suite, accelerator and packages of a guest."""
-    known = {n: v for n, v in snapshot.image.packages.items() if n.startswith(PACKAGES)}
-    hardware = snapshot.hardware
+def made_of(guest: SoftGuest) -> dict[str, Any]:
+    """Machine and packages of a guest."""
+    known = {n: v for n, v in guest.image.packages.items() if n.startswith(PACKAGES)}
     adapter = {"device": "rxe0", "driver": "rdma_rxe"}
-    machine = {"suite": snapshot.image.suite, "accelerator": hardware.accelerator, "memory_mib": hardware.memory_mib}
-    return {"adapter": adapter, "machine": machine, "packages": known}
+    return {"adapter": adapter, "machine": guest.made_of(), "packages": known}

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hil import stopwatch
 from hil.errors import CaptureError, HilError, NodeError, SetupError, Unsupported
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import RocePacket, roce_packets
@@ -24,7 +25,8 @@ from hil.nodes.clones import Clones
 from hil.nodes.image import building, cache_folder
 from hil.nodes.node import Node, Record
 from hil.nodes.protocol import Message
-from hil.nodes.snapshot import Snapshot
+from hil.nodes.softnodes import SoftGuest
+from hil.stopwatch import Phase
 from hil.wire.pcapng import read_pcapng
 from hil.wire.point import CapturePoint, Counts
 from hil.wire.sides import came_in, reached
@@ -184,7 +186,8 @@ class Pair:
         """Wait until node ``name`` holds nothing of the sockets noted before; what stays is evidence."""
         during = self._during.get(name, [])
         before = self._baseline.get(name, [])
-        left = self._when_none(name, lambda found: of_sockets(found, before, during))
+        with stopwatch.phase(Phase.AUDIT):
+            left = self._when_none(name, lambda found: of_sockets(found, before, during))
         self._after_close[name] = left
 
     def _when_none(self, name: str, interesting: Callable[[Resources], Resources]) -> Resources:
@@ -213,6 +216,10 @@ class Pair:
 
         After one with ``audit``, or the ``last``, nothing more may be recorded.
         """
+        with stopwatch.phase(Phase.AUDIT):
+            return self._evidence(audit=audit, last=last)
+
+    def _evidence(self, *, audit: bool, last: bool) -> Evidence:
         evidence = Evidence({p.name: [ip for ip in (p.ipv4, p.ipv6) if ip] for p in self.places})
         evidence.during = {name: list(found) for name, found in self._during.items()}
         if missed := unseen(evidence):
@@ -362,6 +369,10 @@ class Pair:
 
     def write(self, evidence: Evidence) -> None:
         """Write timeline and versions beside the capture and the consoles."""
+        with stopwatch.phase(Phase.WRITING):
+            self._write(evidence)
+
+    def _write(self, evidence: Evidence) -> None:
         evidence.write(self.folder / "timeline.jsonl")
         facts = {"problems": evidence.problems, "resources": evidence.resources, "processes": evidence.processes}
         facts |= {"kernel log": evidence.kernel_log, "port counters": evidence.port_counters}
@@ -397,7 +408,7 @@ def unseen_link(evidence: Evidence, *, counted: bool) -> str:
 
 
 class SoftPair(Pair):
-    """Two clones joined by the inline wire, made from a snapshot each.
+    """Two soft nodes joined by the inline wire, made from a guest each.
 
     ``liar`` names a wire that lies (hil.wire.lying), for tests of the bench. ``used``: clones that another pair had,
     taken instead of new ones; ``give_back`` gets those of this pair in the end, if its test passed, did nothing to the
@@ -406,7 +417,7 @@ class SoftPair(Pair):
 
     def __init__(
         self,
-        snapshots: tuple[Snapshot, Snapshot],
+        guests: tuple[SoftGuest, SoftGuest],
         folder: Path,
         mtu: int = 1500,
         liar: str = "",
@@ -419,7 +430,7 @@ class SoftPair(Pair):
             self._open.append(used)
         try:
             if used is None:
-                self._clones = Clones(snapshots, folder, self._record)
+                self._clones = Clones(guests, folder, self._record)
                 self._open.append(self._clones)
             else:
                 self._clones = used
@@ -428,6 +439,8 @@ class SoftPair(Pair):
             frames = self.clones["a"].frames, self.clones["b"].frames
             self.wire = self.inline = Wire(*frames, folder / "wire.pcapng", liar)
             self._open.append(self.wire)
+            for pid in (*(node.machine.pid for node in self.clones.values()), self.inline.pid):
+                stopwatch.watch(stopwatch.ProcessorTime(pid), new=used is None or pid == self.inline.pid)
             if used is None:
                 provision_all(self.nodes, self.places, mtu)
                 if give_back is not None:
@@ -486,13 +499,13 @@ def provision_all(nodes: Mapping[str, Node], places: tuple[Place, ...], mtu: int
         raise failures[0]
 
 
-def measure(snapshot: Snapshot, pairs: int, mtu: int) -> Iterator[str]:
+def measure(guest: SoftGuest, pairs: int, mtu: int) -> Iterator[str]:
     """Time ``pairs`` pristine provisioned pairs and weigh their nodes; a line of text for each figure."""
     times, first, memory = [], [], {}
     for _ in range(pairs):
         with building(cache_folder()) as folder:
             started_ns = time.monotonic_ns()
-            with SoftPair((snapshot, snapshot), folder, mtu) as pair:
+            with SoftPair((guest, guest), folder, mtu) as pair:
                 times.append((time.monotonic_ns() - started_ns) / 1e9)
                 frame = next(read_pcapng(pair.wire.path), None)
                 if frame is not None:

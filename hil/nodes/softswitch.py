@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from hil.nodes.clone import Clone
-from hil.nodes.snapshot import Snapshot
+from hil.nodes.clone import SoftNode
+from hil.nodes.softnodes import SoftGuest, start
 from hil.nodes.softpair import Pair, Place, provision_all
 from hil.wire.switch import SoftSwitch
 
@@ -18,14 +18,16 @@ def places(count: int) -> tuple[Place, ...]:
 class SwitchedNodes(Pair):
     """Nodes ``n1`` to ``n<count>`` on a switch; evidence goes to ``folder``. Use as a context manager."""
 
-    def __init__(self, snapshot: Snapshot, folder: Path, count: int, mtu: int = 1500) -> None:
+    def __init__(self, guest: SoftGuest, folder: Path, count: int, mtu: int = 1500) -> None:
         super().__init__(folder, places(count))
-        self.clones: dict[str, Clone] = {}
+        self.clones: dict[str, SoftNode] = {}
         try:
             for place in self.places:
-                clone = Clone(place.name, snapshot, folder / f"console-{place.name}", self._record)
+                clone = start(place.name, guest, folder / f"console-{place.name}", self._record)
                 self._open.append(clone)
                 self.clones[place.name] = clone
+            for clone in self.clones.values():
+                clone.wait_ready()
             self.nodes = self.clones
             self.wire = SoftSwitch({name: clone.frames for name, clone in self.clones.items()}, folder / "wire.pcapng")
             self._open.append(self.wire)

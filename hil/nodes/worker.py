@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib
+import importlib.util
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -35,14 +37,27 @@ class Outbox:
             self._sock.sendall(data)
 
 
+def leave_out_the_rest_of(package: str) -> None:
+    """Let modules of ``package`` be imported by themselves: its own __init__ imports every module that it has.
+
+    On a node that boots, or a host, that is most of the time until it can be used.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or package in sys.modules:
+        return
+    sys.modules[package] = importlib.util.module_from_spec(found)
+
+
 def preload() -> None:
     """Import every role's code, and libraries that are slow to import, before workers are forked."""
+    leave_out_the_rest_of("pyroute2")
     for module in ROLES.values():
         importlib.import_module(module)
 
 
 def preload_present() -> None:
     """The same on a host that may lack a library: what cannot be imported is found missing when it is asked for."""
+    leave_out_the_rest_of("pyroute2")
     for module in ROLES.values():
         with contextlib.suppress(ImportError):
             importlib.import_module(module)

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from hil import jitter
 from hil.provider.connecting import connect_code
 from hil.provider.core import Refused
 from hil.provider.options import OPTIONAL, Options
@@ -191,6 +192,7 @@ class Provider(Options):
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _on_readable(self, fd: int) -> None:
+        jitter.nap(jitter.PROVIDER_EVENT)
         if fd == self._wake_read:
             with contextlib.suppress(BlockingIOError):
                 os.read(fd, 4096)

@@ -13,8 +13,8 @@ from hil.files import passing_folder
 from hil.nodes.hostlab import on_each
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile
 from hil.nodes.node import Node
-from hil.nodes.snapshot import lab_snapshot
 from hil.nodes.softlab import SoftLab
+from hil.nodes.softnodes import soft_guest
 from hil.nodes.softswitch import SwitchedNodes
 
 COLUMNS = ("adapter", "driver", "PCI", "GUID", "port", "state", "speed", "netdev", "MTU", "addresses")
@@ -39,7 +39,7 @@ def of_lab(lab: LabFile, base: Path) -> tuple[dict[str, list[Adapter]], dict[str
         if isinstance(lab, SoftPairFile):
             nodes: Mapping[str, Node] = stack.enter_context(SoftLab(lab).pair(folder)).nodes
         else:
-            snapshot, count = lab_snapshot(lab), lab.switch.nodes
+            snapshot, count = soft_guest(lab.guest), lab.switch.nodes
             nodes = stack.enter_context(SwitchedNodes(snapshot, folder, count, lab.link.mtu)).nodes
         return {name: of_node(node.system("adapters")) for name, node in nodes.items()}, {}
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from hil import jitter
 from hil.switch.obligations import Obligations
 from hil.winsock import codes as w
 from hil.winsock.codes import INVALID_SOCKET, SOCKET_ERROR, Code, shown
@@ -149,7 +150,9 @@ class Switch:
         if starts and overlapped is not None:
             self._expected.add(overlapped)
         self.journal("begin", **facts)
+        jitter.nap(jitter.PROVIDER_CALL)
         result = self.functions[function](*arguments, code)
+        jitter.nap(jitter.PROVIDER_CALL)
         if starts and code.value != Code.WSA_IO_PENDING:
             self._expected.discard(overlapped or 0)
         with self._checking:
@@ -289,6 +292,7 @@ class Switch:
         return 0
 
     def _complete(self, s: int, lpOverlapped: WSAOVERLAPPED, dwError: int, cbTransferred: int, lpErrno: LpErrno) -> int:
+        jitter.nap(jitter.UPCALL)
         number = self._overlapped_number.get(id(lpOverlapped), 0)
         with self._lock:
             known = s in self._handles

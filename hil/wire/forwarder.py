@@ -12,6 +12,7 @@ comment, and those of its own ``to-``.
 import gc
 import json
 import math
+import os
 import select
 import socket
 import sys
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hil import jitter
 from hil.errors import RuleError
 from hil.wire.changes import change
 from hil.wire.counts import SIDES
@@ -125,6 +127,7 @@ class Forwarder:
     # --- frames ----------------------------------------------------------------------------------------------------
 
     def _receive(self, side: int) -> None:
+        jitter.nap(jitter.WIRE)
         if self._cut_until_ns or self._rules.active or self._later:
             self._receive_judged(side)
             return
@@ -349,6 +352,7 @@ class Forwarder:
 
 def serve(kind: type[Forwarder] = Forwarder) -> None:
     """Arguments: descriptors of side a, side b and control, then the path of the capture."""
+    jitter.start(os.environ.get("HIL_JITTER", ""))
     a, b, control = (int(text) for text in sys.argv[1:4])
     ends = [socket.socket(fileno=fd) for fd in (a, b)]
     out = Path(sys.argv[4]).open("wb", buffering=1 << 20)  # noqa: SIM115

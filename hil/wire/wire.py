@@ -1,6 +1,7 @@
 """The controller's handle on the wire process."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hil import jitter
 from hil.errors import CaptureError, RuleError, UnhitRule
 from hil.nodes.machine import die_with_parent
 from hil.wire.counts import SIDES, WireCounts
@@ -82,11 +84,17 @@ class Wire:
         self._process = subprocess.Popen(
             command,
             pass_fds=fds,
+            env=os.environ | {"HIL_JITTER": jitter.seed()},
             preexec_fn=die_with_parent,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the wire."""
+        return self._process.pid
 
     def counts(self) -> WireCounts:
         """Counts now; the capture is flushed first. Raises CaptureError when the wire's process is gone."""

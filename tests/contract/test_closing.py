@@ -50,7 +50,7 @@ COMPLETE, CLOSE_HANDLE = "WPUCompleteOverlappedRequest", "WPUCloseSocketHandle"
 REJ_NO_SUCH_SERVICE, REJ_BY_CONSUMER = 8, 28
 # A length nothing else on a node registers, so that the kernel's list of regions can be searched for it.
 ODD = 0x7000
-# Long enough for the first packets of a transfer, too short for 8 MiB at 100 Gbit/s.
+# Long enough for the first packets of a transfer, too short for 64 MiB at 400 Gbit/s.
 UNDER_WAY_S = 0.0003
 
 
@@ -274,10 +274,10 @@ def test_what_was_done_before_is_not_cancelled_in_addition(bench: Bench) -> None
 @pytest.mark.requirement("CLOSE-44", "RDMA-17", "CLOSE-36")
 @pytest.mark.parametrize("function", ["WSPRdmaWrite", "WSPRdmaRead"])
 def test_a_long_transfer_is_ended(bench: Bench, function: str) -> None:
-    """A close in the middle of 8 MiB aborts the transfer: no write reaches its last packet, and when the peer has
+    """A close in the middle of 64 MiB aborts the transfer: no write reaches its last packet, and when the peer has
     answered the reset nothing of a read follows either."""
     closer, peer = bench.connect()
-    size = 8 << 20
+    size = 64 << 20
     own, target = with_memory(closer, size), expose(peer, MEM_READWRITE, size)
 
     transfer = int(closer.at.ask("overlapped"))

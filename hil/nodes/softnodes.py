@@ -1,0 +1,34 @@
+"""The kinds of nodes in soft labs: how each is prepared, and made from what was prepared."""
+
+import functools
+from pathlib import Path
+
+from hil.nodes.clone import Clone, SoftNode
+from hil.nodes.image import cache_folder, image_for
+from hil.nodes.labfile import Guest
+from hil.nodes.node import Record
+from hil.nodes.snapshot import Snapshot, only_one, snapshot_for
+from hil.nodes.uml import UmlGuest, UmlNode, uml_guest_for
+from hil.nodes.umlkernel import kernel_for
+
+SoftGuest = Snapshot | UmlGuest
+"""What nodes are made from."""
+
+
+@functools.cache
+def soft_guest(guest: Guest) -> SoftGuest:
+    """What nodes of this kind are made from, out of the cache or built. Raises SetupError or OSError."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with only_one(cache):
+        image = image_for(guest.suite, cache)
+        if guest.kind == "uml":
+            return uml_guest_for(image, kernel_for(guest.kernel, cache), cache, guest.memory_mib)
+        return snapshot_for(image, cache, guest.memory_mib, guest.accelerator)
+
+
+def start(name: str, made_from: SoftGuest, console: Path, on_event: Record) -> SoftNode:
+    """A node that is being started; call its ``wait_ready`` before anything else. Raises NodeError."""
+    if isinstance(made_from, UmlGuest):
+        return UmlNode(name, made_from, console, on_event)
+    return Clone(name, made_from, console, on_event)
