@@ -25,7 +25,18 @@ from hil.progress import harmless, step
 MAX_JOBS = 8
 
 
-@click.group()
+class _Commands(click.Group):
+    """The verbs. One that is told to end, and does not end in its own way, ends with 2: nothing was judged."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort):
+            # click's own answer is exit code 1, which is a fail here.
+            give_up("interrupted")
+
+
+@click.group(cls=_Commands)
 @click.version_option(__version__)
 def main() -> None:
     """Test bench for SAN adapters: closes Winsock Direct sockets the hard way and proves the reset on the wire."""

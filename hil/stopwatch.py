@@ -61,7 +61,9 @@ class Stopwatch:
     def told(self) -> dict[str, Any]:
         """As JSON, seconds: ``phases`` are [wall, processor] by name."""
         self.enter(self.phase)
-        phases = {str(name): [round(s.wall_ns / 1e9, 3), round(s.processor_ns / 1e9, 3)] for name, s in self.spent.items()}
+        phases = {
+            str(name): [round(s.wall_ns / 1e9, 3), round(s.processor_ns / 1e9, 3)] for name, s in self.spent.items()
+        }
         return {"begun": self.begun_ns / 1e9, "phases": phases, "waits": self.waits}
 
 

@@ -26,6 +26,9 @@ READ_SIZE = 1 << 18
 # A terminal line of the kernel holds 4096 bytes (n_tty, N_TTY_BUF_SIZE): what is under way must fit.
 TOLD_EVERY, UNDER_WAY = 1024, 3072
 PR_SET_PDEATHSIG = 1
+MODULES_FOLDER = "/hil-uml-modules"
+# Of x86-64 (Linux: arch/x86/entry/syscalls/syscall_64.tbl).
+SYS_FINIT_MODULE = 313
 # Workers go first when a host runs out of memory: the agent lives on to tell of it (proc(5), oom_score_adj).
 WORKER_OOM_SCORE = "500"
 
@@ -214,6 +217,18 @@ def find_port(name: str) -> Path:
     raise FileNotFoundError(f"no virtio-serial port is called {name!r}")
 
 
+def load_modules(folder: Path) -> None:
+    """Load the kernel's modules in ``folder`` as its file ``order`` says. Raises OSError.
+
+    A program for each would take longer than all the rest of a boot.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    for module in (folder / "order").read_text().split():
+        with (folder / f"{module}.ko").open("rb") as file:
+            if libc.syscall(SYS_FINIT_MODULE, file.fileno(), b"", 0):
+                raise OSError(ctypes.get_errno(), f"module {module} does not load")
+
+
 def open_serial(path: str) -> int:
     """A serial line that carries every byte as it is."""
     line = os.open(path, os.O_RDWR | os.O_NOCTTY)
@@ -231,6 +246,7 @@ def main() -> None:
     gc.freeze()
     name = sys.argv[1]
     if name.startswith("/dev/"):
+        load_modules(Path(MODULES_FOLDER))
         Agent(open_serial(name), told_every=TOLD_EVERY).serve()
     else:
         Agent(os.open(find_port(name), os.O_RDWR)).serve()

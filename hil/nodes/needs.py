@@ -22,7 +22,7 @@ class Need(StrEnum):
     bench's; a test may change their addresses, take adapters away, and need not put anything back. POWER: a node can be
     halted and cut off at will. IPV6: adapters have an IPv6 address. GUESTS: the nodes are guests, whose netdevs and
     networks a test knows.
-    MANY_NODES: sixteen nodes at least on one switch.
+    MANY_NODES: sixteen nodes at least on one switch. CLONES: the nodes are clones, on their distribution's own kernel.
     """
 
     PAIR = "pair"
@@ -33,6 +33,7 @@ class Need(StrEnum):
     IPV6 = "IPv6"
     GUESTS = "guests"
     MANY_NODES = "many nodes"
+    CLONES = "clones"
 
 
 MANY = 16
@@ -41,10 +42,12 @@ MANY = 16
 def lacks(lab: LabFile) -> dict[Need, str]:
     """What a lab has not, each with the reason, in words for the person who wrote its file."""
     if isinstance(lab, SoftPairFile):
-        # Its guests can be cloned as often as a test likes.
-        return {}
+        # Its guests can be made as often as a test likes.
+        return _not_clones(lab)
     if isinstance(lab, SoftSwitchFile):
-        found = {Need.PAIR: "contract tests run between two nodes on a wire; take a lab of kind soft-pair or hosts"}
+        found = _not_clones(lab) | {
+            Need.PAIR: "contract tests run between two nodes on a wire; take a lab of kind soft-pair or hosts"
+        }
         found[Need.INLINE_WIRE] = "the switch carries every frame and changes none"
         if lab.switch.nodes < MANY:
             found[Need.MANY_NODES] = f"[switch] nodes is {lab.switch.nodes}, {MANY} are needed"
@@ -52,10 +55,17 @@ def lacks(lab: LabFile) -> dict[Need, str]:
     return _lacks_hosts(lab)
 
 
+def _not_clones(lab: SoftPairFile | SoftSwitchFile) -> dict[Need, str]:
+    other = lab.guest_b if isinstance(lab, SoftPairFile) else None
+    kinds = {guest.kind for guest in (lab.guest, other) if guest is not None}
+    return {} if kinds == {"clone"} else {Need.CLONES: f"[guest] kind is {', '.join(sorted(kinds - {'clone'}))}"}
+
+
 def _lacks_hosts(lab: HostsFile) -> dict[Need, str]:
     found = {
         Need.INLINE_WIRE: "frames go from adapter to adapter, not through the bench",
         Need.POWER: "nobody can halt these hosts",
+        Need.CLONES: "its nodes are machines that exist without the bench",
         Need.GUESTS: "its nodes are machines with networks of their own",
         Need.OWN_NODES: "hosts must be given back as they were, and these tests leave them changed",
         Need.MANY_NODES: "tests of many nodes run on a lab of kind soft-switch",

@@ -468,7 +468,7 @@ class SoftPair(Pair):
     def _left_as_found(self) -> bool:
         crashed = any(event["kind"] == "exit" and event["status"] for _, event in self._events)
         try:
-            return not crashed and not self.inline.log() and self._clones.left_as_found()
+            return not crashed and self._clones.left_as_found()
         except HilError:
             return False
 

@@ -31,7 +31,7 @@ from hil.progress import say, step
 BOOT_TIMEOUT_S = 120.0
 KEPT = 4
 # Frames that the kernel may send or take at one look (Linux: Documentation/virt/uml, vector transports).
-VECTOR_DEPTH = 128
+VECTOR_DEPTH = 64
 # It is run as /init is in a clone. HIL_COMPILE comes from the kernel's command line, and names a folder of the host's.
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
@@ -101,7 +101,7 @@ def _make(image: Image, kernel: Kernel, folder: Path, memory_mib: int) -> None:
                 cpio.close()
             work = place / "guest"
             work.mkdir()
-            _join(work / "initrd", image.initrd, place / "code", place / "init")
+            _join(work / "initrd", image.initrd, place / "code", kernel.modules, place / "init")
             compiled = _compiled(UmlGuest(kernel, work / "initrd", image, memory_mib), place)
             with (work / "initrd").open("ab") as joined:
                 joined.write(compiled.read_bytes())
@@ -171,6 +171,7 @@ class UmlMachine:
                     "rdinit=/uml-init",
                     "con0=null,fd:1",
                     "con=null",
+                    "ssl=null",
                     f"ssl0=fd:{theirs.fileno()},fd:{theirs.fileno()}",
                     f"vec0:transport=fd,fd={their_frames.fileno()},depth={VECTOR_DEPTH},gro=0",
                     # Faster than ptrace where kernel and host have it; older kernels do not know the word.

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hil.errors import KernelError
-from hil.nodes.image import building, damage, keep_newest, seal, sweep
+from hil.nodes.agent import MODULES_FOLDER
+from hil.nodes.cpio import CpioWriter
+from hil.nodes.image import building, damage, keep_newest, module_dependencies, seal, sweep
 from hil.nodes.machine import die_with_parent
 from hil.progress import say, step
 
-# Every feature of the nodes that a test uses, on top of "allnoconfig"; all of it is built in.
+# Every feature of the nodes that a test uses, on top of "allnoconfig".
 FEATURES = """
 64BIT MULTIUSER PRINTK BUG FUTEX EPOLL SIGNALFD TIMERFD EVENTFD SHMEM AIO POSIX_TIMERS MEMBARRIER ADVISE_SYSCALLS
 KALLSYMS SYSFS FHANDLE FILE_LOCKING INOTIFY_USER DNOTIFY MEMFD_CREATE SYSVIPC POSIX_MQUEUE BINFMT_ELF BINFMT_SCRIPT
@@ -30,11 +32,16 @@ TTY UNIX98_PTYS SSL NULL_CHAN
 NET INET IPV6 UNIX PACKET IP_MULTICAST IP_ADVANCED_ROUTER IP_MULTIPLE_TABLES IPV6_MULTIPLE_TABLES NETDEVICES NET_CORE
 NET_SCHED DUMMY VETH BRIDGE BONDING MACVLAN IPVLAN VLAN_8021Q UML_NET_VECTOR
 PCI VIRTIO_MENU VIRTIO_UML UML_PCI_OVER_VIRTIO UML_PCI
-INFINIBAND INFINIBAND_USER_MAD INFINIBAND_USER_ACCESS INFINIBAND_ADDR_TRANS RDMA_RXE RDMA_SIW
-CRYPTO CRYPTO_CRC32 CRYPTO_CRC32C CRC32
+INFINIBAND_ADDR_TRANS MODULES CRYPTO CRYPTO_CRC32 CRYPTO_CRC32C CRC32
 """
+# As modules, because the order in which they register decides what happens when a device goes: they are told in the
+# reverse order, and ib_uverbs waits for programs to end (ib_uverbs_remove_one), which only rdma_cm tells to. Up to
+# Linux 6.12 soft-RoCE needs ib_uverbs, so that it is there first; a newer kernel loads it after rdma_cm, and there a
+# soft-RoCE device does not go while a program has it open.
+MODULAR = "INFINIBAND INFINIBAND_USER_MAD INFINIBAND_USER_ACCESS RDMA_RXE RDMA_SIW"
+LOADED = ("ib_uverbs", "rdma_rxe", "rdma_ucm", "ib_umad")
 # "allnoconfig" leaves these on, or other symbols select them.
-LEFT_OUT = "MODULES BLOCK IO_URING ELF_CORE LOCALVERSION_AUTO WERROR STATIC_LINK"
+LEFT_OUT = "BLOCK IO_URING ELF_CORE LOCALVERSION_AUTO WERROR STATIC_LINK"
 # A kernel without these cannot be a node: the others may be missing in an old or new source.
 NEEDED = ("HOSTFS", "IPV6", "PACKET", "SSL", "UML_NET_VECTOR", "INFINIBAND_USER_ACCESS", "RDMA_RXE", "CONFIGFS_FS")
 TOOLS = {
@@ -46,7 +53,7 @@ TOOLS = {
     "dpkg-deb": "dpkg",
     "xz": "xz-utils",
 }
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 # User-Mode Linux closes the descriptor that its netdev was given when the netdev goes down, and cannot open it again
 # (arch/um/drivers/vector_user.c, user_init_fd_fds). Preloaded, this keeps the descriptor open.
 KEEP_OPEN = """
@@ -71,10 +78,12 @@ PACKAGE = re.compile(r"[a-z]+(-[a-z]+)*/linux-source(-\d+\.\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A built kernel: ``program`` to run with ``preload``, its ``release`` as uname says it, and the ``source``."""
+    """A built kernel: ``program`` to run with ``preload``, a cpio archive of its ``modules``, its ``release`` as uname
+    says it, and the ``source``."""
 
     program: Path
     preload: Path
+    modules: Path
     release: str
     source: str
 
@@ -104,7 +113,13 @@ class NoSuchSource(KernelError):
 
 def key_of(source: str) -> str:
     """The name in the cache of a kernel that is built from ``source``. Raises KernelError for a path without a tree."""
-    inputs = [RECIPE_VERSION, configuration(), KEEP_OPEN, _tree_key(Path(source)) if is_tree(source) else source]
+    inputs = [
+        RECIPE_VERSION,
+        configuration(),
+        KEEP_OPEN,
+        LOADED,
+        _tree_key(Path(source)) if is_tree(source) else source,
+    ]
     name = "tree" if is_tree(source) else source.rpartition("/")[2]
     return f"{name}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]}"
 
@@ -117,6 +132,7 @@ def is_tree(source: str) -> bool:
 def configuration() -> str:
     """The answers that ``allnoconfig`` is given."""
     on = [f"CONFIG_{name}=y" for name in FEATURES.split()]
+    on += [f"CONFIG_{name}=m" for name in MODULAR.split()]
     off = [f"CONFIG_{name}=n" for name in LEFT_OUT.split()]
     return "\n".join([*on, *off, 'CONFIG_LOCALVERSION=""', "CONFIG_DEBUG_INFO_NONE=y", ""])
 
@@ -153,7 +169,7 @@ def _cached(folder: Path, source: str) -> Kernel | None:
 
 def _kernel(folder: Path, source: str) -> Kernel:
     release = json.loads((folder / "manifest.json").read_text())["release"]
-    return Kernel(folder / "linux", folder / "keep-open.so", release, source)
+    return Kernel(folder / "linux", folder / "keep-open.so", folder / "modules.cpio", release, source)
 
 
 def _built(source: str, folder: Path) -> Kernel:
@@ -171,6 +187,7 @@ def _built(source: str, folder: Path) -> Kernel:
             kept = work / "kernel"
             kept.mkdir()
             shutil.copy(out / "linux", kept / "linux")
+            _pack_modules(out, kept / "modules.cpio")
             (work / "keep-open.c").write_text(KEEP_OPEN)
             compiler = ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(kept / "keep-open.so")]
             _run([*compiler, str(work / "keep-open.c")], work / "log")
@@ -233,9 +250,31 @@ def _make(tree: Path, out: Path, log: Path) -> None:
     make = ["make", "-C", str(tree), "ARCH=um", f"O={out}"]
     _run([*make, f"KCONFIG_ALLCONFIG={answers}", "allnoconfig"], log)
     known = (out / ".config").read_text()
-    if missing := [name for name in NEEDED if f"CONFIG_{name}=y\n" not in known]:
+    if missing := [name for name in NEEDED if not re.search(f"^CONFIG_{name}=[ym]$", known, re.MULTILINE)]:
         raise KernelError(f"{tree.name}: this source cannot be built with {', '.join(missing)}")
-    _run([*make, f"-j{os.cpu_count() or 1}", "linux"], log)
+    _run([*make, f"-j{os.cpu_count() or 1}", "linux", "modules"], log)
+
+
+def _pack_modules(out: Path, archive: Path) -> None:
+    """Write the modules that a node loads, and the list of them in their order, as a cpio archive."""
+    built = {path.stem.replace("-", "_"): path for path in out.rglob("*.ko")}
+    order: list[str] = []
+
+    def take(module: str) -> None:
+        if module not in order and module in built:
+            for needed in module_dependencies(built[module].read_bytes()):
+                take(needed)
+            order.append(module)
+
+    for module in LOADED:
+        take(module)
+    with archive.open("wb") as raw:
+        cpio = CpioWriter(raw)
+        cpio.add_directory(MODULES_FOLDER.lstrip("/"))
+        for module in order:
+            cpio.add_file(f"{MODULES_FOLDER}/{module}.ko".lstrip("/"), built[module].read_bytes())
+        cpio.add_file(f"{MODULES_FOLDER}/order".lstrip("/"), "\n".join(order).encode())
+        cpio.close()
 
 
 def _run(command: list[str], log: Path) -> str:

@@ -19,6 +19,7 @@ class WireCounts:
     By the side they go to: ``duplicated`` and ``injected`` were added by rules and tests; of all that went on or was
     added, ``sent`` reached the node, ``lost`` did not because it was gone, ``queued`` wait for it.
     ``unlogged``: what rules did that the log had no room for. ``epoch_ns``: the capture's clock minus the monotonic.
+    ``late_ns``: by how much a frame was stamped later, at most, than its machine had sent it.
     """
 
     received: dict[str, int] = field(default_factory=_zero)
@@ -35,6 +36,7 @@ class WireCounts:
     unlogged: int = 0
     capture_error: str = ""
     epoch_ns: int = 0
+    late_ns: int = 0
 
     def mismatch(self) -> str:
         """Which sum does not add up, or an empty text."""

@@ -15,6 +15,7 @@ import math
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from collections import deque
@@ -37,6 +38,10 @@ from hil.wire.sides import INTERFACES
 QUEUE_LIMIT = 512
 BATCH = 64
 LONGEST = 65536
+# socket(7) has it since Linux 2.6.22; Python has no name for it. The stamp is a struct timespec.
+SO_TIMESTAMPNS = 35
+STAMP = struct.Struct("qq")
+STAMP_SIZE = socket.CMSG_SPACE(STAMP.size)
 # Frames that may wait for their time: beyond, neither side is read until some went on.
 WAITING_LIMIT = 1 << 16
 TO = 2
@@ -58,6 +63,7 @@ class Forwarder:
         self.duplicated, self.injected = [0, 0], [0, 0]
         self._rules, self._later, self._log = Rules(), Later(), Log()
         self._cut_until_ns = 0.0
+        self.late_ns = 0
         self.capture_error = ""
         self._asked = b""
         self._running = True
@@ -77,6 +83,8 @@ class Forwarder:
         self._places = {end.fileno(): side for side, end in enumerate(ends)}
         for end in ends:
             end.setblocking(False)
+            # The kernel stamps each frame when the machine sends it: this process may look at it much later.
+            end.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
 
     def run(self) -> None:
         """Carry frames until ``stop`` or the end of the control connection."""
@@ -131,9 +139,9 @@ class Forwarder:
         if self._cut_until_ns or self._rules.active or self._later:
             self._receive_judged(side)
             return
-        receive, to, count = self._ends[side].recv, 1 - side, 0
+        to, count = 1 - side, 0
         try:
-            while count < BATCH and (frame := receive(LONGEST)):
+            while count < BATCH and (frame := self._take(side)):
                 count += 1
                 self._record(side, frame)
                 self._pass(to, frame)
@@ -142,6 +150,14 @@ class Forwarder:
             pass
         self.received[side] += count
         self.unchanged[side] += count
+
+    def _take(self, side: int) -> bytes:
+        """The next frame of a side; how long it has waited is noted. Raises OSError."""
+        frame, told, _, _ = self._ends[side].recvmsg(LONGEST, STAMP_SIZE)
+        if told:
+            seconds, rest_ns = STAMP.unpack(told[0][2])
+            self.late_ns = max(self.late_ns, time.time_ns() - seconds * 10**9 - rest_ns)
+        return frame
 
     def _pass(self, side: int, frame: bytes) -> None:
         """Send a frame to ``side``; behind others it waits until the node takes frames again."""
@@ -161,7 +177,7 @@ class Forwarder:
     def _receive_judged(self, side: int) -> None:
         for _ in range(BATCH):
             try:
-                frame = self._ends[side].recv(LONGEST)
+                frame = self._take(side)
             except OSError:
                 return
             if not frame:
@@ -346,7 +362,12 @@ class Forwarder:
         counted["held"] = [self._later.held(side) for side in (0, 1)]
         counted["queued"] = [len(queue) for queue in self._queues]
         by_side = {name: dict(zip(SIDES, numbers, strict=True)) for name, numbers in counted.items()}
-        facts = {"unlogged": self._log.unlogged, "capture_error": self.capture_error, "epoch_ns": self._epoch_ns}
+        facts = {
+            "unlogged": self._log.unlogged,
+            "capture_error": self.capture_error,
+            "epoch_ns": self._epoch_ns,
+            "late_ns": self.late_ns,
+        }
         return by_side | facts
 
 

@@ -45,8 +45,10 @@ class CapturePoint(Protocol):
 
     path: Path
     sides: tuple[str, ...]
-    late_ns: int
     uncertainty_ns: int
+
+    @property
+    def late_ns(self) -> int: ...
 
     def counts(self) -> Counts:
         """Counts now; whatever they count is in the file. Raises CaptureError when nothing records any more."""

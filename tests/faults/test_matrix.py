@@ -14,7 +14,7 @@ from hil.nodes.endpoint import FD_CONNECT, Socket
 from hil.winsock.codes import CF_REJECT, Code
 from hil.wire.wire import RuleHandle
 
-pytestmark = pytest.mark.needs("inline wire")
+pytestmark = [pytest.mark.needs("inline wire"), pytest.mark.used_pair]
 
 CLOSED = (0, Code.OK)
 # Three packets of a path MTU of 1024 bytes.

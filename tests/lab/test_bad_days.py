@@ -18,7 +18,11 @@ from hil.nodes.snapshot import Snapshot
 ROOT = Path(__file__).parents[2]
 STEP_TIMEOUT_S = 100.0
 
-pytestmark = [pytest.mark.usefixtures("soft_snapshot"), pytest.mark.timeout(3 * STEP_TIMEOUT_S)]
+pytestmark = [
+    pytest.mark.needs("clones"),
+    pytest.mark.usefixtures("soft_snapshot"),
+    pytest.mark.timeout(3 * STEP_TIMEOUT_S),
+]
 
 HEALTHY = """
 def test_healthy(bench):
@@ -34,7 +38,7 @@ def test_panic(bench):
 HANG = """
 def test_hang(bench):
     closer, peer = bench.connect()
-    bench.pair.nodes["b"].machine.monitor("stop")
+    bench.pair.nodes["b"].machine.freeze()
     bench.pair.nodes["b"].clock()
 """
 NO_MEMORY = """

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STEP_TIMEOUT_S = 300.0
 
-pytestmark = [pytest.mark.usefixtures("soft_snapshot"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.needs("clones"), pytest.mark.usefixtures("soft_snapshot"), pytest.mark.timeout(600)]
 
 
 class Hand:

@@ -139,7 +139,7 @@ def test_the_wire_is_cut_under_a_send(ends: Bench) -> None:
 def test_the_peer_is_gone_without_a_word(ends: Bench) -> None:
     """A DREQ that nobody answers: the capture ends before the closer gives up, so it proves neither."""
     connector, _ = ends.connect()
-    ends.pair.nodes["b"].machine.monitor("stop")
+    ends.pair.nodes["b"].machine.freeze()
     connector.close()
 
     wait_for(ends, "DREQ")
@@ -147,7 +147,7 @@ def test_the_peer_is_gone_without_a_word(ends: Bench) -> None:
     assert (connection.ending, closer(connection)) == (Ending.CM_DISCONNECT, A)
     assert connection.verdict is Verdict.INVALID
     assert any("ends before the DREP" in doubt for doubt in connection.doubts), connection.doubts
-    ends.pair.nodes["b"].machine.monitor("cont")
+    ends.pair.nodes["b"].machine.thaw()
 
 
 def test_access_beyond_a_range_ends_the_queue_pair(ends: Bench) -> None:

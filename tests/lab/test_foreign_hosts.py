@@ -465,11 +465,11 @@ def test_a_node_pulled_out_in_the_middle_costs_its_own_tests_only(foreign: Forei
     results = tmp_path / "results"
     run = contract(foreign.lab_file(), results, str(tmp_path / "test_it.py"))
     _wait(lambda: counted(results)["pass"] >= 2, run)
-    foreign.hosts["b"].clone.machine.monitor("stop")
+    foreign.hosts["b"].clone.machine.freeze()
     stopped_ns = time.monotonic_ns()
     _wait(lambda: counted(results)["invalid"] >= 1, run)
     noticed_s = (time.monotonic_ns() - stopped_ns) / 1e9
-    foreign.hosts["b"].clone.machine.monitor("cont")
+    foreign.hosts["b"].clone.machine.thaw()
     status, output = run.wait()
     assert status == 2 and noticed_s < NOTICED_WITHIN_S, output
     assert "fail" not in counted(results)

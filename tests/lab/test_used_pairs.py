@@ -16,6 +16,8 @@ from hil.nodes.softpair import SoftPair
 from hil.wire.pcapng import read_pcapng
 from hil.wire.sides import came_in
 
+pytestmark = pytest.mark.needs("clones")
+
 
 @pytest.fixture
 def soft_lab(soft_snapshot: object) -> Iterator[SoftLab]:
@@ -93,7 +95,6 @@ SPOILS: dict[str, Callable[[SoftPair], object]] = {
     "token": lambda pair: unseen(pair, "mkdir -p /tmp/san-provider-0 && touch /tmp/san-provider-0/1"),
     "crash": crash_a_provider,
     "program": speak,
-    "cable cut": lambda pair: pair.inline.cut(),
     "machine gone": lambda pair: pair.clones["a"].machine.stop(),
 }
 
@@ -102,7 +103,7 @@ SPOILS: dict[str, Callable[[SoftPair], object]] = {
 def test_a_pair_that_was_changed_is_not(
     soft_lab: SoftLab, tmp_path: Path, spoils: Callable[[SoftPair], object]
 ) -> None:
-    """Whatever a test left, did to the wire or lost on the way: the next test has machines of its own."""
+    """Whatever a test left or lost on the way: the next test has machines of its own."""
     first = run_a_test(soft_lab, tmp_path / "1", spoils)
 
     assert not set(run_a_test(soft_lab, tmp_path / "2")) & set(first)

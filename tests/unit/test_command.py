@@ -1,8 +1,9 @@
 """Which tests ``hil run`` runs."""
 
 import pytest
+from click.testing import CliRunner
 
-from hil.cli import ROOT, check_tests, default_tests
+from hil.cli import ROOT, check_tests, default_tests, main
 
 CONTRACT = ROOT / "tests" / "contract"
 
@@ -38,3 +39,14 @@ def test_tests_that_cannot_be_collected_are_refused_at_once(
             check_tests([*arguments, *default_tests(arguments, whole=False)])
         assert ended.value.code == 2
         assert reason in capsys.readouterr().err
+
+
+def test_a_command_that_is_told_to_end_ends_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C that no verb has an answer to is no fail: the exit code is 2, and not click's 1."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hil.cli.prepared", interrupted)
+    done = CliRunner().invoke(main, ["prepare"])
+    assert (done.exit_code, done.stderr) == (2, "hil: error: interrupted\n")
