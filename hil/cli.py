@@ -12,17 +12,17 @@ from typing import Any
 import click
 
 from hil import __version__
+from hil.collected import named_requirements
 from hil.errors import HilError
-from hil.files import passing_folder
 from hil.lab_cli import lab as lab_group
+from hil.nodes.lab import MAX_JOBS
+from hil.nodes.lab import jobs as usual_jobs
 from hil.nodes.lab import parallel as many_at_once
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile, SoftSwitchFile
 from hil.nodes.softlab import SoftLab
 from hil.nodes.softnodes import soft_guest
 from hil.options import LAB, ROOT, give_up, lab_of, or_give_up
 from hil.progress import harmless, step
-
-MAX_JOBS = 8
 
 
 class _Commands(click.Group):
@@ -86,8 +86,7 @@ JOBS = click.option(
     "-j",
     "--jobs",
     type=click.IntRange(1),
-    default=lambda: min(os.cpu_count() or 1, MAX_JOBS),
-    show_default=f"one for each core, at most {MAX_JOBS}",
+    show_default=f"one for each core, on User-Mode Linux two and one more, at most {MAX_JOBS}",
     help="How many tests run at once, each on a pair of its own.",
 )
 
@@ -117,7 +116,7 @@ def prepare(lab: Path) -> None:
 @click.option("--all", "whole", is_flag=True, help="The whole contract, not only the teardown.")
 @JOBS
 @click.argument("tests", nargs=-1, type=click.UNPROCESSED)
-def run(lab: Path, results: str, whole: bool, jobs: int, tests: tuple[str, ...]) -> None:
+def run(lab: Path, results: str, whole: bool, jobs: int | None, tests: tuple[str, ...]) -> None:
     """Run the teardown contract on a lab, or with --all the whole contract; TESTS are pytest arguments.
 
     With --requirement CLOSE-17 (or an area) among them: the tests of the whole contract that name it.
@@ -127,8 +126,7 @@ def run(lab: Path, results: str, whole: bool, jobs: int, tests: tuple[str, ...])
     import pytest
 
     chosen = [*tests, *default_tests(tests, whole=whole)]
-    check_tests(chosen)
-    jobs = jobs if many_at_once(prepared(lab)) else 1
+    jobs = jobs_on(prepared(lab), jobs)
     folder = Path(results or f"results/{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +135,10 @@ def run(lab: Path, results: str, whole: bool, jobs: int, tests: tuple[str, ...])
         sys.exit(2)
     options = [f"--rootdir={ROOT}", f"--results={folder}", f"--lab={lab.absolute()}"]
     options += [f"--junit-xml={folder / 'junit.xml'}", *parallel(jobs)]
-    sys.exit(exit_code(pytest.main([*options, *chosen])))
+    status = exit_code(pytest.main([*options, *chosen]))
+    if status == 2 and not (folder / "verdicts.json").exists():
+        check_tests(chosen)
+    sys.exit(status)
 
 
 def check_tests(arguments: list[str]) -> None:
@@ -160,8 +161,8 @@ def check_tests(arguments: list[str]) -> None:
     "-j",
     "--jobs",
     type=click.IntRange(1),
-    default=lambda: min(2 * (os.cpu_count() or 1), MAX_JOBS),
-    show_default=f"two for each core, at most {MAX_JOBS}: most cells wait for time-outs",
+    default=lambda: min(2 * (os.cpu_count() or 1) + 1, MAX_JOBS),
+    show_default=f"two for each core and one, at most {MAX_JOBS}: most cells wait for time-outs",
     help="How many cells run at once, each on a pair of its own.",
 )
 def faults(lab: Path, results: Path | None, cell: str, again: bool, page: Path | None, jobs: int) -> None:
@@ -203,13 +204,18 @@ def _run_faults(lab: Path, jobs: int, chosen: str) -> tuple[Path, int]:
 
     from hil.faults.grid import MATRIX, SCENARIOS
 
-    jobs = jobs if many_at_once(prepared(lab)) else 1
+    jobs = jobs_on(prepared(lab), jobs)
     folder = Path(f"results/{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     options = [f"--rootdir={ROOT}", f"--results={folder}", f"--lab={lab.absolute()}"]
     if chosen:
         name = "test_a_hard_close_ends_as_the_contract_says"
         return folder, exit_code(pytest.main([*options, f"{ROOT / MATRIX}::{name}{chosen}"]))
     return folder, exit_code(pytest.main([*options, *parallel(jobs), str(ROOT / MATRIX), str(ROOT / SCENARIOS)]))
+
+
+def jobs_on(lab: LabFile, asked: int | None) -> int:
+    """How many tests run at once on a lab: as many as were asked for, where it can carry them."""
+    return (asked or usual_jobs(lab)) if many_at_once(lab) else 1
 
 
 def parallel(jobs: int) -> list[str]:
@@ -316,7 +322,7 @@ def verdicts(only: str | None, folder: Path | None) -> None:
 @JOBS
 @click.option("--all", "whole", is_flag=True, help="Every test of the contract, not only those of the areas broken.")
 @click.argument("names", nargs=-1)
-def broken(lab: Path, jobs: int, whole: bool, names: tuple[str, ...]) -> None:
+def broken(lab: Path, jobs: int | None, whole: bool, names: tuple[str, ...]) -> None:
     """Run the contract against providers broken on purpose (default: all of them), and say which tests fail.
 
     Exit code 1 when some requirement is broken and no failed test names it. Evidence lies in results/broken/NAME.
@@ -329,7 +335,7 @@ def broken(lab: Path, jobs: int, whole: bool, names: tuple[str, ...]) -> None:
             f"hil: error: no broken provider {', '.join(sorted(unknown))}; there are {', '.join(known)}", err=True
         )
         sys.exit(2)
-    jobs = jobs if many_at_once(prepared(lab)) else 1
+    jobs = jobs_on(prepared(lab), jobs)
     chosen = [known[name] for name in names or known if known[name].breaks]
     missed = 0
     for provider in chosen:
@@ -388,7 +394,7 @@ def contract(
         wanted = [report.known_id(text) for text in which]
         newest = report.newest_results(Path("results"))
         folders = results or ((newest,) if newest else ())
-        shown = report.stand(_named_requirements(), report.read_all(folders))
+        shown = report.stand(named_requirements(), report.read_all(folders))
     except HilError as error:
         click.echo(f"hil: error: {error}", err=True)
         sys.exit(2)
@@ -432,16 +438,3 @@ def verify(as_json: bool, html: Path | None, wanted: tuple[str, ...], files: tup
     except KeyboardInterrupt:
         # Before it began; later run_verify tells.
         sys.exit(130)
-
-
-def _named_requirements() -> dict[str, list[str]]:
-    """Each test of the project with the requirements it names, as pytest collects them. Raises HilError."""
-    with passing_folder("hil-") as folder:
-        named = folder / "named.json"
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", f"--rootdir={ROOT}"]
-        command += [f"--named-requirements={named}", str(ROOT / "tests")]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        if done.returncode != 0:
-            raise HilError(f"the tests could not be collected:\n{done.stdout}{done.stderr}")
-        found: dict[str, list[str]] = json.loads(named.read_text())
-        return found

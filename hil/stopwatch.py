@@ -41,6 +41,7 @@ class Stopwatch:
     begun_ns: int = field(default_factory=time.time_ns)
     spent: dict[Phase, Spent] = field(default_factory=dict)
     waits: list[tuple[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     sources: list[Callable[[], int]] = field(default_factory=lambda: [time.process_time_ns])
     _wall_ns: int = field(default_factory=time.monotonic_ns)
     _processor_ns: int = field(default_factory=time.process_time_ns)
@@ -64,7 +65,7 @@ class Stopwatch:
         phases = {
             str(name): [round(s.wall_ns / 1e9, 3), round(s.processor_ns / 1e9, 3)] for name, s in self.spent.items()
         }
-        return {"begun": self.begun_ns / 1e9, "phases": phases, "waits": self.waits}
+        return {"begun": self.begun_ns / 1e9, "phases": phases, "waits": self.waits, "notes": self.notes}
 
 
 _running: Stopwatch | None = None
@@ -112,6 +113,12 @@ def watch(processor_ns: Callable[[], int], *, new: bool) -> None:
     if _running is not None:
         before = 0 if new else processor_ns()
         _running.sources.append(lambda: processor_ns() - before)
+
+
+def note(text: str) -> None:
+    """Keep a word about what the running test's time depends on, the same for all that are alike."""
+    if _running is not None:
+        _running.notes.append(text)
 
 
 class ProcessorTime:

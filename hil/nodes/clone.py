@@ -39,12 +39,13 @@ class SoftMachine(Protocol):
 class SoftNode(AgentNode):
     """A node whose machine is the bench's own. ``frames`` is the socket the wire joins. Use as a context manager.
 
-    ``changed``: whether it was asked for more than to look. ``window``: see Channel. A subclass starts the machine.
+    ``changed``: what it was asked for more than to look. ``window``: see Channel. A subclass starts the machine.
     """
 
     def __init__(self, name: str, machine: SoftMachine, on_event: Record, window: int = 0) -> None:
         super().__init__()
-        self.name, self.console, self.changed = name, machine.console, False
+        self.name, self.console = name, machine.console
+        self.changed: list[str] = []
         self.machine, self.frames = machine, machine.sockets.frames
         self.channel = Channel(
             machine.sockets.agent,
@@ -58,7 +59,8 @@ class SoftNode(AgentNode):
         """Wait until calls can be made. Raises NodeError."""
 
     def system(self, call: str, /, **arguments: Any) -> Any:
-        self.changed |= call not in LOOKS
+        if call not in LOOKS:
+            self.changed.append(call if call != "run" else f"run {arguments['command'][0]}")
         return super().system(call, **arguments)
 
     def move_console(self, console: Path) -> None:

@@ -47,7 +47,7 @@ class Clones:
         """They are provisioned: what they look like now they must look like in the end. Raises NodeError."""
         self._standing = {name: _look(node) for name, node in self.nodes.items()}
         for node in self.nodes.values():
-            node.changed = False
+            node.changed.clear()
 
     def hand_to(self, folder: Path, record: Record) -> None:
         """Another pair has them now. Raises NodeError."""
@@ -58,22 +58,24 @@ class Clones:
             # What came when nobody recorded is no evidence.
             drain(node.frames)
 
-    def left_as_found(self) -> bool:
-        """End every worker; whether both nodes are then as they were when they were provisioned. Raises NodeError."""
-        if any(node.changed for node in self.nodes.values()):
-            return False
+    def spoiled(self) -> str:
+        """End every worker; why the nodes are not as they were when they were provisioned, or "". Raises NodeError."""
+        if changed := [call for node in self.nodes.values() for call in node.changed]:
+            return f"changed by {changed[0]}"
         ended = [status for node in self.nodes.values() for status in node.end_workers(END_TIMEOUT_S)]
         self._record = None
         if set(ended) - {-signal.SIGKILL}:
-            return False
+            return "a worker ended by itself"
         logs = [node.system("kernel_log") for node in self.nodes.values()]
         if any(complaints(log) or starved(log) for log in logs):
-            return False
-        return all(self._as_before(_look(node), self._standing[name]) for name, node in self.nodes.items())
+            return "a kernel complained"
+        different = (self._different(_look(node), self._standing[name]) for name, node in self.nodes.items())
+        return next((f"other {fact}" for facts in different for fact in facts), "")
 
-    def _as_before(self, now: Facts, before: Facts) -> bool:
+    def _different(self, now: Facts, before: Facts) -> list[str]:
+        """The names of the facts that are not as before."""
         strange = set(now.pop("neighbours")) - set(before["neighbours"]) - self._addresses()
-        return not strange and now == {name: fact for name, fact in before.items() if name != "neighbours"}
+        return ["neighbours"] * bool(strange) + [fact for fact, value in now.items() if value != before[fact]]
 
     def _addresses(self) -> set[str]:
         """The nodes' own: each knows the other as a neighbour once they have talked."""

@@ -1,5 +1,6 @@
 """A lab file made into the running thing: pairs of nodes for tests, whatever they are made of."""
 
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile
 from hil.nodes.needs import Need, lacks
 from hil.nodes.softlab import SoftLab
 from hil.nodes.softpair import Pair
+
+MAX_JOBS = 8
 
 
 class Lab(Protocol):
@@ -43,3 +46,15 @@ def open_lab(lab: LabFile, file: Path, folder: Path) -> Lab:
 def parallel(lab: LabFile) -> bool:
     """Whether several tests can have a pair each at the same time."""
     return not isinstance(lab, HostsFile)
+
+
+def jobs(lab: LabFile) -> int:
+    """How many tests run at once on a lab when nothing else is asked for.
+
+    Clones compute for most of a test, User-Mode Linux waits for half of it, and hosts carry one pair.
+    """
+    if not parallel(lab):
+        return 1
+    cores = len(os.sched_getaffinity(0))
+    waits = not isinstance(lab, HostsFile) and lab.guest.kind == "uml"
+    return min(2 * cores + 1 if waits else cores, MAX_JOBS)

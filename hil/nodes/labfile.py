@@ -51,7 +51,8 @@ Namespace = NewType("Namespace", str)
 Host = NewType("Host", str)
 """What ssh calls a host: not empty."""
 KernelSource = NewType("KernelSource", str)
-"""SUITE/PACKAGE, or a path: not empty."""
+"""SUITE/PACKAGE, or the path of a tree."""
+KERNEL_PACKAGE = re.compile(r"[a-z]+(-[a-z]+)*/linux-source(-\d+\.\d+)?")
 Suite = Literal["trixie", "bookworm"]
 
 
@@ -335,7 +336,7 @@ def _host(value: Any, of: Any) -> str:
 
 def _kernel_source(value: Any, of: Any) -> str:
     text: str = _strict(str)(value, of)
-    if "/" not in text:
+    if "/" not in text or not text.strip():
         raise ValueError(
             f"{text!r} is no kernel source: SUITE/PACKAGE, or the path of a kernel tree with a slash in it"
         )
@@ -433,7 +434,22 @@ def read_lab_file(path: Path) -> LabFile:
         raise LabFileError(_listed(path, mistakes)) from error
     if mistakes := [*mistakes, *_contradictions(lab, values)]:
         raise LabFileError(_listed(path, mistakes))
-    return lab
+    return _placed(lab, path.absolute().parent)
+
+
+def _placed(lab: LabFile, folder: Path) -> LabFile:
+    """The lab with its kernel trees' paths made absolute: they are relative to the lab file's folder."""
+    if isinstance(lab, HostsFile):
+        return lab
+
+    def guest(one: Guest) -> Guest:
+        kernel = (source if KERNEL_PACKAGE.fullmatch(source) else str(folder / source) for source in one.kernel)
+        return attrs.evolve(one, kernel=tuple(map(KernelSource, kernel)))
+
+    placed = attrs.evolve(lab, guest=guest(lab.guest))
+    if isinstance(placed, SoftPairFile) and placed.guest_b is not None:
+        placed = attrs.evolve(placed, guest_b=guest(placed.guest_b))
+    return placed
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -458,19 +458,26 @@ class SoftPair(Pair):
         """Stop the wire, and both nodes unless another pair may have them."""
         give_back, self._give_back = self._give_back, None
         try:
-            if give_back is not None and self.passed and self._left_as_found():
-                self.inline.stop()
-                self._open.clear()
-                give_back(self._clones)
+            if give_back is not None:
+                spoiled = self._spoiled()
+                stopwatch.note(f"a pair is not used again: {spoiled}" if spoiled else "a pair may be used again")
+                if not spoiled:
+                    self.inline.stop()
+                    self._open.clear()
+                    give_back(self._clones)
         finally:
             super().close()
 
-    def _left_as_found(self) -> bool:
-        crashed = any(event["kind"] == "exit" and event["status"] for _, event in self._events)
+    def _spoiled(self) -> str:
+        """Why no other test may have the nodes, or an empty text."""
+        if not self.passed:
+            return "its test did not pass"
+        if any(event["kind"] == "exit" and event["status"] for _, event in self._events):
+            return "a process crashed"
         try:
-            return not crashed and self._clones.left_as_found()
+            return self._clones.spoiled()
         except HilError:
-            return False
+            return "a node does not answer"
 
 
 def provision_all(nodes: Mapping[str, Node], places: tuple[Place, ...], mtu: int) -> None:

@@ -18,6 +18,7 @@ from hil.errors import KernelError
 from hil.nodes.agent import MODULES_FOLDER
 from hil.nodes.cpio import CpioWriter
 from hil.nodes.image import building, damage, keep_newest, module_dependencies, seal, sweep
+from hil.nodes.labfile import KERNEL_PACKAGE
 from hil.nodes.machine import die_with_parent
 from hil.progress import say, step
 
@@ -73,7 +74,6 @@ int close(int fd)
 }
 """
 KEPT = 4
-PACKAGE = re.compile(r"[a-z]+(-[a-z]+)*/linux-source(-\d+\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def key_of(source: str) -> str:
 
 def is_tree(source: str) -> bool:
     """Whether a source is the path of a kernel tree rather than a package."""
-    return PACKAGE.fullmatch(source) is None
+    return KERNEL_PACKAGE.fullmatch(source) is None
 
 
 def configuration() -> str:

@@ -1,7 +1,7 @@
 """Where the time of a run went, from the lines that it kept: by folder, file and phase, the slowest, long waits."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -29,6 +29,7 @@ class Timed:
     worker: str
     phases: dict[Phase, tuple[float, float]]
     waits: list[tuple[str, float]]
+    notes: list[str]
 
     @property
     def wall_s(self) -> float:
@@ -78,7 +79,9 @@ def _take(found: Times, line: dict[str, Any], number: int) -> None:
     if "test" in line:
         phases = {Phase(name): (float(wall), float(worked)) for name, (wall, worked) in line["phases"].items()}
         waits = [(str(call), float(seconds)) for call, seconds in line["waits"]]
-        found.tests.append(Timed(str(line["test"]), str(line["worker"]), phases, waits))
+        found.tests.append(
+            Timed(str(line["test"]), str(line["worker"]), phases, waits, [str(note) for note in line.get("notes", [])])
+        )
 
 
 def busy_share(busy: Sequence[tuple[float, int, int]]) -> float:
@@ -112,6 +115,7 @@ def as_json(times: Times) -> dict[str, Any]:
             "processor": round(t.processor_s, 3),
             "phases": t.phases,
             "waits": t.waits,
+            "notes": t.notes,
         }
         for t in times.tests
     ]
@@ -133,6 +137,8 @@ def show(times: Times, console: Console, most: int) -> None:
     slowest = sorted(times.tests, key=lambda test: test.wall_s, reverse=True)[:most]
     console.print(_table("slowest test", [(test.test, [test]) for test in slowest], console))
     console.print(_waits(times.tests, most))
+    for note, count in Counter(note for test in times.tests for note in test.notes).most_common(most):
+        console.print(f"{count:5}  {harmless(note)}", markup=False, highlight=False)
 
 
 def _grouped(tests: Iterable[Timed], key: Any) -> list[tuple[str, list[Timed]]]:

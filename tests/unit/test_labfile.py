@@ -143,7 +143,10 @@ def test_what_a_lab_lacks_is_told_with_its_reason(tmp_path: Path) -> None:
     assert lacks(SoftPairFile()) == {}
     lab = read_lab_file(hosts(tmp_path))
     assert isinstance(lab, HostsFile)
-    assert lacks(lab).keys() == {Need.INLINE_WIRE, Need.POWER, Need.GUESTS, Need.MANY_NODES, Need.OWN_NODES, Need.IPV6}
+    assert lacks(lab).keys() == {
+        *(Need.INLINE_WIRE, Need.POWER, Need.GUESTS, Need.MANY_NODES, Need.OWN_NODES, Need.CLONES),
+        Need.IPV6,
+    }
     assert lacks(lab)[Need.OWN_NODES].startswith("hosts must be given back as they were")
 
 
@@ -478,3 +481,26 @@ def test_what_libpcap_does_not_count_is_not_promised(tmp_path: Path) -> None:
     hardware = ("soft = true\n", ""), ('kind = "host"', 'kind = "host"\nmethod = "dumpcap"\ninterface = "mlx5_0"')
     assert "counts no drops on an RDMA device" in guarantee(read_lab_file(hosts(tmp_path, *hardware)))
     assert "the recording's own drops are counted" in guarantee(read_lab_file(hosts(tmp_path)))
+
+
+def test_a_kernel_tree_is_relative_to_the_lab_file(tmp_path: Path) -> None:
+    """A package is named by its suite; a path is one from the file's folder, for both guests."""
+    path = tmp_path / "lab.toml"
+    path.write_text(
+        '[guest]\nkind = "uml"\nkernel = ["trixie/linux-source-6.12", "../linux"]\n'
+        '[guest_b]\nkind = "uml"\nkernel = ["/src/linux"]\n'
+    )
+    lab = read_lab_file(path)
+    assert isinstance(lab, SoftPairFile) and lab.guest_b is not None
+    assert lab.guest.kernel == ("trixie/linux-source-6.12", f"{tmp_path}/../linux")
+    assert lab.guest_b.kernel == ("/src/linux",)
+
+
+def test_a_kernel_without_its_suite_is_refused(tmp_path: Path) -> None:
+    """The message says how a source is written, and that there is no such kind of guest."""
+    path = tmp_path / "lab.toml"
+    path.write_text('[guest]\nkind = "xen"\nkernel = ["linux-source-7.2"]\n')
+    with pytest.raises(LabFileError) as told:
+        read_lab_file(path)
+    assert "'linux-source-7.2' is no kernel source: SUITE/PACKAGE, or the path of a kernel tree" in str(told.value)
+    assert "[guest.kind] 'xen' is not one of clone, uml" in str(told.value)
