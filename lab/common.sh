@@ -2,7 +2,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Python's compiled files are kept, out of the way: without them every process of a run, and each test starts some,
+# compiles the bench anew.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX="$PWD/.venv/pycache"
+
 SYSTEM_PACKAGES=(qemu-system-x86 mmdebstrap debian-archive-keyring util-linux python3-venv tcpdump tshark zstd)
+
+# What a kernel for User-Mode Linux is built with: lab/test needs it, lab/run does not.
+BUILD_PACKAGES=(gcc libc6-dev make flex bison bc xz-utils)
 
 say() { printf 'hil: %s\n' "$*"; }
 die() { printf 'hil: error: %s\n' "$*" >&2; exit 2; }

@@ -23,14 +23,14 @@ class Clones:
     ``uses``: how many pairs had them before.
     """
 
-    def __init__(self, guests: tuple[SoftGuest, SoftGuest], folder: Path, record: Record) -> None:
+    def __init__(self, guests: tuple[SoftGuest, SoftGuest], folder: Path, record: Record, mtu: int) -> None:
         self.nodes: dict[str, SoftNode] = {}
         self.uses = 0
         self._record: Record | None = record
         self._standing: dict[str, Facts] = {}
         try:
             for name, made_from in zip("ab", guests, strict=True):
-                self.nodes[name] = start(name, made_from, console_of(folder, name), self._take)
+                self.nodes[name] = start(name, made_from, console_of(folder, name), self._take, mtu)
             for node in self.nodes.values():
                 node.wait_ready()
         except BaseException:

@@ -27,8 +27,11 @@ def soft_guest(guest: Guest) -> SoftGuest:
         return snapshot_for(image, cache, guest.memory_mib, guest.accelerator)
 
 
-def start(name: str, made_from: SoftGuest, console: Path, on_event: Record) -> SoftNode:
-    """A node that is being started; call its ``wait_ready`` before anything else. Raises NodeError."""
+def start(name: str, made_from: SoftGuest, console: Path, on_event: Record, mtu: int = 1500) -> SoftNode:
+    """A node that is being started; call its ``wait_ready`` before anything else. Raises NodeError.
+
+    ``mtu``: of its link, in bytes, where the netdev must know it from the start.
+    """
     if isinstance(made_from, UmlGuest):
-        return UmlNode(name, made_from, console, on_event)
+        return UmlNode(name, made_from, console, on_event, mtu)
     return Clone(name, made_from, console, on_event)

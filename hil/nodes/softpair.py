@@ -430,7 +430,7 @@ class SoftPair(Pair):
             self._open.append(used)
         try:
             if used is None:
-                self._clones = Clones(guests, folder, self._record)
+                self._clones = Clones(guests, folder, self._record, mtu)
                 self._open.append(self._clones)
             else:
                 self._clones = used

@@ -23,7 +23,7 @@ class SwitchedNodes(Pair):
         self.clones: dict[str, SoftNode] = {}
         try:
             for place in self.places:
-                clone = start(place.name, guest, folder / f"console-{place.name}", self._record)
+                clone = start(place.name, guest, folder / f"console-{place.name}", self._record, mtu)
                 self._open.append(clone)
                 self.clones[place.name] = clone
             for clone in self.clones.values():

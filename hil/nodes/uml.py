@@ -152,10 +152,10 @@ def _alone_on(core: int) -> None:
 class UmlMachine:
     """A running User-Mode Linux. Nothing it has survives it: its processes are one group, its memory has no name.
 
-    ``more``: further words for the kernel's command line.
+    ``mtu``: the largest that its netdev can have, in bytes. ``more``: further words for the kernel's command line.
     """
 
-    def __init__(self, guest: UmlGuest, console: Path, *more: str) -> None:
+    def __init__(self, guest: UmlGuest, console: Path, *more: str, mtu: int = 1500) -> None:
         self.console = console
         ours, theirs = socket.socketpair()
         frames, their_frames = frame_sockets()
@@ -173,12 +173,15 @@ class UmlMachine:
                     "con=null",
                     "ssl=null",
                     f"ssl0=fd:{theirs.fileno()},fd:{theirs.fileno()}",
-                    f"vec0:transport=fd,fd={their_frames.fileno()},depth={VECTOR_DEPTH},gro=0",
+                    f"vec0:transport=fd,fd={their_frames.fileno()},depth={VECTOR_DEPTH},gro=0,mtu={mtu}",
                     # Faster than ptrace where kernel and host have it; older kernels do not know the word.
                     "seccomp=auto",
                     # It would keep a folder for its control socket: nothing can be made in /proc.
                     "uml_dir=/proc/",
                     "umid=hil",
+                    # Netdevs that no test asked for.
+                    "bonding.max_bonds=0",
+                    "dummy.numdummies=0",
                     "quiet",
                     "panic=-1",
                     *(more or ("hostfs=/proc/none",)),
@@ -256,8 +259,8 @@ class UmlMachine:
 class UmlNode(SoftNode):
     """A running User-Mode Linux with its agent."""
 
-    def __init__(self, name: str, guest: UmlGuest, console: Path, on_event: Record) -> None:
-        super().__init__(name, UmlMachine(guest, console), on_event, UNDER_WAY)
+    def __init__(self, name: str, guest: UmlGuest, console: Path, on_event: Record, mtu: int = 1500) -> None:
+        super().__init__(name, UmlMachine(guest, console, mtu=mtu), on_event, UNDER_WAY)
 
     def wait_ready(self) -> None:
         """Wait until it has booted: what is said to it before is lost. Raises NodeDied and PhaseTimeout."""

@@ -90,8 +90,8 @@ def test_a_kernel_that_complains_is_heard(bench: Bench) -> None:
     """What a node's kernel logs between start and end of a test is judged, and counters and log are kept."""
     closer, peer = bench.connect()
     closer.close()
-    # Only the kernel itself is believed: it shows where its processor is, as it does when something is wrong.
-    bench.run("b", "sh", "-c", "echo 'BUG: said by a program' > /dev/kmsg; echo l > /proc/sysrq-trigger")
+    # Only the kernel itself is believed: it shows where its processes are, as it does when something is wrong.
+    bench.run("b", "sh", "-c", "echo 'BUG: said by a program' > /dev/kmsg; echo t > /proc/sysrq-trigger")
 
     (finding,) = broken(bench.findings(bench.hard_close(closer, peer)))
 

@@ -64,7 +64,8 @@ def test_calls_to_a_dying_worker_do_not_take_the_agent_with_them(pair: SoftPair)
         burst = encode({"to": 0, "id": 10**6 + round_number, "call": "kill", "args": {"worker": worker}})
         for number in range(300):
             burst += encode({"to": worker, "id": 10**7 + number, "call": "versions", "args": {}})
-        node.channel._sock.sendall(burst)
+        with node.channel._send_lock:
+            node.channel._send_all(burst)
         assert node.channel.wait_exit(worker, 10) == -9
     assert node.system("versions")["kernel"]
 

@@ -131,11 +131,13 @@ def test_a_frozen_node_hangs_and_goes_on(node: SoftNode) -> None:
     """No process of it runs while it is frozen; thawed, it answers."""
     assert node.system("versions")
     node.machine.freeze()
-    states = {
-        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in processes(node.machine.pid)
-    }
+
+    def states() -> set[str]:
+        paths = [Path(f"/proc/{pid}/stat") for pid in processes(node.machine.pid)]
+        return {path.read_text().rpartition(")")[2].split()[0] for path in paths}
+
+    wait(lambda: states() == {"T"})
     node.machine.thaw()
-    assert states == {"T"}
     assert node.system("versions")
 
 
