@@ -9,8 +9,8 @@ export PYTHONPYCACHEPREFIX="$PWD/.venv/pycache"
 
 SYSTEM_PACKAGES=(qemu-system-x86 mmdebstrap debian-archive-keyring util-linux python3-venv tcpdump tshark zstd)
 
-# What a kernel for User-Mode Linux is built with: lab/test needs it, lab/run does not.
-BUILD_PACKAGES=(gcc libc6-dev make flex bison bc xz-utils)
+# What a kernel for User-Mode Linux is built with, and its nodes' second network: lab/test needs it, lab/run does not.
+UML_PACKAGES=(gcc libc6-dev make flex bison bc xz-utils slirp4netns)
 
 say() { printf 'hil: %s\n' "$*"; }
 die() { printf 'hil: error: %s\n' "$*" >&2; exit 2; }

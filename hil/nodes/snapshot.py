@@ -1,7 +1,6 @@
 """Boot a node once, keep it as a snapshot, and know whether KVM works on this machine."""
 
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -17,10 +16,8 @@ from hil.nodes.channel import Channel
 from hil.nodes.image import (
     Image,
     building,
-    cache_folder,
     code_key,
     damage,
-    image_for,
     in_use,
     keep_newest,
     seal,
@@ -81,16 +78,6 @@ def snapshot_for(
         _make(image, folder, memory_mib, accelerator, user_net)
     keep_newest(folder, KEPT)
     return _load(image, folder, memory_mib, accelerator, user_net)
-
-
-@functools.cache
-def host_snapshot(suite: str, memory_mib: int = 640) -> Snapshot:
-    """A guest that people log in to by ssh (``hil.nodes.foreign``), from the cache or built."""
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    with only_one(cache):
-        image = image_for(suite, cache, "host")
-        return snapshot_for(image, cache, memory_mib, user_net=True)
 
 
 @contextmanager

@@ -18,13 +18,23 @@ SoftGuest = Snapshot | UmlGuest
 @functools.cache
 def soft_guest(guest: Guest) -> SoftGuest:
     """What nodes of this kind are made from, out of the cache or built. Raises SetupError or OSError."""
+    return _guest(guest, "")
+
+
+@functools.cache
+def host_guest(guest: Guest) -> SoftGuest:
+    """The same with an ssh server, for nodes that play hosts of somebody else's (``fixtures.foreign``)."""
+    return _guest(guest, "host")
+
+
+def _guest(guest: Guest, variant: str) -> SoftGuest:
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with only_one(cache):
-        image = image_for(guest.suite, cache)
+        image = image_for(guest.suite, cache, variant)
         if guest.kind == "uml":
             return uml_guest_for(image, kernel_for(guest.kernel, cache), cache, guest.memory_mib)
-        return snapshot_for(image, cache, guest.memory_mib, guest.accelerator)
+        return snapshot_for(image, cache, guest.memory_mib, guest.accelerator, user_net=variant == "host")
 
 
 def start(name: str, made_from: SoftGuest, console: Path, on_event: Record, mtu: int = 1500) -> SoftNode:

@@ -26,6 +26,7 @@ from hil.nodes.image import Image, building, code_key, damage, in_use, keep_newe
 from hil.nodes.machine import Sockets, console_tail, die_with_parent, frame_sockets, memory_kib
 from hil.nodes.node import Record
 from hil.nodes.umlkernel import Kernel
+from hil.nodes.usernet import UserNet
 from hil.progress import say, step
 
 BOOT_TIMEOUT_S = 120.0
@@ -42,6 +43,7 @@ echo pfifo > /proc/sys/net/core/default_qdisc
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 ip link set vec0 name eth0
+[ ! -e /sys/class/net/vec1 ] || ip link set vec1 name eth1
 ip link set lo up
 ulimit -l unlimited
 ulimit -n 65536
@@ -152,15 +154,20 @@ def _alone_on(core: int) -> None:
 class UmlMachine:
     """A running User-Mode Linux. Nothing it has survives it: its processes are one group, its memory has no name.
 
-    ``mtu``: the largest that its netdev can have, in bytes. ``more``: further words for the kernel's command line.
+    ``mtu``: the largest that its netdev can have, in bytes. ``user_net``: give it a second netdev on a network of its
+    own. ``more``: further words for the kernel's command line.
     """
 
-    def __init__(self, guest: UmlGuest, console: Path, *more: str, mtu: int = 1500) -> None:
+    def __init__(
+        self, guest: UmlGuest, console: Path, *more: str, mtu: int = 1500, user_net: UserNet | None = None
+    ) -> None:
         self.console = console
         ours, theirs = socket.socketpair()
         frames, their_frames = frame_sockets()
         # A machine has no monitor: the process itself is stopped and continued.
         self.sockets = Sockets(ours, frames, ours)
+        self.user_net = user_net
+        second = f"vec1:transport=bess,dst={user_net.frames},depth={VECTOR_DEPTH},gro=0" if user_net else ""
         out, into = os.pipe2(os.O_CLOEXEC)
         try:
             self._process = subprocess.Popen(
@@ -174,6 +181,7 @@ class UmlMachine:
                     "ssl=null",
                     f"ssl0=fd:{theirs.fileno()},fd:{theirs.fileno()}",
                     f"vec0:transport=fd,fd={their_frames.fileno()},depth={VECTOR_DEPTH},gro=0,mtu={mtu}",
+                    *([second] if second else []),
                     # Faster than ptrace where kernel and host have it; older kernels do not know the word.
                     "seccomp=auto",
                     # It would keep a folder for its control socket: nothing can be made in /proc.
@@ -254,13 +262,23 @@ class UmlMachine:
         self._process.wait()
         self._reader.join(5)
         self.sockets.close()
+        if self.user_net is not None:
+            self.user_net.stop()
 
 
 class UmlNode(SoftNode):
     """A running User-Mode Linux with its agent."""
 
-    def __init__(self, name: str, guest: UmlGuest, console: Path, on_event: Record, mtu: int = 1500) -> None:
-        super().__init__(name, UmlMachine(guest, console, mtu=mtu), on_event, UNDER_WAY)
+    def __init__(
+        self,
+        name: str,
+        guest: UmlGuest,
+        console: Path,
+        on_event: Record,
+        mtu: int = 1500,
+        user_net: UserNet | None = None,
+    ) -> None:
+        super().__init__(name, UmlMachine(guest, console, mtu=mtu, user_net=user_net), on_event, UNDER_WAY)
 
     def wait_ready(self) -> None:
         """Wait until it has booted: what is said to it before is lost. Raises NodeDied and PhaseTimeout."""
