@@ -5,6 +5,7 @@
 
 import ipaddress
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -412,7 +413,7 @@ class SoftPair(Pair):
 
     ``liar`` names a wire that lies (hil.wire.lying), for tests of the bench. ``used``: clones that another pair had,
     taken instead of new ones; ``give_back`` gets those of this pair in the end, if its test passed, did nothing to the
-    wire, and left them as it found them.
+    wire, and left them as it found them. ``parts_s``: seconds that each part of making it took.
     """
 
     def __init__(
@@ -426,6 +427,14 @@ class SoftPair(Pair):
     ) -> None:
         super().__init__(folder, PLACES)
         self._give_back = give_back
+        self.parts_s: dict[str, float] = {}
+        begun_ns = time.monotonic_ns()
+
+        def part(name: str) -> None:
+            nonlocal begun_ns
+            now_ns = time.monotonic_ns()
+            self.parts_s[name], begun_ns = (now_ns - begun_ns) / 1e9, now_ns
+
         if used is not None:
             self._open.append(used)
         try:
@@ -435,17 +444,21 @@ class SoftPair(Pair):
             else:
                 self._clones = used
                 used.hand_to(folder, self._record)
+            part("nodes that answer")
             self.nodes = self.clones = self._clones.nodes
             frames = self.clones["a"].frames, self.clones["b"].frames
             self.wire = self.inline = Wire(*frames, folder / "wire.pcapng", liar)
             self._open.append(self.wire)
             for pid in (*(node.machine.pid for node in self.clones.values()), self.inline.pid):
                 stopwatch.watch(stopwatch.ProcessorTime(pid), new=used is None or pid == self.inline.pid)
+            part("wire")
             if used is None:
                 provision_all(self.nodes, self.places, mtu)
+                part("provisioning")
                 if give_back is not None:
                     self._clones.note_standing()
             self._begin()
+            part("first look")
         except BaseException:
             self.close()
             raise
@@ -472,7 +485,9 @@ class SoftPair(Pair):
         """Why no other test may have the nodes, or an empty text."""
         if not self.passed:
             return "its test did not pass"
-        if any(event["kind"] == "exit" and event["status"] for _, event in self._events):
+            # A process that a test killed is no crash; what the kernel has left of it is looked for.
+        ended = {event["status"] for _, event in self._events if event["kind"] == "exit"}
+        if ended - {0, -signal.SIGKILL}:
             return "a process crashed"
         try:
             return self._clones.spoiled()
@@ -508,17 +523,20 @@ def provision_all(nodes: Mapping[str, Node], places: tuple[Place, ...], mtu: int
 
 def measure(guest: SoftGuest, pairs: int, mtu: int) -> Iterator[str]:
     """Time ``pairs`` pristine provisioned pairs and weigh their nodes; a line of text for each figure."""
-    times, first, memory = [], [], {}
+    times, first, memory, parts = [], [], {}, []
     for _ in range(pairs):
         with building(cache_folder()) as folder:
             started_ns = time.monotonic_ns()
             with SoftPair((guest, guest), folder, mtu) as pair:
                 times.append((time.monotonic_ns() - started_ns) / 1e9)
+                parts.append(pair.parts_s)
                 frame = next(read_pcapng(pair.wire.path), None)
                 if frame is not None:
                     first.append((frame.time_ns - pair.wire.counts().epoch_ns - started_ns) / 1e9)
                 memory = {n: node.machine.memory_kib() for n, node in pair.clones.items()}
     yield f"pristine provisioned pair: {min(times):.2f} to {max(times):.2f} s over {pairs}"
+    for name in parts[0]:
+        yield f"  {name}: {min(part[name] for part in parts):.2f} to {max(part[name] for part in parts):.2f} s"
     if first:
         yield f"first packet on the wire: after {min(first):.2f} to {max(first):.2f} s"
     for node, kib in memory.items():

@@ -50,7 +50,8 @@ ulimit -n 65536
 export PYTHONPATH=/hil-code:/hil-lib PYTHONUNBUFFERED=1 HOME=/tmp
 cd /tmp
 if [ -n "$HIL_COMPILE" ]; then
-    mkdir /host && mount -t hostfs none /host && python3 -c 'import hil.nodes.worker as w; w.preload()' \\
+    HIL_COMPILES='import hil.nodes.agent, hil.nodes.worker as worker; worker.preload(); worker.compile_loaded()'
+    mkdir /host && mount -t hostfs none /host && python3 -c "$HIL_COMPILES" \\
         && find /usr/lib /hil-code /hil-lib -name '*.pyc' -o -name __pycache__ | cpio -o -H newc > /host/compiled \\
         && touch /host/done
     poweroff -f

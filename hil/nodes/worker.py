@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.util
+import py_compile
 import socket
 import sys
 import threading
@@ -53,6 +54,17 @@ def preload() -> None:
     leave_out_the_rest_of("pyroute2")
     for module in ROLES.values():
         importlib.import_module(module)
+
+
+def compile_loaded() -> None:
+    """Keep the compiled form of every module that is loaded, so that no later process looks at its source.
+
+    A root file system that is unpacked at each boot gives every file a new time: only a form that is not checked lasts.
+    """
+    for module in list(sys.modules.values()):
+        source = getattr(module, "__file__", None)
+        if source and source.endswith(".py"):
+            py_compile.compile(source, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
 
 
 def preload_present() -> None:

@@ -1,5 +1,6 @@
 """Tests may have a pair one after the other, as long as each leaves it as it found it."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def left_running(program: str) -> str:
 def crash_a_provider(pair: SoftPair) -> None:
     channel = pair.nodes["b"].channel
     worker, _ = channel.spawn("provider")
-    channel.kill(worker)
+    channel.kill(worker, signal.SIGSEGV)
     channel.wait_exit(worker, 10.0)
 
 
