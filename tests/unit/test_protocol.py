@@ -93,3 +93,52 @@ def test_what_came_first_is_shown_where_no_agent_speaks(ends: Ends) -> None:
     with pytest.raises(NodeDied):
         channel.wait_exit(1, 10.0)
     assert not channel.alive() and channel.strange() == "what came was not the agent's: 'Welcome, stranger!'"
+
+
+def test_no_more_is_under_way_than_the_line_holds() -> None:
+    """With a window the controller sends so many bytes, and the next ones when the agent tells that they have come."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words", window=3000)
+    calling = threading.Thread(target=channel.call, args=(0, "kill", 20.0, "test"), kwargs={"filler": "x" * 9000})
+    calling.start()
+    came = b""
+    while len(came) < 9000:
+        before = len(came)
+        while len(came) < before + 3000 and len(came) < 9000:
+            came += theirs.recv(1 << 16)
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+        theirs.setblocking(True)
+        theirs.sendall(encode({"from": 0, "came": len(came)}))
+    frames = FrameBuffer()
+    bodies = frames.feed(came)
+    while not bodies:
+        bodies = frames.feed(theirs.recv(1 << 16))
+    theirs.sendall(encode({"from": 0, "id": decode(bodies[0])["id"], "value": None}))
+    calling.join(20)
+    assert not calling.is_alive()
+    theirs.close()
+    channel.close()
+    ours.close()
+
+
+def test_a_node_that_takes_nothing_more_hangs_and_one_that_goes_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full window that is never told of ends the call as a hang; the end of the stream ends the wait at once."""
+    monkeypatch.setattr("hil.nodes.channel.HANG_TIMEOUT_S", 0.2)
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words", window=100)
+    with pytest.raises(NodeDied, match="the node hangs: it takes nothing"):
+        channel.call(0, "kill", 20.0, "test", filler="x" * 500)
+    theirs.close()
+    channel.close()
+    ours.close()
+
+    monkeypatch.setattr("hil.nodes.channel.HANG_TIMEOUT_S", 60.0)
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words", window=100)
+    threading.Timer(0.2, theirs.close).start()
+    with pytest.raises(NodeDied):
+        channel.call(0, "kill", 20.0, "test", filler="x" * 500)
+    channel.close()
+    ours.close()

@@ -1,6 +1,8 @@
 """The wire's process between two sockets, with recorded frames: what it carries, changes, records, counts and tells."""
 
+import os
 import random
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -351,3 +353,15 @@ def test_a_wire_that_was_killed_is_named(joined: Joined) -> None:
     for ask in (joined.wire.counts, joined.wire.log, joined.wire.rules):
         with pytest.raises(CaptureError, match="the wire's process"):
             ask()
+
+
+def test_the_wire_knows_by_how_much_its_stamps_are_late(joined: Joined) -> None:
+    """While its process stands still a frame waits: by so much, told by the kernel's own stamp, it was stamped late."""
+    joined.a.send(FRAMES[0])
+    joined.get("b", 1)
+    os.kill(joined.wire.pid, signal.SIGSTOP)
+    joined.b.send(FRAMES[0])
+    time.sleep(0.3)
+    os.kill(joined.wire.pid, signal.SIGCONT)
+    joined.get("a", 1)
+    assert joined.wire.late_ns >= 300_000_000
