@@ -65,6 +65,7 @@ class PlainCounts:
     capture_error: str
     epoch_ns: int
     unlogged: int = 0
+    late_ns: int = 0
 
     @property
     def held(self) -> dict[str, int]:

@@ -15,7 +15,6 @@ import math
 import os
 import select
 import socket
-import struct
 import sys
 import time
 from collections import deque
@@ -34,14 +33,10 @@ from hil.wire.pcapng import PcapngWriter
 from hil.wire.picking import Hit, Rules
 from hil.wire.rules import Action, CutCable, Delay, Drop, Duplicate, Reorder, from_json
 from hil.wire.sides import INTERFACES
+from hil.wire.stamps import Lateness
 
 QUEUE_LIMIT = 512
 BATCH = 64
-LONGEST = 65536
-# socket(7) has it since Linux 2.6.22; Python has no name for it. The stamp is a struct timespec.
-SO_TIMESTAMPNS = 35
-STAMP = struct.Struct("qq")
-STAMP_SIZE = socket.CMSG_SPACE(STAMP.size)
 # Frames that may wait for their time: beyond, neither side is read until some went on.
 WAITING_LIMIT = 1 << 16
 TO = 2
@@ -63,7 +58,7 @@ class Forwarder:
         self.duplicated, self.injected = [0, 0], [0, 0]
         self._rules, self._later, self._log = Rules(), Later(), Log()
         self._cut_until_ns = 0.0
-        self.late_ns = 0
+        self._lateness = Lateness()
         self.capture_error = ""
         self._asked = b""
         self._running = True
@@ -82,9 +77,7 @@ class Forwarder:
         self._wanted = [-1, -1]
         self._places = {end.fileno(): side for side, end in enumerate(ends)}
         for end in ends:
-            end.setblocking(False)
-            # The kernel stamps each frame when the machine sends it: this process may look at it much later.
-            end.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            self._lateness.watch(end)
 
     def run(self) -> None:
         """Carry frames until ``stop`` or the end of the control connection."""
@@ -139,9 +132,9 @@ class Forwarder:
         if self._cut_until_ns or self._rules.active or self._later:
             self._receive_judged(side)
             return
-        to, count = 1 - side, 0
+        take, end, to, count = self._lateness.take, self._ends[side], 1 - side, 0
         try:
-            while count < BATCH and (frame := self._take(side)):
+            while count < BATCH and (frame := take(end)):
                 count += 1
                 self._record(side, frame)
                 self._pass(to, frame)
@@ -150,14 +143,6 @@ class Forwarder:
             pass
         self.received[side] += count
         self.unchanged[side] += count
-
-    def _take(self, side: int) -> bytes:
-        """The next frame of a side; how long it has waited is noted. Raises OSError."""
-        frame, told, _, _ = self._ends[side].recvmsg(LONGEST, STAMP_SIZE)
-        if told:
-            seconds, rest_ns = STAMP.unpack(told[0][2])
-            self.late_ns = max(self.late_ns, time.time_ns() - seconds * 10**9 - rest_ns)
-        return frame
 
     def _pass(self, side: int, frame: bytes) -> None:
         """Send a frame to ``side``; behind others it waits until the node takes frames again."""
@@ -177,7 +162,7 @@ class Forwarder:
     def _receive_judged(self, side: int) -> None:
         for _ in range(BATCH):
             try:
-                frame = self._take(side)
+                frame = self._lateness.take(self._ends[side])
             except OSError:
                 return
             if not frame:
@@ -366,7 +351,7 @@ class Forwarder:
             "unlogged": self._log.unlogged,
             "capture_error": self.capture_error,
             "epoch_ns": self._epoch_ns,
-            "late_ns": self.late_ns,
+            "late_ns": self._lateness.late_ns,
         }
         return by_side | facts
 

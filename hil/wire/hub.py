@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hil.wire.pcapng import PcapngWriter
+from hil.wire.stamps import Lateness
 
 QUEUE_LIMIT = 1024
 BATCH = 64
@@ -36,8 +37,9 @@ class Switch:
         self._writer = PcapngWriter(out, [f"side-{name}" for name in self._names])
         self.received, self.sent, self.lost = ([0] * len(self._ends) for _ in range(3))
         self.capture_error = ""
+        self._lateness = Lateness()
         for end in self._ends:
-            end.setblocking(False)
+            self._lateness.watch(end)
 
     def run(self) -> None:
         """Carry frames until the controller says so or is gone."""
@@ -67,7 +69,7 @@ class Switch:
     def _receive(self, port: int) -> None:
         for _ in range(BATCH):
             try:
-                frame = self._ends[port].recv(65536)
+                frame = self._lateness.take(self._ends[port])
             except OSError:
                 return
             if len(frame) < 14:
@@ -124,7 +126,8 @@ class Switch:
         queued = [len(queue) for queue in self._queues]
         by_name = {"received": self.received, "sent": self.sent, "lost": self.lost, "queued": queued}
         counts: dict[str, object] = {n: dict(zip(self._names, v, strict=True)) for n, v in by_name.items()}
-        return counts | {"capture_error": self.capture_error, "epoch_ns": self._epoch_ns}
+        facts = {"capture_error": self.capture_error, "epoch_ns": self._epoch_ns, "late_ns": self._lateness.late_ns}
+        return counts | facts
 
 
 def main() -> None:

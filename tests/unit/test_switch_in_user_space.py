@@ -1,6 +1,9 @@
 """The switch of a soft lab: frames go where they are heard, each is recorded once, and what is counted adds up."""
 
+import os
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +105,15 @@ def test_a_switch_holds_nothing_back(switch: SoftSwitch) -> None:
     switch.stop()
     with pytest.raises(CaptureError):
         switch.counts()
+
+
+def test_the_switch_knows_by_how_much_its_stamps_are_late(
+    switch: SoftSwitch, ends: dict[str, tuple[socket.socket, socket.socket]]
+) -> None:
+    """A frame that waits while the process of the switch stands still is stamped late by so much, and it says so."""
+    os.kill(switch.pid, signal.SIGSTOP)
+    ends["n1"][0].send(frame("n1", BROADCAST, b"late"))
+    time.sleep(0.3)
+    os.kill(switch.pid, signal.SIGCONT)
+    ends["n2"][0].recv(65536)
+    assert switch.late_ns >= 300_000_000
