@@ -111,6 +111,7 @@ def test_the_switch_knows_by_how_much_its_stamps_are_late(
     switch: SoftSwitch, ends: dict[str, tuple[socket.socket, socket.socket]]
 ) -> None:
     """A frame that waits while the process of the switch stands still is stamped late by so much, and it says so."""
+    switch.counts()
     os.kill(switch.pid, signal.SIGSTOP)
     ends["n1"][0].send(frame("n1", BROADCAST, b"late"))
     time.sleep(0.3)
