@@ -28,6 +28,7 @@ WIRE = Place("before frames that the wire takes", 50, 0.12)
 _lock = threading.Lock()
 _seed = ""
 _chances: dict[Place, random.Random] = {}
+_derived: dict[str, int] = {}
 
 
 def start(seed: str) -> None:
@@ -36,11 +37,24 @@ def start(seed: str) -> None:
     with _lock:
         _seed = seed
         _chances.clear()
+        _derived.clear()
 
 
 def seed() -> str:
     """The seed that was started with, or an empty text."""
     return _seed
+
+
+def derived(name: str) -> str:
+    """A seed for another process of a test, of its own; empty without naps.
+
+    A process of that name is numbered by how many there were in the test.
+    """
+    if not _seed:
+        return ""
+    with _lock:
+        _derived[name] = _derived.get(name, 0) + 1
+        return f"{_seed} {name} {_derived[name]}"
 
 
 def nap(place: Place) -> None:

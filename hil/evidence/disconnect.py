@@ -9,15 +9,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One link of the chain: its name, the requirements it stands for, whether it held, and what was seen."""
+    """One link of the chain: its name, the requirements it stands for, whether it held, and what was seen.
+
+    ``doubt``: why it is not known whether it held, though nothing shows that it broke.
+    """
 
     link: str
     requirements: tuple[str, ...]
     held: bool
     seen: str
+    doubt: str = ""
 
     def __str__(self) -> str:
-        return f"{'held ' if self.held else 'BROKE'} {self.link} [{', '.join(self.requirements)}]: {self.seen}"
+        held = "doubt" if self.doubt else "held " if self.held else "BROKE"
+        return f"{held} {self.link} [{', '.join(self.requirements)}]: {self.seen}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ class Evidence:
     processes held before the first connection and at the end. ``kernel_log``: node to what its kernel logged.
     ``port_counters``: node to the counters of its ports at the start and at the end. ``problems``: why the evidence
     cannot carry a judgement. ``uncertainty_ns``: the largest of the clock relations'. ``late_ns``: by how much a
-    packet's time may be later than its receiver had it, as a mirror's is. ``packets``: what the nodes sent.
+    packet's time may be later than its receiver had it, as a mirror's is. ``late_frames``: by how
+    many ns the stamps of single frames are known to be late. ``packets``: what the nodes sent.
     ``delivered``: what the nodes got, another thing only where something was done to the wire, which then is among the
     events of node "wire".
     """
@@ -36,6 +37,7 @@ class Evidence:
     port_counters: dict[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
     uncertainty_ns: int = 0
     late_ns: int = 0
+    late_frames: dict[int, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def connections(self) -> list[Connection]:

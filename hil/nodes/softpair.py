@@ -352,7 +352,7 @@ class Pair:
             if len(came) < sum(counts.received.values()):
                 problem = f"capture incomplete: {len(came)} frames in the file, the wire received {counts.received}"
                 evidence.problems.append(problem)
-            epoch_ns = counts.epoch_ns
+            epoch_ns, evidence.late_frames = counts.epoch_ns, counts.late_frames
             evidence.packets = list(roce_packets(came))
             evidence.delivered = list(roce_packets(reached(frames)))
             both = (*evidence.packets, *evidence.delivered)

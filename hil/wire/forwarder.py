@@ -272,8 +272,10 @@ class Forwarder:
     def _record(self, interface: int, frame: bytes, comment: str = "") -> None:
         if self.capture_error:
             return
+        came_in = interface < TO
+        stamp_ns = self._lateness.stamp_ns(self._captured + 1) if came_in else time.monotonic_ns()
         try:
-            self._writer.write(interface, self._epoch_ns + time.monotonic_ns(), frame, comment)
+            self._writer.write(interface, self._epoch_ns + stamp_ns, frame, comment)
             self._captured += 1
         except OSError as error:
             self.capture_error = f"the capture could not be written: {error}"
@@ -351,7 +353,7 @@ class Forwarder:
             "unlogged": self._log.unlogged,
             "capture_error": self.capture_error,
             "epoch_ns": self._epoch_ns,
-            "late_ns": self._lateness.late_ns,
+            "late_frames": self._lateness.late,
         }
         return by_side | facts
 

@@ -37,6 +37,7 @@ class Switch:
         self._writer = PcapngWriter(out, [f"side-{name}" for name in self._names])
         self.received, self.sent, self.lost = ([0] * len(self._ends) for _ in range(3))
         self.capture_error = ""
+        self._recorded = 0
         self._lateness = Lateness()
         for end in self._ends:
             self._lateness.watch(end)
@@ -94,7 +95,8 @@ class Switch:
         if self.capture_error:
             return
         try:
-            self._writer.write(port, self._epoch_ns + time.monotonic_ns(), frame)
+            self._recorded += 1
+            self._writer.write(port, self._epoch_ns + self._lateness.stamp_ns(self._recorded), frame)
         except OSError as error:
             self.capture_error = f"the capture could not be written: {error}"
 
@@ -126,7 +128,7 @@ class Switch:
         queued = [len(queue) for queue in self._queues]
         by_name = {"received": self.received, "sent": self.sent, "lost": self.lost, "queued": queued}
         counts: dict[str, object] = {n: dict(zip(self._names, v, strict=True)) for n, v in by_name.items()}
-        facts = {"capture_error": self.capture_error, "epoch_ns": self._epoch_ns, "late_ns": self._lateness.late_ns}
+        facts = {"capture_error": self.capture_error, "epoch_ns": self._epoch_ns, "late_frames": self._lateness.late}
         return counts | facts
 
 

@@ -32,6 +32,8 @@ class Counts(Protocol):
     def capture_error(self) -> str: ...
     @property
     def epoch_ns(self) -> int: ...
+    @property
+    def late_frames(self) -> dict[int, int]: ...
     def mismatch(self) -> str: ...
 
 
@@ -45,10 +47,8 @@ class CapturePoint(Protocol):
 
     path: Path
     sides: tuple[str, ...]
+    late_ns: int
     uncertainty_ns: int
-
-    @property
-    def late_ns(self) -> int: ...
 
     def counts(self) -> Counts:
         """Counts now; whatever they count is in the file. Raises CaptureError when nothing records any more."""

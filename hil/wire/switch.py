@@ -45,14 +45,6 @@ class SoftSwitch(Onlooker):
         """Counts now; the capture is flushed first. Raises CaptureError when the switch's process is gone."""
         return self._ask(b"counts\n")
 
-    @property
-    def late_ns(self) -> int:  # type: ignore[override]
-        """By how much a frame was stamped later, at most, than its machine had sent it; 0 once the switch is gone."""
-        try:
-            return self.counts().late_ns
-        except CaptureError:
-            return 0
-
     def stop(self) -> PlainCounts | None:
         """End the switch; its last counts, or None when it was gone already. Safe to call twice."""
         if self._stopped:

@@ -69,6 +69,7 @@ class Wire:
     """
 
     sides: tuple[str, ...] = SIDES
+    late_ns = 0
     uncertainty_ns = 0
 
     def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path, liar: str = "") -> None:
@@ -98,14 +99,6 @@ class Wire:
     def counts(self) -> WireCounts:
         """Counts now; the capture is flushed first. Raises CaptureError when the wire's process is gone."""
         return WireCounts(**self._ask("counts"))
-
-    @property
-    def late_ns(self) -> int:
-        """By how much a frame was stamped later, at most, than its machine had sent it; 0 once the wire is gone."""
-        try:
-            return self.counts().late_ns
-        except CaptureError:
-            return 0
 
     def cut(self) -> WireCounts:
         """Drop every frame of both sides from now on; each is still recorded where it came in."""

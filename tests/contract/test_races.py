@@ -51,7 +51,7 @@ def run(bench: Bench, capsys: pytest.CaptureFixture[str], thorough: bool) -> Run
         bench.pair.note_resources()
         outcome = measured(kind, max(int(rounds * (TIMES or (ALL if thorough else FEW))), 1), closer, peer, workers)
         was_met = met(outcome)
-        while (grown(outcome) or not was_met) and outcome.rounds <= rounds * max(TIMES, ALL):
+        while (grew(outcome) or not was_met) and outcome.rounds <= rounds * max(TIMES, ALL):
             # What is kept for use again may take more rounds to fill; what is lost grows on.
             outcome = measured(kind, MORE * outcome.rounds, closer, peer, workers)
             was_met = met(outcome)
@@ -67,6 +67,11 @@ def run(bench: Bench, capsys: pytest.CaptureFixture[str], thorough: bool) -> Run
         return outcome
 
     return started
+
+
+def grew(outcome: Outcome) -> bool:
+    """Whether more rounds must tell if a process grows: a few cannot tell what is kept from what is lost."""
+    return any(blocks > MAX_BLOCKS or size > MAX_BYTES for size, blocks in outcome.growth.values())
 
 
 def grown(outcome: Outcome) -> list[str]:

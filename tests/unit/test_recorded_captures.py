@@ -9,7 +9,7 @@ from scapy.contrib.roce import AETH, BTH
 
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import connections, ip_of, roce_packets
-from hil.evidence.rules import Finding, HardClose, broken, disconnect_links, peer_links
+from hil.evidence.rules import Finding, HardClose, broken, disconnect_links, peer_links, wire_links
 from hil.wire.frames import CMREQ, DETH, IPCM, MAD, addresses, dissect, scan
 from hil.wire.pcapng import CapturedFrame, read_pcapng
 
@@ -141,6 +141,35 @@ def test_a_peer_that_hears_what_the_wire_has_not_carried_is_named() -> None:
     assert heard(carried=True, after_ns=1_000_000).held
     assert not heard(carried=True, after_ns=-1_000_000).held
     assert not heard(carried=False, after_ns=1_000_000).held
+
+
+def reset_by_close(*, after_ns: int, late_ns: int) -> Finding:
+    """What the rules say of a close whose DREQ is stamped so long after its end, by a recorder that was so late."""
+    evidence = evidence_of("hard_close_ipv4.pcapng")
+    (connection,) = evidence.connections()
+    evidence.addresses = {"a": [connection.active], "b": [connection.passive]}
+    evidence.packet_times_ns = {p.frame: p.time_ns for p in evidence.packets}
+    dreq = next(p for p in evidence.packets if p.cm == "DREQ")
+    evidence.late_frames = {dreq.frame: late_ns} if late_ns else {}
+    close = {"node": "a", "function": "WSPCloseSocket", "socket": 10}
+    evidence.events = [
+        {"node": "a", "kind": "qp", "at_ns": 0, "handle": 1, "qp_num": connection.active_qpn},
+        close | {"kind": "begin", "at_ns": dreq.time_ns - after_ns - 2_000_000},
+        close | {"kind": "call", "at_ns": dreq.time_ns - after_ns, "result": 0, "code": 0},
+    ]
+    found = wire_links(evidence, HardClose("a", 10, 1, "b", 20, 2))
+    return next(f for f in found if f.link == "the DREQ comes while WSPCloseSocket runs, at once")
+
+
+def test_a_dreq_that_was_stamped_late_is_no_proof_of_a_late_reset() -> None:
+    """In time it held; late it broke; late by no more than its own stamp may be, nothing is known."""
+    in_time, late, doubtful, late_all_the_same = (
+        reset_by_close(after_ns=after_ns, late_ns=late_ns)
+        for after_ns, late_ns in ((0, 0), (219_000_000, 0), (219_000_000, 150_000_000), (800_000_000, 150_000_000))
+    )
+    assert (in_time.held, in_time.doubt) == (True, "")
+    assert not late.held and not late_all_the_same.held
+    assert doubtful.doubt == "the recorder stamped it 150.0 ms late" and str(doubtful).startswith("doubt")
 
 
 @pytest.mark.parametrize("name", ALL)
