@@ -14,6 +14,7 @@ import click
 from hil import __version__
 from hil.collected import named_requirements
 from hil.errors import HilError
+from hil.interrupts import end_by_any
 from hil.lab_cli import lab as lab_group
 from hil.nodes.lab import MAX_JOBS
 from hil.nodes.lab import jobs as usual_jobs
@@ -29,6 +30,7 @@ class _Commands(click.Group):
     """The verbs. One that is told to end, and does not end in its own way, ends with 2: nothing was judged."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        end_by_any()
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort):
@@ -265,10 +267,9 @@ def times(folder: Path | None, as_json: bool, most: int) -> None:
     from hil.report import times as report
 
     if folder is None:
-        kept = sorted(Path("results").glob(f"*/{report.TIMES}"), key=lambda path: path.stat().st_mtime)
-        if not kept:
+        folder = report.newest(Path("results"))
+        if folder is None:
             give_up("no run that kept its times below results/")
-        folder = kept[-1].parent
     try:
         found = report.read(folder)
     except HilError as error:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from hil.errors import HilError
 from hil.files import passing_folder, write_whole
@@ -35,13 +37,21 @@ def named_requirements() -> dict[str, list[str]]:
 
 
 def _state() -> str:
-    digest = hashlib.sha256(f"{sys.version}{ROOT}".encode())
+    digest = hashlib.sha256(f"{sys.version}{ROOT}{os.environ.get('PYTEST_ADDOPTS')}".encode())
+    digest.update((ROOT / "pyproject.toml").read_bytes())
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".csv"):
-                status = path.stat()
+            # An editor's link to nowhere has a size and a time, too, and may go while we look.
+            if path.suffix in (".py", ".csv") and (status := _status(path)) is not None:
                 digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
 
 
 def _checked(found: object) -> dict[str, list[str]]:

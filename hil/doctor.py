@@ -18,9 +18,20 @@ from hil.nodes.capture import free_memory
 from hil.nodes.host import Host
 from hil.nodes.hostlab import addresses, not_ready, outside, provisioning, resolved, told
 from hil.nodes.image import cache_folder
-from hil.nodes.labfile import Adapter, Guest, HostsFile, LabFile, MirrorCapture, NodeSection, SoftPairFile
+from hil.nodes.labfile import (
+    Adapter,
+    Guest,
+    HostsFile,
+    LabFile,
+    MirrorCapture,
+    NodeSection,
+    SoftPairFile,
+    SoftSwitchFile,
+)
 from hil.nodes.machine import qemu_version
 from hil.nodes.needs import doubts, lacks
+from hil.nodes.uml import NO_MEMORY_FOLDER, memory_folder
+from hil.nodes.umlkernel import cached_kernel, missing_tools
 from hil.progress import printable
 
 QEMU_AT_LEAST = (7, 2)
@@ -28,6 +39,7 @@ QEMU_AT_LEAST = (7, 2)
 NAMESPACES_SINCE = 7
 # An image, two snapshots and what their making needs.
 ROOM_GIB = 4
+MEND_MEMORY = "mount -o remount,exec,size=50% /dev/shm"
 INSTALL = "apt-get install -y --no-install-recommends {}"
 
 
@@ -77,13 +89,43 @@ def _program(name: str, package: str, otherwise: str, level: Level = Level.BAD) 
 
 def _soft(lab: LabFile) -> Iterator[Finding]:
     assert not isinstance(lab, HostsFile)
-    yield _qemu()
+    guests = {lab.guest, lab.guest_b or lab.guest} if isinstance(lab, SoftPairFile) else {lab.guest}
     yield _program("mmdebstrap", "mmdebstrap", "guest images cannot be built")
     yield _program("zstd", "zstd", "the kernels of some suites cannot be unpacked", Level.WARNING)
-    yield _kvm(lab.guest)
+    if clones := [guest for guest in guests if guest.kind == "clone"]:
+        yield _qemu()
+        yield _kvm(clones[0])
+    for guest in guests:
+        if guest.kind == "uml":
+            yield _uml_kernel(guest)
+            yield _uml_memory(lab.switch.nodes if isinstance(lab, SoftSwitchFile) else 2, guest.memory_mib)
     yield _room(cache_folder())
     count = 2 if isinstance(lab, SoftPairFile) else lab.switch.nodes
     yield _memory(count, lab.guest.memory_mib)
+
+
+def _uml_kernel(guest: Guest) -> Finding:
+    """Whether a kernel for User-Mode Linux is cached, or can be built."""
+    kept = cached_kernel(guest.kernel, cache_folder())
+    if kept is not None:
+        return Finding(Level.OK, "User-Mode Linux", f"kernel {kept.release}, from {kept.source}, is cached")
+    if missing := missing_tools():
+        seen = f"a kernel must be built, and {', '.join(missing)} are missing"
+        return Finding(Level.BAD, "User-Mode Linux", seen, INSTALL.format(" ".join(missing)))
+    return Finding(Level.OK, "User-Mode Linux", f"a kernel will be built from {guest.kernel[0]}, in some minutes")
+
+
+def _uml_memory(count: int, memory_mib: int) -> Finding:
+    """Whether the folder where User-Mode Linux keeps its nodes' memory has room for them, and lets it be run."""
+    folder = memory_folder()
+    if folder is None:
+        return Finding(Level.BAD, "nodes' memory", NO_MEMORY_FOLDER, MEND_MEMORY)
+    status = os.statvfs(folder)
+    free_mib = status.f_bavail * status.f_frsize >> 20
+    if free_mib < count * memory_mib:
+        seen = f"{free_mib} MiB are free in {folder}; {count} nodes of {memory_mib} MiB need {count * memory_mib}"
+        return Finding(Level.BAD, "nodes' memory", seen, MEND_MEMORY)
+    return Finding(Level.OK, "nodes' memory", f"{free_mib} MiB are free in {folder}")
 
 
 def _qemu() -> Finding:

@@ -1,12 +1,14 @@
 """Where the time of a test goes: seconds by phase, how much of each the processors worked, and what was waited for."""
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+# Bound here: a test may put others into the module time.
+from time import monotonic_ns, process_time_ns, time_ns
 from typing import Any
 
 LONG_NS = 10**9
@@ -38,17 +40,17 @@ class Stopwatch:
     """Times one test. ``sources`` tell the processor time, in ns, of this process and of others that work for it."""
 
     phase: Phase = Phase.SET_UP
-    begun_ns: int = field(default_factory=time.time_ns)
+    begun_ns: int = field(default_factory=time_ns)
     spent: dict[Phase, Spent] = field(default_factory=dict)
     waits: list[tuple[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    sources: list[Callable[[], int]] = field(default_factory=lambda: [time.process_time_ns])
-    _wall_ns: int = field(default_factory=time.monotonic_ns)
-    _processor_ns: int = field(default_factory=time.process_time_ns)
+    sources: list[Callable[[], int]] = field(default_factory=lambda: [process_time_ns])
+    _wall_ns: int = field(default_factory=monotonic_ns)
+    _processor_ns: int = field(default_factory=process_time_ns)
 
     def enter(self, phase: Phase) -> Phase:
-        """What goes by from now on is ``phase``'s; the phase until now."""
-        left, wall_ns, processor_ns = self.phase, time.monotonic_ns(), self._read()
+        """Time that passes from now on counts for ``phase``; returns the phase until now."""
+        left, wall_ns, processor_ns = self.phase, monotonic_ns(), self._read()
         spent = self.spent.setdefault(left, Spent())
         spent.wall_ns += wall_ns - self._wall_ns
         # A process that ended took its count along.
@@ -87,7 +89,7 @@ def stop() -> dict[str, Any] | None:
 
 @contextmanager
 def phase(name: Phase) -> Iterator[None]:
-    """What is done inside belongs to a phase of the running test, if one runs."""
+    """Time that passes inside counts for this phase of the running test, if one runs."""
     watch = _running
     if watch is None:
         yield
@@ -100,7 +102,7 @@ def phase(name: Phase) -> Iterator[None]:
 
 
 def enter(name: Phase) -> None:
-    """What is done from now on belongs to a phase of the running test, if one runs."""
+    """Time that passes from now on counts for this phase of the running test, if one runs."""
     if _running is not None:
         _running.enter(name)
 

@@ -155,7 +155,7 @@ class Agent:
             from hil import jitter
             from hil.nodes.worker import work
 
-            jitter.start(f"{seed} {self._next_worker}" if seed else "")
+            jitter.start(seed)
             work(theirs, role)
             status = 0
         except BaseException:

@@ -121,7 +121,7 @@ class Channel:
             HANG_TIMEOUT_S,
             "start of a worker",
             role=role,
-            jitter=f"{jitter.seed()} {self.name}" * bool(jitter.seed()),
+            jitter=jitter.derived(f"{self.name} {role}"),
         )
         with self._lock:
             self._workers.add(value["worker"])

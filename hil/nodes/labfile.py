@@ -343,6 +343,12 @@ def _kernel_source(value: Any, of: Any) -> str:
     return text
 
 
+def _kernel_sources(value: Any, _: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{value!r} is not a list of kernel sources with one at least")
+    return tuple(_kernel_source(source, KernelSource) for source in value)
+
+
 def _choice(value: Any, choices: Any) -> Any:
     if value not in get_args(choices):
         raise ValueError(f"{value!r} is not one of {', '.join(map(str, get_args(choices)))}")
@@ -392,6 +398,7 @@ def _converter(*, strict: bool = True) -> cattrs.Converter:
     converter.register_structure_hook(Namespace, _name_or_none)
     converter.register_structure_hook(Host, _host)
     converter.register_structure_hook(KernelSource, _kernel_source)
+    converter.register_structure_hook_func(lambda kind: kind == tuple[KernelSource, ...], _kernel_sources)
     for union in (NodeSection, CaptureSection):
         hook = _by_kind(converter, *get_args(union))
         converter.register_structure_hook_func(lambda kind, union=union: kind == union, hook)  # type: ignore[misc]

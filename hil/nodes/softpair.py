@@ -412,8 +412,8 @@ class SoftPair(Pair):
     """Two soft nodes joined by the inline wire, made from a guest each.
 
     ``liar`` names a wire that lies (hil.wire.lying), for tests of the bench. ``used``: clones that another pair had,
-    taken instead of new ones; ``give_back`` gets those of this pair in the end, if its test passed, did nothing to the
-    wire, and left them as it found them. ``parts_s``: seconds that each part of making it took.
+    taken instead of new ones; ``give_back`` gets those of this pair in the end, if its test passed
+    and left them as it found them. ``parts_s``: seconds that each part of making it took.
     """
 
     def __init__(
@@ -485,7 +485,7 @@ class SoftPair(Pair):
         """Why no other test may have the nodes, or an empty text."""
         if not self.passed:
             return "its test did not pass"
-            # A process that a test killed is no crash; what the kernel has left of it is looked for.
+        # A process that a test killed is no crash; the look at the nodes finds what the kernel has left of it.
         ended = {event["status"] for _, event in self._events if event["kind"] == "exit"}
         if ended - {0, -signal.SIGKILL}:
             return "a process crashed"

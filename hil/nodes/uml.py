@@ -15,10 +15,11 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hil.errors import NodeDied, PhaseTimeout, SnapshotError
+from hil.errors import NodeDied, PhaseTimeout, SetupError, SnapshotError
 from hil.nodes.agent import UNDER_WAY
 from hil.nodes.clone import SoftNode
 from hil.nodes.cpio import CpioWriter
@@ -132,6 +133,20 @@ def _compiled(guest: UmlGuest, place: Path) -> Path:
     return shared / "compiled"
 
 
+NO_MEMORY_FOLDER = "neither /dev/shm nor $TMPDIR nor /tmp is a folder that can be written and is not mounted noexec"
+
+
+def memory_folder() -> Path | None:
+    """Where nodes keep their memory, in files without a name, or None where nothing will do.
+
+    User-Mode Linux runs code out of them, so that noexec is in the way; on a disk they would be written back.
+    """
+    for text in ("/dev/shm", os.environ.get("TMPDIR", ""), "/tmp"):
+        if text and os.access(text, os.W_OK | os.X_OK) and not os.statvfs(text).f_flag & os.ST_NOEXEC:
+            return Path(text)
+    return None
+
+
 def next_core() -> int:
     """The core for another machine: they take turns, and each process of the bench begins at a place of its own.
 
@@ -167,7 +182,10 @@ class UmlMachine:
         frames, their_frames = frame_sockets()
         # A machine has no monitor: the process itself is stopped and continued.
         self.sockets = Sockets(ours, frames, ours)
-        self.user_net = user_net
+        memory = memory_folder()
+        if memory is None:
+            raise SetupError(NO_MEMORY_FOLDER)
+        self.user_net, self._ended = user_net, False
         second = f"vec1:transport=bess,dst={user_net.frames},depth={VECTOR_DEPTH},gro=0" if user_net else ""
         out, into = os.pipe2(os.O_CLOEXEC)
         try:
@@ -199,10 +217,16 @@ class UmlMachine:
                 stdin=subprocess.DEVNULL,
                 stdout=into,
                 stderr=into,
-                env=os.environ | {"LD_PRELOAD": str(guest.kernel.preload), "HIL_KEEP_OPEN": str(their_frames.fileno())},
+                env=os.environ
+                | {"LD_PRELOAD": str(guest.kernel.preload), "HIL_KEEP_OPEN": str(their_frames.fileno())}
+                | {"TMPDIR": str(memory)},
                 preexec_fn=functools.partial(_alone_on, next_core()),
                 start_new_session=True,
             )
+        except BaseException:
+            os.close(out)
+            self.sockets.close()
+            raise
         finally:
             os.close(into)
             theirs.close()
@@ -216,8 +240,9 @@ class UmlMachine:
         return self._process.pid
 
     def _keep_console(self, out: int) -> None:
+        # A kernel whose console takes nothing stands still: what cannot be written, on a full disk, is passed over.
         while data := os.read(out, 1 << 16):
-            with self._lock, self.console.open("ab") as file:
+            with suppress(OSError), self._lock, self.console.open("ab") as file:
                 file.write(data)
         os.close(out)
 
@@ -238,12 +263,17 @@ class UmlMachine:
         return True
 
     def freeze(self) -> None:
-        """Let the machine stand still until ``thaw``; its clock, which is the host's, goes on."""
-        os.killpg(self.pid, signal.SIGSTOP)
+        """Let the machine stand still until ``thaw``; its clock, which is the host's, goes on. Raises NodeDied."""
+        self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen machine go on."""
-        os.killpg(self.pid, signal.SIGCONT)
+        """Let a frozen machine go on. Raises NodeDied."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.alive():
+            raise NodeDied(f"the machine is gone: {self.last_words()}")
+        os.killpg(self.pid, number)
 
     def memory_kib(self) -> dict[str, int]:
         """Resident and private memory of the machine's kernel, which holds its nodes' whole memory, in KiB."""
@@ -256,10 +286,12 @@ class UmlMachine:
 
     def stop(self) -> None:
         """End every process of the machine and close every descriptor; safe to call twice."""
-        try:
+        if self._ended:
+            return
+        # Later the number may be another process's.
+        self._ended = True
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         self._reader.join(5)
         self.sockets.close()

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +36,11 @@ NET_SCHED DUMMY VETH BRIDGE BONDING MACVLAN IPVLAN VLAN_8021Q UML_NET_VECTOR
 PCI VIRTIO_MENU VIRTIO_UML UML_PCI_OVER_VIRTIO UML_PCI
 INFINIBAND_ADDR_TRANS MODULES CRYPTO CRYPTO_CRC32 CRYPTO_CRC32C CRC32
 """
-# As modules, because the order in which they register decides what happens when a device goes: they are told in the
-# reverse order, and ib_uverbs waits for programs to end (ib_uverbs_remove_one), which only rdma_cm tells to. Up to
-# Linux 6.12 soft-RoCE needs ib_uverbs, so that it is there first; a newer kernel loads it after rdma_cm, and there a
-# soft-RoCE device does not go while a program has it open.
+# As modules, because the order in which they register decides what happens when a device goes. The kernel tells its
+# clients in the reverse order. ib_uverbs waits until every program has closed the device (ib_uverbs_remove_one), and a
+# program closes it when rdma_cm tells of the removal: rdma_cm must be told first, and so register last. Up to
+# Linux 6.12 soft-RoCE needs ib_uverbs, which is there first for it. A newer one does not: modprobe loads rdma_cm before
+# ib_uverbs, and a soft-RoCE device does not go while a program has it open.
 MODULAR = "INFINIBAND INFINIBAND_USER_MAD INFINIBAND_USER_ACCESS RDMA_RXE RDMA_SIW"
 LOADED = ("ib_uverbs", "rdma_rxe", "rdma_ucm", "ib_umad")
 # "allnoconfig" leaves these on, or other symbols select them.
@@ -54,6 +56,9 @@ TOOLS = {
     "dpkg-deb": "dpkg",
     "xz": "xz-utils",
 }
+HEADER = Path("/usr/include/stdlib.h")
+# Kbuild refuses a path with any of these.
+NOT_IN_PATHS = re.compile(r"[\s:]")
 RECIPE_VERSION = 3
 # User-Mode Linux closes the descriptor that its netdev was given when the netdev goes down, and cannot open it again
 # (arch/um/drivers/vector_user.c, user_init_fd_fds). Preloaded, this keeps the descriptor open.
@@ -96,9 +101,8 @@ def kernel_for(sources: Sequence[str], cache: Path) -> Kernel:
     """
     folder = cache / "kernels"
     sweep(folder)
-    for source in sources:
-        if (kernel := _cached(folder / key_of(source), source)) is not None:
-            return kernel
+    if (kernel := cached_kernel(sources, cache)) is not None:
+        return kernel
     for source in sources[:-1]:
         try:
             return _built(source, folder)
@@ -107,12 +111,21 @@ def kernel_for(sources: Sequence[str], cache: Path) -> Kernel:
     return _built(sources[-1], folder)
 
 
+def cached_kernel(sources: Sequence[str], cache: Path) -> Kernel | None:
+    """The kernel of the first of ``sources`` that was built already, or None."""
+    for source in sources:
+        with suppress(NoSuchSource):
+            if (kernel := _cached(cache / "kernels" / key_of(source), source)) is not None:
+                return kernel
+    return None
+
+
 class NoSuchSource(KernelError):
-    """A suite has no package of that name."""
+    """A suite has no package of that name, or a path leads to no kernel tree."""
 
 
 def key_of(source: str) -> str:
-    """The name in the cache of a kernel that is built from ``source``. Raises KernelError for a path without a tree."""
+    """The name in the cache of a kernel that is built from ``source``. Raises NoSuchSource."""
     inputs = [
         RECIPE_VERSION,
         configuration(),
@@ -139,13 +152,14 @@ def configuration() -> str:
 
 def missing_tools() -> list[str]:
     """The Debian packages that a build still needs on this machine."""
-    return [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
+    missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
+    return missing + ["libc6-dev"] * (not HEADER.exists())
 
 
 def _tree_key(tree: Path) -> str:
-    """A key of a tree's files by name, size and time. Raises KernelError."""
+    """A key of a tree's files by name, size and time. Raises NoSuchSource."""
     if not (tree / "arch" / "um" / "Makefile").is_file():
-        raise KernelError(f"{tree} is no kernel tree with User-Mode Linux: it has no arch/um/Makefile")
+        raise NoSuchSource(f"{tree} is no kernel tree with User-Mode Linux: it has no arch/um/Makefile")
     digest = hashlib.sha256()
     for folder, folders, files in os.walk(tree):
         folders[:] = sorted(name for name in folders if name != ".git")
@@ -178,6 +192,10 @@ def _built(source: str, folder: Path) -> Kernel:
             f"a kernel cannot be built here; install what is missing: apt-get install {' '.join(missing)}"
         )
     final = folder / key_of(source)
+    if NOT_IN_PATHS.search(str(folder)):
+        raise KernelError(
+            f"a kernel cannot be built in {folder}: a blank or a colon is in the path; name another in HIL_CACHE"
+        )
     with step(f"building a User-Mode Linux kernel from {source} (once; takes minutes)"), building(folder) as work:
         tree = Path(source).absolute() if is_tree(source) else _unpacked(source, work)
         out = work / "out"

@@ -39,19 +39,26 @@ class UserNet:
             preexec_fn=die_with_parent,
             start_new_session=True,
         )
-        self._wait_for(self.frames)
+        try:
+            self._wait_for(self.frames)
+        except BaseException:
+            self.stop()
+            raise
 
     def forward(self, port: int) -> None:
         """Let ``port`` of 127.0.0.1 lead to the node's ssh server; its netdev is up. Raises NodeError."""
         self._wait_for(self._api)
         arguments: dict[str, Any] = {"proto": "tcp", "host_addr": "127.0.0.1", "host_port": port}
         arguments |= {"guest_addr": GUEST_ADDRESS, "guest_port": SSH_PORT}
-        with socket.socket(socket.AF_UNIX) as api:
-            api.settimeout(ANSWER_TIMEOUT_S)
-            api.connect(str(self._api))
-            api.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
-            api.shutdown(socket.SHUT_WR)
-            answer = json.loads(api.recv(1 << 16) or b"{}")
+        try:
+            with socket.socket(socket.AF_UNIX) as api:
+                api.settimeout(ANSWER_TIMEOUT_S)
+                api.connect(str(self._api))
+                api.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
+                api.shutdown(socket.SHUT_WR)
+                answer = json.loads(api.recv(1 << 16) or b"{}")
+        except (OSError, ValueError) as error:
+            raise NodeError(f"slirp4netns does not answer: {error}") from error
         if "error" in answer or "return" not in answer:
             raise NodeError(f"port {port} cannot lead to the node: {answer}")
 

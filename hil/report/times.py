@@ -1,8 +1,10 @@
 """Where the time of a run went, from the lines that it kept: by folder, file and phase, the slowest, long waits."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -62,32 +64,52 @@ def cores() -> tuple[int, int]:
 
 def read(folder: Path) -> Times:
     """The times of a results folder. Raises HilError when it holds none, or what is no such file."""
-    path, found = folder / TIMES, Times()
+    path, found, number = folder / TIMES, Times(), 0
     try:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            _take(found, json.loads(line), number)
+        # A run that was killed may have left half of a line at the end.
+        text = path.read_text(errors="replace")
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            number += 1
+            _take(found, json.loads(line))
     except OSError as error:
         raise HilError(f"{path}: {error.strerror}: a run of the bench keeps it") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise HilError(f"{path}: line {number} is not a test's times: {error!r}") from error
     return found
 
 
-def _take(found: Times, line: dict[str, Any], number: int) -> None:
-    at, (busy, ticks) = float(line["at"]), map(int, line["cores"])
+def newest(parent: Path) -> Path | None:
+    """The newest results folder below ``parent`` that holds the times of a test."""
+    for path in sorted(parent.glob(f"*/{TIMES}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(HilError):
+            if read(path.parent).tests:
+                return path.parent
+    return None
+
+
+def _take(found: Times, line: dict[str, Any]) -> None:
+    at, (busy, ticks) = _number(line["at"]), map(int, line["cores"])
     found.busy.append((at, busy, ticks))
     if "test" in line:
-        phases = {Phase(name): (float(wall), float(worked)) for name, (wall, worked) in line["phases"].items()}
-        waits = [(str(call), float(seconds)) for call, seconds in line["waits"]]
+        phases = {Phase(name): (_number(wall), _number(worked)) for name, (wall, worked) in line["phases"].items()}
+        waits = [(str(call), _number(seconds)) for call, seconds in line["waits"]]
         found.tests.append(
             Timed(str(line["test"]), str(line["worker"]), phases, waits, [str(note) for note in line.get("notes", [])])
         )
 
 
+def _number(value: Any) -> float:
+    """Raises ValueError for what is no finite number."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no finite number")
+    return number
+
+
 def busy_share(busy: Sequence[tuple[float, int, int]]) -> float:
     """How much of all cores' time was busy, 0 to 1."""
     ticks = busy[-1][2] - busy[0][2] if busy else 0
-    return (busy[-1][1] - busy[0][1]) / ticks if ticks else 0.0
+    return min(max((busy[-1][1] - busy[0][1]) / ticks, 0.0), 1.0) if ticks > 0 else 0.0
 
 
 def busy_line(busy: Sequence[tuple[float, int, int]]) -> str:
@@ -97,12 +119,12 @@ def busy_line(busy: Sequence[tuple[float, int, int]]) -> str:
     slices: list[list[tuple[float, int, int]]] = [[] for _ in range(SLICES)]
     begun, length = busy[0][0], busy[-1][0] - busy[0][0]
     for before, now in pairwise(busy):
-        # What one test's end says is so of all the time since the end before it.
-        first, last = (min(int((at - begun) / length * SLICES), SLICES - 1) for at in (before[0], now[0]))
+        # The ticks between two tests' ends belong to all the time between them. A clock that was set stays inside.
+        first, last = (min(max(int((at - begun) / length * SLICES), 0), SLICES - 1) for at in (before[0], now[0]))
         for place in range(first, last + 1):
             slices[place] += [before, now] if not slices[place] else [now]
     shares = [busy_share(part) if len(part) > 1 else 0.0 for part in slices]
-    return "".join(BARS[round(min(share, 1.0) * (len(BARS) - 1))] for share in shares)
+    return "".join(BARS[round(share * (len(BARS) - 1))] for share in shares)
 
 
 def as_json(times: Times) -> dict[str, Any]:
