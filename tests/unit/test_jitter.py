@@ -33,6 +33,17 @@ def test_without_a_seed_nothing_naps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert naps(monkeypatch, "", jitter.TEST_CALL) == []
 
 
+def test_each_process_of_a_test_has_a_seed_of_its_own() -> None:
+    """By its name and number in the test, whatever ran before: the same again for the same test."""
+    jitter.start("")
+    assert jitter.derived("node a provider") == ""
+    jitter.start("1")
+    first = [jitter.derived(name) for name in ("node a provider", "node a provider", "node b provider")]
+    assert len(set(first)) == 3
+    jitter.start("1")
+    assert [jitter.derived(name) for name in ("node a provider", "node a provider", "node b provider")] == first
+
+
 def test_the_same_seed_naps_at_the_same_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another seed, or another place, naps otherwise; how often and how long is the place's."""
     first = naps(monkeypatch, "1", jitter.TEST_CALL)

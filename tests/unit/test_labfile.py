@@ -504,3 +504,13 @@ def test_a_kernel_without_its_suite_is_refused(tmp_path: Path) -> None:
         read_lab_file(path)
     assert "'linux-source-7.2' is no kernel source: SUITE/PACKAGE, or the path of a kernel tree" in str(told.value)
     assert "[guest.kind] 'xen' is not one of clone, uml" in str(told.value)
+
+
+@pytest.mark.parametrize("kernel", ['"trixie/linux-source-6.12"', "[]", "[7]", '[""]'])
+def test_kernels_are_a_list_of_sources(tmp_path: Path, kernel: str) -> None:
+    """A text, an empty list and what is no source are one mistake each, with its place."""
+    path = tmp_path / "lab.toml"
+    path.write_text(f'[guest]\nkind = "uml"\nkernel = {kernel}\n')
+    with pytest.raises(LabFileError) as told:
+        read_lab_file(path)
+    assert str(told.value).count("[guest.kernel") == 1, told.value

@@ -148,7 +148,10 @@ def test_the_tables_name_the_slowest_and_the_long_waits(folder: Path) -> None:
         "[]",
         "{}",
         '{"at": 1, "cores": [1]}',
+        '{"at": NaN, "cores": [1, 2]}',
+        '{"at": 1, "cores": [1e999, 2]}',
         '{"at": 1, "cores": [1, 2], "test": 1, "phases": {"nap": [1, 2]}}',
+        '{"at": 1, "cores": [1, 2], "test": 1, "phases": [], "waits": []}',
     ],
 )
 def test_what_is_no_test_s_times_is_told_with_its_place(tmp_path: Path, line: str) -> None:
@@ -158,6 +161,16 @@ def test_what_is_no_test_s_times_is_told_with_its_place(tmp_path: Path, line: st
         times.read(tmp_path)
     done = CliRunner().invoke(main, ["times", str(tmp_path)])
     assert done.exit_code == 2 and "line 2 is not a test's times" in done.stderr
+
+
+def test_half_of_a_line_and_a_clock_that_was_set_are_taken_as_they_are(folder: Path) -> None:
+    """A run that was killed leaves half of a line, and is shown as far as it came; so is one whose clock went back."""
+    with (folder / times.TIMES).open("a") as file:
+        file.write(json.dumps(LINES[1] | {"at": 1.0, "cores": [100, 900]}) + "\n" + json.dumps(LINES[2])[:40])
+    found = times.read(folder)
+    assert len(found.tests) == 3
+    assert 0 <= times.busy_share(found.busy) <= 1
+    times.show(found, Console(file=StringIO()), 5)
 
 
 def test_a_folder_without_times_is_told(tmp_path: Path) -> None:

@@ -94,6 +94,18 @@ def test_what_is_no_tree_is_told(tmp_path: Path) -> None:
         key_of(str(tmp_path))
 
 
+def test_a_path_that_kbuild_refuses_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+    """A blank or a colon in the cache's path: the message names the setting."""
+    with pytest.raises(KernelError, match="a blank or a colon is in the path; name another in HIL_CACHE"):
+        kernel_for((NEWEST,), tmp_path / "my cache")
+
+
+def test_a_path_without_a_tree_gives_way_to_the_next_source(tmp_path: Path, builds: list[str]) -> None:
+    """As a package does that no suite has."""
+    assert kernel_for((str(tmp_path / "none"), OTHER), tmp_path).source == OTHER
+    assert builds[-1] == OTHER
+
+
 def test_missing_tools_are_told_by_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is fetched, with the command that installs them."""
     monkeypatch.setenv("PATH", str(tmp_path))
