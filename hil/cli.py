@@ -277,7 +277,8 @@ def times(folder: Path | None, as_json: bool, most: int) -> None:
     if as_json:
         click.echo(json.dumps(report.as_json(found), indent=1))
     else:
-        report.show(found, Console(), most)
+        # A file or a pipe has no width: there the tables are as wide as they must be.
+        report.show(found, Console() if sys.stdout.isatty() else Console(width=report.WIDTH), most)
 
 
 @main.command()

@@ -21,6 +21,7 @@ TIMES = "times.jsonl"
 """In a results folder: a line for each test, and one for the start."""
 BARS = " ▁▂▃▄▅▆▇█"
 SLICES = 60
+WIDTH = 200
 
 
 @dataclass(frozen=True, slots=True)
