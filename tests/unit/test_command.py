@@ -1,5 +1,9 @@
 """Which tests ``hil run`` runs."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -50,3 +54,40 @@ def test_a_command_that_is_told_to_end_ends_with_2(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("hil.cli.prepared", interrupted)
     done = CliRunner().invoke(main, ["prepare"])
     assert (done.exit_code, done.stderr) == (2, "hil: error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--requirement=NOPE-1", "there is no requirement and no area NOPE-1"),
+        ("--needing=clone", "there is no need clone"),
+    ],
+)
+def test_a_name_that_nothing_has_is_one_line(option: str, reason: str) -> None:
+    """Also of several processes: the reason comes before any of them is started."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "2",
+        option,
+        "tests/unit/test_command.py",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 4 and reason in done.stderr and "INTERNALERROR" not in done.stdout + done.stderr
+
+
+def test_repetition_runs_only_when_it_is_asked_for(tmp_path: Path) -> None:
+    """A test marked thorough is left out and counted, runs with --thorough, and a mark without a reason is refused."""
+    tests = tmp_path / "test_it.py"
+    tests.write_text("import pytest\n@pytest.mark.thorough('again')\ndef test_a(): pass\ndef test_b(thorough): pass\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--results={tmp_path}", str(tests)]
+    one = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    both = subprocess.run([*command, "--thorough"], capture_output=True, text=True, cwd=ROOT)
+    assert "1 passed, 1 deselected" in one.stdout and "2 passed" in both.stdout
+    tests.write_text("import pytest\n@pytest.mark.thorough\ndef test_a(): pass\n")
+    silent = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert silent.returncode != 0 and "the marker thorough needs a reason" in silent.stderr + silent.stdout
