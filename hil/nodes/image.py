@@ -60,7 +60,7 @@ LEFT_OUT = re.compile(
 # A host records with dumpcap, and shows nothing.
 LEFT_OUT_OF_HOSTS = r"^usr/(lib/x86_64-linux-gnu/(libwireshark|wireshark/)|share/wireshark/)"
 RECIPE_VERSION = 2
-INIT = """#!/bin/busybox sh
+INIT_BEGIN = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
@@ -68,7 +68,11 @@ INIT = """#!/bin/busybox sh
 echo pfifo > /proc/sys/net/core/default_qdisc
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
-for module in $(cat /etc/hil-modules); do
+"""
+"""How the init of every guest begins, on each kind of kernel."""
+INIT = (
+    INIT_BEGIN
+    + """for module in $(cat /etc/hil-modules); do
     insmod /hil-modules/$module.ko || echo "hil: module $module did not load"
 done
 ip link set lo up
@@ -78,6 +82,7 @@ export PYTHONPATH=/hil-code:/hil-lib PYTHONUNBUFFERED=1 HOME=/tmp
 cd /tmp
 exec python3 -m hil.nodes.agent hil
 """
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from hil.errors import NodeDied, PhaseTimeout, SetupError, SnapshotError
 from hil.nodes.agent import UNDER_WAY
 from hil.nodes.clone import SoftNode
 from hil.nodes.cpio import CpioWriter
-from hil.nodes.image import Image, building, code_key, damage, in_use, keep_newest, seal, sweep, write_code
+from hil.nodes.image import INIT_BEGIN, Image, building, code_key, damage, in_use, keep_newest, seal, sweep, write_code
 from hil.nodes.machine import Sockets, console_tail, die_with_parent, frame_sockets, memory_kib
 from hil.nodes.node import Record
 from hil.nodes.umlkernel import Kernel
@@ -35,15 +35,9 @@ KEPT = 4
 # Frames that the kernel may send or take at one look (Linux: Documentation/virt/uml, vector transports).
 VECTOR_DEPTH = 64
 # It is run as /init is in a clone. HIL_COMPILE comes from the kernel's command line, and names a folder of the host's.
-INIT = """#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev /tmp /run
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-# One band: in pfifo_fast a CM message overtakes a thousand data frames of its own adapter.
-echo pfifo > /proc/sys/net/core/default_qdisc
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox --install -s /bin
-ip link set vec0 name eth0
+INIT = (
+    INIT_BEGIN
+    + """ip link set vec0 name eth0
 [ ! -e /sys/class/net/vec1 ] || ip link set vec1 name eth1
 ip link set lo up
 ulimit -l unlimited
@@ -59,6 +53,7 @@ if [ -n "$HIL_COMPILE" ]; then
 fi
 exec python3 -m hil.nodes.agent /dev/ttyS0
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
