@@ -17,8 +17,7 @@ from hil.errors import HilError
 from hil.interrupts import end_by_any
 from hil.lab_cli import lab as lab_group
 from hil.nodes.lab import MAX_JOBS
-from hil.nodes.lab import jobs as usual_jobs
-from hil.nodes.lab import parallel as many_at_once
+from hil.nodes.lab import jobs as jobs_on
 from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile, SoftSwitchFile
 from hil.nodes.softlab import SoftLab
 from hil.nodes.softnodes import soft_guest
@@ -213,11 +212,6 @@ def _run_faults(lab: Path, jobs: int, chosen: str) -> tuple[Path, int]:
         name = "test_a_hard_close_ends_as_the_contract_says"
         return folder, exit_code(pytest.main([*options, f"{ROOT / MATRIX}::{name}{chosen}"]))
     return folder, exit_code(pytest.main([*options, *parallel(jobs), str(ROOT / MATRIX), str(ROOT / SCENARIOS)]))
-
-
-def jobs_on(lab: LabFile, asked: int | None) -> int:
-    """How many tests run at once on a lab: as many as were asked for, where it can carry them."""
-    return (asked or usual_jobs(lab)) if many_at_once(lab) else 1
 
 
 def parallel(jobs: int) -> list[str]:

@@ -255,12 +255,13 @@ def main() -> None:
     import hil.nodes.worker
 
     name = sys.argv[1]
-    with populated() if name.startswith("/dev/") else contextlib.nullcontext():
+    serial = name.startswith("/dev/")
+    with populated() if serial else contextlib.nullcontext():
         hil.nodes.worker.preload()
     # What is there now lives as long as the agent: collections in workers need not look at it, and copy its pages.
     gc.collect()
     gc.freeze()
-    if name.startswith("/dev/"):
+    if serial:
         load_modules(Path(MODULES_FOLDER))
         Agent(open_serial(name), told_every=TOLD_EVERY).serve()
     else:

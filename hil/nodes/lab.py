@@ -48,13 +48,15 @@ def parallel(lab: LabFile) -> bool:
     return not isinstance(lab, HostsFile)
 
 
-def jobs(lab: LabFile) -> int:
-    """How many tests run at once on a lab when nothing else is asked for.
+def jobs(lab: LabFile, asked: int | None = None) -> int:
+    """How many tests run at once on a lab: as many as were ``asked`` for, where it can carry them.
 
     Clones compute for most of a test, User-Mode Linux waits for half of it, and hosts carry one pair.
     """
     if not parallel(lab):
         return 1
+    if asked:
+        return asked
     cores = len(os.sched_getaffinity(0))
     waits = not isinstance(lab, HostsFile) and lab.guest.kind == "uml"
     return min(2 * cores + 1 if waits else cores, MAX_JOBS)

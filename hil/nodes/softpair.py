@@ -183,12 +183,12 @@ class Pair:
         for name in self.nodes:
             self._during.setdefault(name, []).extend(self.resources(name))
 
+    @stopwatch.phase(Phase.AUDIT)
     def audit_closed(self, name: str) -> None:
         """Wait until node ``name`` holds nothing of the sockets noted before; what stays is evidence."""
         during = self._during.get(name, [])
         before = self._baseline.get(name, [])
-        with stopwatch.phase(Phase.AUDIT):
-            left = self._when_none(name, lambda found: of_sockets(found, before, during))
+        left = self._when_none(name, lambda found: of_sockets(found, before, during))
         self._after_close[name] = left
 
     def _when_none(self, name: str, interesting: Callable[[Resources], Resources]) -> Resources:
@@ -212,15 +212,12 @@ class Pair:
     def _conclude(self) -> None:
         """Nothing more is to be recorded: a capture point that tells its losses only when it ends is ended."""
 
+    @stopwatch.phase(Phase.AUDIT)
     def evidence(self, *, audit: bool = True, last: bool = False) -> Evidence:
         """All evidence up to now; never raises for a dead node: what is missing becomes a problem.
 
         After one with ``audit``, or the ``last``, nothing more may be recorded.
         """
-        with stopwatch.phase(Phase.AUDIT):
-            return self._evidence(audit=audit, last=last)
-
-    def _evidence(self, *, audit: bool, last: bool) -> Evidence:
         evidence = Evidence({p.name: [ip for ip in (p.ipv4, p.ipv6) if ip] for p in self.places})
         evidence.during = {name: list(found) for name, found in self._during.items()}
         if missed := unseen(evidence):
@@ -352,7 +349,7 @@ class Pair:
             if len(came) < sum(counts.received.values()):
                 problem = f"capture incomplete: {len(came)} frames in the file, the wire received {counts.received}"
                 evidence.problems.append(problem)
-            epoch_ns, evidence.late_frames = counts.epoch_ns, counts.late_frames
+            epoch_ns, evidence.late_frames = counts.epoch_ns, {int(n): ns for n, ns in counts.late_frames.items()}
             evidence.packets = list(roce_packets(came))
             evidence.delivered = list(roce_packets(reached(frames)))
             both = (*evidence.packets, *evidence.delivered)
@@ -368,12 +365,9 @@ class Pair:
         except (CaptureError, OSError) as error:
             evidence.problems.append(f"the capture cannot be searched for gaps: {error}")
 
+    @stopwatch.phase(Phase.WRITING)
     def write(self, evidence: Evidence) -> None:
         """Write timeline and versions beside the capture and the consoles."""
-        with stopwatch.phase(Phase.WRITING):
-            self._write(evidence)
-
-    def _write(self, evidence: Evidence) -> None:
         evidence.write(self.folder / "timeline.jsonl")
         facts = {"problems": evidence.problems, "resources": evidence.resources, "processes": evidence.processes}
         facts |= {"kernel log": evidence.kernel_log, "port counters": evidence.port_counters}
@@ -463,6 +457,7 @@ class SoftPair(Pair):
             self.close()
             raise
 
+    @stopwatch.phase(Phase.WRITING)
     def write(self, evidence: Evidence) -> None:
         self.made_with = self.made_with | {"tests before on the same nodes": self._clones.uses}
         super().write(evidence)

@@ -19,7 +19,8 @@ class WireCounts:
     By the side they go to: ``duplicated`` and ``injected`` were added by rules and tests; of all that went on or was
     added, ``sent`` reached the node, ``lost`` did not because it was gone, ``queued`` wait for it.
     ``unlogged``: what rules did that the log had no room for. ``epoch_ns``: the capture's clock minus the monotonic.
-    ``late_frames``: by how many ns a frame, by its number in the capture, was stamped later than its machine sent it.
+    ``late_frames``: by how many ns a frame, by its number in the capture as text, was stamped later than its machine
+    sent it.
     """
 
     received: dict[str, int] = field(default_factory=_zero)
@@ -36,11 +37,7 @@ class WireCounts:
     unlogged: int = 0
     capture_error: str = ""
     epoch_ns: int = 0
-    late_frames: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        # JSON's keys are texts.
-        object.__setattr__(self, "late_frames", {int(number): ns for number, ns in self.late_frames.items()})
+    late_frames: dict[str, int] = field(default_factory=dict)
 
     def mismatch(self) -> str:
         """Which sum does not add up, or an empty text."""
@@ -69,11 +66,7 @@ class PlainCounts:
     capture_error: str
     epoch_ns: int
     unlogged: int = 0
-    late_frames: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        # JSON's keys are texts.
-        object.__setattr__(self, "late_frames", {int(number): ns for number, ns in self.late_frames.items()})
+    late_frames: dict[str, int] = field(default_factory=dict)
 
     @property
     def held(self) -> dict[str, int]:
