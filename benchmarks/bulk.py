@@ -16,11 +16,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hil.wire.bulk import scan
-from hil.wire.capture import open_capture
-from hil.wire.icrc import icrc
-from hil.wire.opcodes import LAYOUTS
-from hil.wire.pcapng import PcapngWriter
+from hil.capture.bulk import scan
+from hil.capture.pcapng import PcapngWriter
+from hil.capture.reader import open_capture
+from hil.roce.icrc import icrc
+from hil.roce.opcodes import LAYOUTS
 
 DIFFERENT = 4096
 START_NS = 1_700_000_000_000_000_000

@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from fixtures.roce import write
+from hil.capture.bulk import scan
+from hil.capture.reader import open_capture
 from hil.evidence.rebuild.file import FileRebuild
 from hil.evidence.rebuild.judgement import judge
-from hil.wire.bulk import scan
-from hil.wire.capture import open_capture
+from hil.testing.roce import write
 
 
 def timed(path: Path, count: int, what: str) -> tuple[float, float]:

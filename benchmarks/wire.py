@@ -17,15 +17,15 @@ from typing import Any
 
 import click
 
-from hil.nodes.clone import Clone
-from hil.nodes.image import building, cache_folder
-from hil.nodes.labfile import SoftPairFile, read_lab_file
-from hil.nodes.machine import frame_sockets
-from hil.nodes.node import Node
-from hil.nodes.snapshot import Snapshot
-from hil.nodes.softnodes import soft_guest
-from hil.nodes.softpair import PLACES, SoftPair
-from hil.options import DEFAULT_LAB
+from hil.cache import building, cache_folder
+from hil.cli.options import DEFAULT_LAB
+from hil.labs.file import SoftPairFile, read_lab_file
+from hil.labs.node import Node
+from hil.labs.soft.clone import Clone
+from hil.labs.soft.kinds import soft_guest
+from hil.labs.soft.machine import frame_sockets
+from hil.labs.soft.pair import PLACES, SoftPair
+from hil.labs.soft.snapshot import Snapshot
 from hil.wire.rules import Drop, Match, Rule
 
 PORT = 18515

@@ -11,7 +11,7 @@ PROC = Path("/proc")
 VERBS = ("/dev/infiniband/", "infinibandevent", "[uverbs", "[rdma_cm")
 """What the targets of verbs descriptors contain: devices, completion channels, asynchronous events."""
 NUMBERED = re.compile(r"^(socket|pipe):\[\d+\]$")
-AGENT = b"hil.nodes.agent import serve_host"
+AGENT = b"hil.agent.agent import serve_host"
 KIB = 1 << 10
 SSH_CONNECTION = b"SSH_CONNECTION="
 KMSG = "/dev/kmsg"
@@ -38,7 +38,7 @@ def _all() -> list[Path]:
 def other_agents(own: int) -> list[int]:
     """The process ids of agents in this network namespace beside the one with id ``own``: benches that are at work.
 
-    They are Pythons whose command line is the bootstrap's (hil.nodes.parcel); so are their workers', forked from them.
+    They are Pythons whose command line is the bootstrap's (hil.agent.parcel); so are their workers', forked from them.
     """
     here, found = Path("/proc/self/ns/net").stat(), {}
     for path in _all():

@@ -7,8 +7,8 @@ from typing import Any
 
 from scapy.contrib.roce import AETH, BTH
 
-from hil.wire.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, DataPacket, addresses, dissect, scan
-from hil.wire.pcapng import CapturedFrame
+from hil.capture.pcapng import CapturedFrame
+from hil.roce.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, DataPacket, addresses, dissect, scan
 
 
 @dataclass(frozen=True, slots=True)

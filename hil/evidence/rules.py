@@ -17,7 +17,7 @@ from hil.evidence.disconnect import (
 from hil.evidence.evidence import Evidence
 from hil.evidence.origins import named
 from hil.evidence.packets import Connection, RocePacket
-from hil.evidence.psn import not_before
+from hil.roce.psn import not_before
 from hil.winsock.codes import Code, failed
 
 PENDING = int(Code.WSA_IO_PENDING)

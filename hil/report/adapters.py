@@ -1,47 +1,11 @@
 """Adapters for people: what was found on a node, as a table."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
-
-import cattrs
 
 from hil.adapters.find import Adapter, choose
-from hil.errors import AdapterError, NodeError
-from hil.files import passing_folder
-from hil.nodes.hostlab import on_each
-from hil.nodes.labfile import HostsFile, LabFile, SoftPairFile
-from hil.nodes.node import Node
-from hil.nodes.softlab import SoftLab
-from hil.nodes.softnodes import soft_guest
-from hil.nodes.softswitch import SwitchedNodes
+from hil.errors import AdapterError
 
 COLUMNS = ("adapter", "driver", "PCI", "GUID", "port", "state", "speed", "netdev", "MTU", "addresses")
-
-
-def of_node(told: Any) -> list[Adapter]:
-    """Adapters as a node told them. Raises NodeError for anything else."""
-    try:
-        return cattrs.structure(told, list[Adapter])
-    except Exception as error:
-        raise NodeError(f"the node told something that is no list of adapters: {error}") from error
-
-
-def of_lab(lab: LabFile, base: Path) -> tuple[dict[str, list[Adapter]], dict[str, str]]:
-    """The adapters of each node of a lab whose file lies in ``base``, and what is wrong with nodes that did not tell.
-
-    Guests are provisioned. Raises HilError.
-    """
-    if isinstance(lab, HostsFile):
-        return on_each(lab, base, lambda host: of_node(host.system("adapters")))
-    with passing_folder("hil-") as folder, ExitStack() as stack:
-        if isinstance(lab, SoftPairFile):
-            nodes: Mapping[str, Node] = stack.enter_context(SoftLab(lab).pair(folder)).nodes
-        else:
-            snapshot, count = soft_guest(lab.guest), lab.switch.nodes
-            nodes = stack.enter_context(SwitchedNodes(snapshot, folder, count, lab.link.mtu)).nodes
-        return {name: of_node(node.system("adapters")) for name, node in nodes.items()}, {}
 
 
 def chosen(found: Mapping[str, list[Adapter]], which: str) -> dict[str, list[Adapter]]:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from hil.wire.blocks import SECTION_MAGIC
-from hil.wire.capture import MAGIC_SIZE, OTHER_MAGICS
-from hil.wire.pcap import MAGICS
+from hil.capture.blocks import SECTION_MAGIC
+from hil.capture.pcap import MAGICS
+from hil.capture.reader import MAGIC_SIZE, OTHER_MAGICS
 
 
 def overwritten(target: Path, captures: Iterable[Path]) -> str:

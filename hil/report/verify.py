@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hil.capture.reader import open_capture
 from hil.errors import CaptureError
 from hil.evidence.rebuild.doubts import file_notes
 from hil.evidence.rebuild.facts import ConnectionFacts
 from hil.evidence.rebuild.file import FileFacts, FileRebuild
 from hil.evidence.rebuild.judgement import Judged, Reservations, Verdict, depends, judge, overall
-from hil.wire.capture import open_capture
 
 # Ladders of so many connections are kept; of further ones only what failed or could not be judged, up to as many again.
 LADDERS_KEPT = 2000

@@ -33,7 +33,7 @@ from hil.evidence.rebuild.facts import CmFacts, DirectionFacts, EndFacts, GapFac
 from hil.evidence.rebuild.judgement import Verdict
 from hil.report.verify import EXIT_CODES, FileReport, Numbered
 from hil.report.words import step_words
-from hil.wire.layers.cm import CmAttribute
+from hil.roce.layers.cm import CmAttribute
 
 FORMAT = "hil-verify/1"
 _SAME = frozenset({"gaps", "gaps_by", "unacknowledged", "fatal_nak", "last_request", "last_response"})

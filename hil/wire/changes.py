@@ -2,8 +2,8 @@
 
 import struct
 
-from hil.wire.icrc import icrc
-from hil.wire.outline import Outline
+from hil.roce.icrc import icrc
+from hil.roce.outline import Outline
 from hil.wire.rules import Action, Corrupt, MarkEcn, Truncate
 
 

@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hil import jitter
+from hil.capture.pcapng import PcapngWriter
+from hil.capture.sides import INTERFACES
 from hil.errors import RuleError
+from hil.roce.outline import Outline
 from hil.wire.changes import change
 from hil.wire.counts import SIDES
 from hil.wire.later import Later, Waiting
 from hil.wire.log import Log
-from hil.wire.outline import Outline
-from hil.wire.pcapng import PcapngWriter
 from hil.wire.picking import Hit, Rules
 from hil.wire.rules import Action, CutCable, Delay, Drop, Duplicate, Reorder, from_json
-from hil.wire.sides import INTERFACES
 from hil.wire.stamps import Lateness
 
 QUEUE_LIMIT = 512

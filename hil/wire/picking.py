@@ -5,7 +5,7 @@ import random
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from hil.wire.outline import Outline, outline
+from hil.roce.outline import Outline, outline
 from hil.wire.rules import Action, Corrupt, MarkEcn, Rule
 
 # What a packet is told from its retransmissions by is remembered for so many packets: more than any window is long.

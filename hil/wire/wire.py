@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hil import jitter
+from hil.children import die_with_parent
 from hil.errors import CaptureError, RuleError, UnhitRule
-from hil.nodes.machine import die_with_parent
 from hil.wire.counts import SIDES, WireCounts
 from hil.wire.rules import ETHERNET_HEADER, Rule
 
@@ -65,7 +65,7 @@ class RuleHandle:
 class Wire:
     """Joins two frame sockets and records to ``path``. Use as a context manager.
 
-    ``liar`` names one of hil.wire.lying's, for tests of the bench.
+    ``liar`` names one of hil.mutants.wires's, for tests of the bench.
     """
 
     sides: tuple[str, ...] = SIDES
@@ -79,7 +79,7 @@ class Wire:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_TIMEOUT_S)
         fds = [side_a.fileno(), side_b.fileno(), theirs.fileno()]
-        module = "hil.wire.lying" if liar else "hil.wire.forwarder"
+        module = "hil.mutants.wires" if liar else "hil.wire.forwarder"
         command = [sys.executable, "-m", module, *map(str, fds), str(path), *([liar] if liar else [])]
         self._process = subprocess.Popen(
             command,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import (
     CF_ACCEPT,
     CF_DEFER,

@@ -5,11 +5,11 @@ import struct
 
 import pytest
 
-from fixtures.bench import PORT, Bench
-from hil.nodes.endpoint import FD_CONNECT, Endpoint
+from hil.capture.pcapng import read_pcapng
+from hil.roce.frames import CMREQ, dissect
+from hil.testing.bench import PORT, Bench
+from hil.testing.endpoint import FD_CONNECT, Endpoint
 from hil.winsock.codes import Code
-from hil.wire.frames import CMREQ, dissect
-from hil.wire.pcapng import read_pcapng
 
 pytestmark = pytest.mark.used_pair
 

@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fixtures.bench import Bench, End
-from fixtures.data import NAK_REMOTE_ACCESS, held
-from fixtures.memory import answers, carried, no_more_objects, regions
+from hil.testing.bench import Bench, End
+from hil.testing.data import NAK_REMOTE_ACCESS, held
+from hil.testing.memory import answers, carried, no_more_objects, regions
 from hil.winsock.codes import EXTENSIONS, MEM_READ, MEM_READWRITE, MEM_WRITE, SIO_GET_EXTENSION_FUNCTION_POINTER, Code
 
 pytestmark = pytest.mark.used_pair

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from fixtures.data import ABORTED, NAK_REMOTE_ACCESS, RESET, held, sent, with_memory
-from fixtures.memory import regions
-from hil.nodes.endpoint import FD_CONNECT, Endpoint
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.data import ABORTED, NAK_REMOTE_ACCESS, RESET, held, sent, with_memory
+from hil.testing.endpoint import FD_CONNECT, Endpoint
+from hil.testing.memory import regions
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, Code
 
 pytestmark = pytest.mark.used_pair

@@ -8,8 +8,10 @@ from typing import TypeVar
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from fixtures.data import (
+from hil.evidence.evidence import Evidence
+from hil.evidence.packets import RocePacket
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.data import (
     ABORTED,
     NAK_REMOTE_ACCESS,
     READ_RESPONSES,
@@ -27,10 +29,8 @@ from fixtures.data import (
     sent,
     with_memory,
 )
-from fixtures.memory import WRITE_ONLY, answers, last_packet, put_on_wire, regions, rewritten
-from hil.evidence.evidence import Evidence
-from hil.evidence.packets import RocePacket
-from hil.nodes.endpoint import FD_CONNECT, Endpoint, Socket, UnexpectedResult
+from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket, UnexpectedResult
+from hil.testing.memory import WRITE_ONLY, answers, last_packet, put_on_wire, regions, rewritten
 from hil.winsock.codes import (
     CF_REJECT,
     MEM_READWRITE,

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from scapy.layers.l2 import ARP, Ether
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench
+from hil.capture.pcapng import read_pcapng
 from hil.evidence.packets import RocePacket
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
+from hil.roce.frames import CMREQ, IPCM, CmAttribute, dissect
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench
+from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import CF_REJECT, FD_CONNECT_BIT, MEM_READWRITE, MEM_WRITE, Code
-from hil.wire.frames import CMREQ, IPCM, CmAttribute, dissect
-from hil.wire.pcapng import read_pcapng
 from hil.wire.rules import Corrupt, Match, Rule
 
 pytestmark = pytest.mark.used_pair

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from fixtures.bench import PORT, Bench, End
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
+from hil.testing.bench import PORT, Bench, End
+from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
 from hil.winsock.codes import SO_DEBUG, SOL_SOCKET, Code
 
 pytestmark = pytest.mark.used_pair

@@ -6,8 +6,8 @@ its own, the provider takes them into private receives. The second is tested wit
 
 import pytest
 
-from fixtures.bench import Bench, End
-from fixtures.data import SENDS, completions, is_rnr_nak, pieces, recv_each, send_each, sent, with_memory
+from hil.testing.bench import Bench, End
+from hil.testing.data import SENDS, completions, is_rnr_nak, pieces, recv_each, send_each, sent, with_memory
 from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from fixtures.data import RESET
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
+from hil.capture.pcapng import read_pcapng
+from hil.roce.frames import dissect
+from hil.roce.layers.cm import CMREQ
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.data import RESET
+from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import (
     MEM_READ,
     MEM_READWRITE,
@@ -17,9 +20,6 @@ from hil.winsock.codes import (
     Code,
     failed,
 )
-from hil.wire.frames import dissect
-from hil.wire.layers.cm import CMREQ
-from hil.wire.pcapng import read_pcapng
 
 pytestmark = pytest.mark.used_pair
 

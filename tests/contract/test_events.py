@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
 from hil.winsock.codes import CF_REJECT, FD_ACCEPT_BIT, FD_CONNECT_BIT, FD_MAX_EVENTS, WSS_OPERATION_IN_PROGRESS, Code
 
 pytestmark = pytest.mark.used_pair

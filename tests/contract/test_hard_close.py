@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from fixtures.bench import Bench
+from hil.testing.bench import Bench
 from hil.winsock.codes import Code
 
 RESET = (Code.WSAECONNRESET, 0)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench
+from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT
 from hil.winsock import codes as w
 from hil.winsock.catalogue import TCP_ON_SAN
 from hil.winsock.codes import Code

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from fixtures.bench import PORT, Bench
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
+from hil.testing.bench import PORT, Bench
+from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
 from hil.winsock.codes import CF_ACCEPT, CF_REJECT, FD_CONNECT_BIT, SOMAXCONN, Code
 
 pytestmark = pytest.mark.used_pair

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from fixtures.bench import PORT, Bench, End
-from hil.nodes.endpoint import Endpoint
+from hil.testing.bench import PORT, Bench, End
+from hil.testing.endpoint import Endpoint
 from hil.winsock.codes import Code
 
 FIRST_PORT = 6000

@@ -2,9 +2,10 @@
 
 import pytest
 
-from fixtures.bench import Bench, End
-from fixtures.data import NAK_REMOTE_ACCESS, RESET
-from fixtures.memory import (
+from hil.testing.bench import Bench, End
+from hil.testing.data import NAK_REMOTE_ACCESS, RESET
+from hil.testing.endpoint import FD_CONNECT, Answer
+from hil.testing.memory import (
     SEND_ONLY,
     answers,
     become_a_user,
@@ -17,7 +18,6 @@ from fixtures.memory import (
     regions,
     rewritten,
 )
-from hil.nodes.endpoint import FD_CONNECT, Answer
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
 
 pytestmark = pytest.mark.used_pair

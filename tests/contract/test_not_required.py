@@ -2,9 +2,9 @@
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, Bench
 from hil.evidence.rules import broken
-from hil.nodes.endpoint import FD_CONNECT
+from hil.testing.bench import CONNECTOR_PORT, Bench
+from hil.testing.endpoint import FD_CONNECT
 from hil.winsock.codes import EXTENSIONS, Code
 
 pytestmark = pytest.mark.used_pair

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 
-from fixtures.bench import PORT, Bench, End
 from hil.evidence.rules import broken
-from hil.nodes.endpoint import FD_CONNECT, Endpoint
+from hil.testing.bench import PORT, Bench, End
+from hil.testing.endpoint import FD_CONNECT, Endpoint
 from hil.winsock import codes as w
 from hil.winsock.codes import MEM_READWRITE, SOL_SOCKET, Code
 

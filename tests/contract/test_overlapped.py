@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import PORT, Bench, End
-from fixtures.data import ABORTED, RESET, completions, held, pieces, recv_each, send_each
-from hil.nodes.endpoint import FD_CONNECT, Socket
+from hil.testing.bench import PORT, Bench, End
+from hil.testing.data import ABORTED, RESET, completions, held, pieces, recv_each, send_each
+from hil.testing.endpoint import FD_CONNECT, Socket
 from hil.winsock.codes import (
     INVALID_HANDLE_VALUE,
     MEM_READWRITE,

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from fixtures.data import RESET
-from fixtures.memory import regions
 from hil.adapters.provision import gid_of
-from hil.nodes.endpoint import FD_CONNECT, Endpoint, Socket
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.data import RESET
+from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket
+from hil.testing.memory import regions
 from hil.winsock.codes import MEM_READWRITE, SIO_ADDRESS_LIST_QUERY, Code
 
 pytestmark = pytest.mark.used_pair

@@ -7,8 +7,8 @@ failure may need several runs to come again. To run with a seed again, and for l
     HIL_SEED=1234 HIL_ROUNDS=20 .venv/bin/pytest tests/contract/test_races.py -k deregister
 
 HIL_ROUNDS multiplies the rounds; without it --thorough runs all of them, and a run without that a few. What a round
-checks is told in hil/switch/rounds.py; after the last one nothing may be left: verbs resources, descriptors, threads,
-and no memory that grows with the rounds.
+checks is told in hil/agent/roles/rounds.py; after the last one nothing may be left: verbs resources, descriptors,
+threads, and no memory that grows with the rounds.
 """
 
 import os
@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import pytest
 
-from fixtures.bench import Bench
 from hil.evidence.packets import RocePacket
-from hil.nodes.rounds import PARTS, Outcome, Racer, connected_racers, race
+from hil.testing.bench import Bench
+from hil.testing.races import PARTS, Outcome, Racer, connected_racers, race
 
 ROUNDS_PORT = 5001
 # What part of a kind's rounds is run first; without --thorough a few, and more only where a race was not met.

@@ -4,8 +4,10 @@ import hashlib
 
 import pytest
 
-from fixtures.bench import Bench, End
-from fixtures.data import (
+from hil.evidence.packets import RocePacket
+from hil.provider.descriptor import DESCRIPTOR
+from hil.testing.bench import Bench, End
+from hil.testing.data import (
     BROKEN,
     NAK_REMOTE_ACCESS,
     READ_REQUEST,
@@ -21,10 +23,8 @@ from fixtures.data import (
     sent,
     with_memory,
 )
-from fixtures.memory import answers, forged
-from hil.evidence.packets import RocePacket
-from hil.nodes.endpoint import FD_CONNECT
-from hil.provider.descriptor import DESCRIPTOR
+from hil.testing.endpoint import FD_CONNECT
+from hil.testing.memory import answers, forged
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, SO_MAX_RDMA_SIZE, SOL_SOCKET, Code
 from hil.wire.rules import Drop, Match, Rule, Span
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from fixtures.data import (
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.data import (
     BROKEN,
     RESET,
     SENDS,
@@ -14,7 +14,7 @@ from fixtures.data import (
     send_each,
     sent,
 )
-from hil.nodes.endpoint import FD_CONNECT
+from hil.testing.endpoint import FD_CONNECT
 from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from fixtures.bench import Bench, End
-from fixtures.data import NAK_REMOTE_ACCESS, READ_RESPONSES, RESET, first_sent
-from fixtures.memory import (
+from hil.testing.bench import Bench, End
+from hil.testing.data import NAK_REMOTE_ACCESS, READ_RESPONSES, RESET, first_sent
+from hil.testing.endpoint import FD_CONNECT, Answer, Socket
+from hil.testing.memory import (
     ACKS,
     WRITE_ONLY,
     answers,
@@ -20,7 +21,6 @@ from fixtures.memory import (
     regions,
     rewritten,
 )
-from hil.nodes.endpoint import FD_CONNECT, Answer, Socket
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
 from hil.wire.rules import Drop, Match, Rule, Span
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import PORT, Bench
-from hil.nodes.endpoint import Endpoint, Socket
+from hil.testing.bench import PORT, Bench
+from hil.testing.endpoint import Endpoint, Socket
 from hil.winsock.codes import Code
 
 SOCKETS = 500

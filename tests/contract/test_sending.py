@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from fixtures.bench import Bench
-from fixtures.data import (
+from hil.testing.bench import Bench
+from hil.testing.data import (
     BROKEN,
     READ_REQUEST,
     READ_RESPONSE_ENDS,

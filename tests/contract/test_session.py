@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from fixtures.data import READ_REQUEST, SENDS, WRITES, is_rnr_nak
+from hil.capture.pcapng import read_pcapng
 from hil.evidence.packets import RocePacket
-from hil.nodes.endpoint import FD_CONNECT, Endpoint, Socket
-from hil.nodes.stream import Done, Stream, StreamEndpoint, at_once, join, start_both
 from hil.provider.descriptor import DESCRIPTOR
 from hil.switch.messages import Hello, Kind, Message, transfer
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.data import READ_REQUEST, SENDS, WRITES, is_rnr_nak
+from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket
+from hil.testing.stream import Done, Stream, StreamEndpoint, at_once, join, start_both
 from hil.winsock.codes import SO_DEBUG, SO_KEEPALIVE, SO_LINGER, SO_MAX_RDMA_SIZE, SO_SNDBUF, SOL_SOCKET, Code
-from hil.wire.pcapng import read_pcapng
 
 pytestmark = pytest.mark.used_pair
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fixtures.bench import PORT, Bench
-from hil.nodes.endpoint import FD_ACCEPT, FD_CONNECT
+from hil.testing.bench import PORT, Bench
+from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT
 from hil.winsock.codes import SO_DEBUG, SOL_SOCKET, Code
 
 pytestmark = pytest.mark.used_pair

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fixtures.bench import Bench
-from hil.nodes.endpoint import Endpoint
+from hil.testing.bench import Bench
+from hil.testing.endpoint import Endpoint
 from hil.winsock.codes import EXTENSIONS, SIO_ADDRESS_LIST_QUERY, SIO_GET_EXTENSION_FUNCTION_POINTER, WINSOCK_2_2, Code
 
 pytestmark = pytest.mark.used_pair

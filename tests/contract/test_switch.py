@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from fixtures.data import is_rnr_nak
 from hil.evidence.rules import broken
-from hil.nodes.endpoint import Endpoint
-from hil.nodes.stream import Done, Stream, StreamEndpoint, at_once, join, start_both
 from hil.switch.messages import Hello, Kind, Message
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.data import is_rnr_nak
+from hil.testing.endpoint import Endpoint
+from hil.testing.stream import Done, Stream, StreamEndpoint, at_once, join, start_both
 from hil.winsock.codes import (
     MEM_READ,
     MEM_READWRITE,

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
 from hil.evidence.rules import broken
-from hil.nodes.endpoint import FD_CONNECT, Endpoint
 from hil.switch.switch import Switch
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.endpoint import FD_CONNECT, Endpoint
 from hil.winsock.codes import WSS_OPERATION_IN_PROGRESS, Code
 from hil.winsock.structures import WSAOVERLAPPED, LpErrno
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, PORT, Bench, End
-from fixtures.data import Exposed, completions, digest, expose, fill, rdma
 from hil.errors import UnhitRule
 from hil.evidence.rules import broken, disconnect_links
-from hil.faults.cells import Cell, Expectation, Life, cells
-from hil.nodes.endpoint import FD_CONNECT, Socket
+from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing.data import Exposed, completions, digest, expose, fill, rdma
+from hil.testing.endpoint import FD_CONNECT, Socket
 from hil.winsock.codes import CF_REJECT, Code
+from hil.wire.matrix import Cell, Expectation, Life, cells
 from hil.wire.wire import RuleHandle
 
 pytestmark = [pytest.mark.needs("inline wire"), pytest.mark.used_pair]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from fixtures.bench import CONNECTOR_PORT, Bench, End
-from fixtures.data import ABORTED, BROKEN, RESET, completions
-from hil.nodes.softpair import SoftPair
+from hil.capture.pcapng import read_pcapng
+from hil.labs.soft.pair import SoftPair
+from hil.roce.frames import CmAttribute
+from hil.testing.bench import CONNECTOR_PORT, Bench, End
+from hil.testing.data import ABORTED, BROKEN, RESET, completions
 from hil.winsock.codes import Code
-from hil.wire.frames import CmAttribute
-from hil.wire.pcapng import read_pcapng
 from hil.wire.rules import CutCable, Delay, Drop, Match, Rule, Span, only
 
 pytestmark = pytest.mark.needs("inline wire")

@@ -6,17 +6,17 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from hil.agent.protocol import BadFrame, FrameBuffer, decode
+from hil.capture.bulk import scan
+from hil.capture.pcapng import CapturedFrame
+from hil.capture.reader import open_capture
 from hil.errors import CaptureError, LabFileError, RuleError
 from hil.evidence.packets import roce_packets
-from hil.nodes.labfile import read_lab_file
-from hil.nodes.protocol import BadFrame, FrameBuffer, decode
+from hil.labs.file import read_lab_file
 from hil.report import verify_json, verify_page, verify_text
 from hil.report.verify import verify
-from hil.wire.bulk import scan
-from hil.wire.capture import open_capture
+from hil.roce.frames import dissect
 from hil.wire.changes import change
-from hil.wire.frames import dissect
-from hil.wire.pcapng import CapturedFrame
 from hil.wire.picking import Rules
 from hil.wire.rules import Corrupt, MarkEcn, Match, Rule, Truncate, from_json
 

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fixtures.roce import START_NS, Side, connect, disconnect, message
+from hil.capture.pcapng import CapturedFrame, PcapngWriter, read_pcapng
+from hil.capture.reader import open_capture
 from hil.evidence.rebuild.file import FileFacts, FileRebuild
 from hil.evidence.rebuild.judgement import Judged, Reservations, judge
-from hil.wire.capture import open_capture
-from hil.wire.frames import dissect
-from hil.wire.icrc import icrc, network_header
-from hil.wire.layers.cm import CmAttribute
-from hil.wire.layers.mad import MAD
-from hil.wire.layers.transport import BTH
-from hil.wire.pcapng import CapturedFrame, PcapngWriter, read_pcapng
+from hil.roce.frames import dissect
+from hil.roce.icrc import icrc, network_header
+from hil.roce.layers.cm import CmAttribute
+from hil.roce.layers.mad import MAD
+from hil.roce.layers.transport import BTH
+from hil.testing.roce import START_NS, Side, connect, disconnect, message
 
 FOLDER = Path(__file__).parent / "captures"
 TEARDOWNS = FOLDER / "teardowns"

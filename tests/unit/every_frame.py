@@ -9,10 +9,10 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from hil.wire.layers.cm import CM_MESSAGES, IPCM, CmAttribute
-from hil.wire.layers.mad import MAD, ManagementClass, Method
-from hil.wire.layers.transport import BTH, CLASSES, DETH, GRH
-from hil.wire.opcodes import CNP_OPCODE, LAYOUTS, UD_SEND_ONLY, Operation
+from hil.roce.layers.cm import CM_MESSAGES, IPCM, CmAttribute
+from hil.roce.layers.mad import MAD, ManagementClass, Method
+from hil.roce.layers.transport import BTH, CLASSES, DETH, GRH
+from hil.roce.opcodes import CNP_OPCODE, LAYOUTS, UD_SEND_ONLY, Operation
 
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4 = {"src": "10.77.0.1", "dst": "10.77.0.2"}

@@ -7,9 +7,9 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1AD, Dot1Q
 from scapy.packet import Packet, Padding, Raw
 
-from hil.wire.frames import addresses
-from hil.wire.layers.mad import MAD
-from hil.wire.layers.transport import AETH, BTH, DETH, GRH, IETH, RETH, XRCETH, AtomicETH, ImmDt
+from hil.roce.frames import addresses
+from hil.roce.layers.mad import MAD
+from hil.roce.layers.transport import AETH, BTH, DETH, GRH, IETH, RETH, XRCETH, AtomicETH, ImmDt
 
 MAPPED = 0xFFFF << 32
 HALF = 2**64 - 1

@@ -8,10 +8,10 @@ from capture_files import enhanced, interface, obsolete, pcap, section, simple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hil.capture.bulk import scan
+from hil.capture.chunk import MAX_PROBLEMS, PADDING
+from hil.capture.reader import Capture, Chunk, open_capture
 from hil.errors import CaptureError
-from hil.wire.bulk import scan
-from hil.wire.capture import Capture, Chunk, open_capture
-from hil.wire.chunk import MAX_PROBLEMS, PADDING
 
 RECORDED = [path.read_bytes() for path in sorted((Path(__file__).parent / "captures").glob("*.pcapng"))]
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hil.report.broken_providers import BrokenProvider, broken_providers, sight, told
+from hil.report.mutants import BrokenProvider, broken_providers, sight, told
 from hil.winsock.requirements import requirements
 
 UNFENCED = BrokenProvider("Unfenced", "Lets a send overtake an RDMA read: breaks SEND-14.", ("SEND-14",))

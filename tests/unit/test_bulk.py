@@ -16,16 +16,16 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
 
-from hil.wire.bulk import Batch, Malformed, scan
-from hil.wire.capture import open_capture
-from hil.wire.chunk import PADDING, Chunk
-from hil.wire.ethernet import vlans_of
-from hil.wire.frames import dissect
-from hil.wire.frames import scan as scan_one
-from hil.wire.icrc import icrc
-from hil.wire.layers.mad import MAD
-from hil.wire.layers.transport import BTH, GRH
-from hil.wire.opcodes import LAYOUTS, Header
+from hil.capture.bulk import Batch, Malformed, scan
+from hil.capture.chunk import PADDING, Chunk
+from hil.capture.ethernet import vlans_of
+from hil.capture.reader import open_capture
+from hil.roce.frames import dissect
+from hil.roce.frames import scan as scan_one
+from hil.roce.icrc import icrc
+from hil.roce.layers.mad import MAD
+from hil.roce.layers.transport import BTH, GRH
+from hil.roce.opcodes import LAYOUTS, Header
 
 CAPTURES = sorted((Path(__file__).parent / "captures").glob("*.pcapng"))
 EVERY = [*every_opcode(), *every_mad()]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from capture_files import FRAME, block, enhanced, interface, obsolete, pcap, section, simple, statistics
 
+from hil.capture.chunk import MAX_PROBLEMS
+from hil.capture.clock import to_ns
+from hil.capture.reader import Capture, Chunk, open_capture
 from hil.errors import CaptureError
-from hil.wire.capture import Capture, Chunk, open_capture
-from hil.wire.chunk import MAX_PROBLEMS
-from hil.wire.clock import to_ns
 
 ORDERS = ("<", ">")
 CAPTURES = Path(__file__).parent / "captures"

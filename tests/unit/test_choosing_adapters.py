@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from hil.adapters.find import Adapter, Gid, Port, choose, pci_address
-from hil.cli import main
+from hil.cli.adapters import of_node
+from hil.cli.main import main
 from hil.errors import AdapterError, NodeError
-from hil.report.adapters import chosen, of_node, table
+from hil.report.adapters import chosen, table
 
 GID = Gid(3, "0000:0000:0000:0000:0000:ffff:0a4d:0001", "RoCE v2", "eth4")
 PORT = Port(

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from fixtures.plugin import _good_enough, _has_passed, _record
+from hil.testing.plugin import _good_enough, _has_passed, _record
 
 TESTS = Path(__file__).parents[1]
 
@@ -40,7 +40,7 @@ def test_a_run_may_want_fresh_pairs(option: str) -> None:
 def test_who_needs_nodes_of_its_own_gets_them(need: str) -> None:
     """A test that changes its nodes, or tests the lab itself, never has a used pair."""
     assert not _good_enough(item(needs=(need,)))
-    assert not _good_enough(item(area="lab"))
+    assert not _good_enough(item(area="bench"))
     assert _good_enough(item(needs=("inline wire",)))
 
 

@@ -4,7 +4,7 @@ import pytest
 from scapy.fields import BitField, StrFixedLenField
 from scapy.packet import Packet
 
-from hil.wire.layers.cm import CM_MESSAGES, CM_SIZE, CMREQ, IPCM, CmAttribute, ip_cm_header
+from hil.roce.layers.cm import CM_MESSAGES, CM_SIZE, CMREQ, IPCM, CmAttribute, ip_cm_header
 
 # Field: byte, first bit of that byte counted from its most significant, width in bits.
 TABLES: dict[CmAttribute, dict[str, tuple[int, int, int]]] = {

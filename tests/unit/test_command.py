@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hil.cli import ROOT, check_tests, default_tests, main
+from hil.cli.main import main
+from hil.cli.options import ROOT
+from hil.cli.tests import check_tests, default_tests
 
 CONTRACT = ROOT / "tests" / "contract"
 
@@ -51,7 +53,7 @@ def test_a_command_that_is_told_to_end_ends_with_2(monkeypatch: pytest.MonkeyPat
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hil.cli.prepared", interrupted)
+    monkeypatch.setattr("hil.cli.prepare.prepared", interrupted)
     done = CliRunner().invoke(main, ["prepare"])
     assert (done.exit_code, done.stderr) == (2, "hil: error: interrupted\n")
 

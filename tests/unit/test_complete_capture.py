@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import pytest
 
+from hil.capture.pcapng import read_pcapng
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import roce_packets
-from hil.nodes.node import Node
-from hil.nodes.softpair import PLACES, Pair, unseen_link
+from hil.labs.node import Node
+from hil.labs.pair import Pair, unseen_link
+from hil.labs.soft.pair import PLACES
 from hil.wire.counts import PlainCounts
-from hil.wire.pcapng import read_pcapng
 from hil.wire.point import CapturePoint
 
 RECORDED = Path(__file__).parent / "captures" / "hard_close_ipv4.pcapng"

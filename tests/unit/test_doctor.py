@@ -8,10 +8,9 @@ from typing import Any
 import attrs
 import pytest
 
-from hil import doctor
-from hil.doctor import Finding, Level, report
-from hil.nodes.hostlab import not_ready
-from hil.nodes.labfile import (
+from hil.labs import doctor
+from hil.labs.doctor import Finding, Level, report
+from hil.labs.file import (
     Adapter,
     HostCapture,
     HostsFile,
@@ -24,6 +23,7 @@ from hil.nodes.labfile import (
     NetdevName,
     NodeSection,
 )
+from hil.labs.hosts.lab import not_ready
 
 ADAPTER = Adapter(device=Name("rxe0"), netdev=NetdevName("eth0"), ipv4=Ipv4("10.0.0.1"))
 READY: dict[str, Any] = {

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hil.capture.pcapng import read_pcapng
 from hil.errors import HilError
-from hil.faults import grid
-from hil.faults.cells import FAULTS, FRAMES, REPAIRED, cells
+from hil.report import grid
+from hil.roce.outline import outline
 from hil.winsock.codes import Code
-from hil.wire.outline import outline
-from hil.wire.pcapng import read_pcapng
+from hil.wire.matrix import FAULTS, FRAMES, REPAIRED, cells
 from hil.wire.picking import Rules
 
 ROOT = Path(__file__).parents[2]

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from hil.agent.agent import Agent
+from hil.agent.protocol import encode
+from hil.agent.roles.system import run
 from hil.errors import SetupError
 from hil.files import passing_folder
-from hil.nodes import host as hosts
-from hil.nodes.agent import Agent
-from hil.nodes.host import Host, _control_folder, explain, ssh_command
-from hil.nodes.labfile import LocalNode, NodeSection, SshNode
-from hil.nodes.protocol import encode
-from hil.nodes.system import run
+from hil.labs.file import LocalNode, NodeSection, SshNode
+from hil.labs.hosts import host as hosts
+from hil.labs.hosts.host import Host, _control_folder, explain, ssh_command
 
 
 def test_a_refusal_that_nobody_knows_is_told_as_it_is() -> None:
@@ -166,7 +166,7 @@ def test_what_a_program_started_ends_with_its_time(tmp_path: Path) -> None:
 def test_what_a_program_started_ends_with_the_agent(tmp_path: Path) -> None:
     """kill -9 of whoever runs a program on a node ends the program and its children."""
     pid = tmp_path / "pid"
-    code = f"from hil.nodes.system import run; run(['/bin/sh', '-c', 'echo $$ > {pid}; sleep 77; true'])"
+    code = f"from hil.agent.roles.system import run; run(['/bin/sh', '-c', 'echo $$ > {pid}; sleep 77; true'])"
     with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2]) as runner:
         end_ns = time.monotonic_ns() + 30 * 10**9
         while not (pid.exists() and pid.read_text().strip()):

@@ -9,11 +9,11 @@ from typing import Any, cast
 import attrs
 import pytest
 
-from hil import lab_cli
+from hil.cli import lab as lab_cli
 from hil.errors import NodeDied, RemoteError, SetupError
-from hil.nodes.host import Host, explain
-from hil.nodes.hostlab import HostLab, resolved, told
-from hil.nodes.labfile import Adapter, HostsFile, Ipv4, LocalNode, Name, read_lab_file
+from hil.labs.file import Adapter, HostsFile, Ipv4, LocalNode, Name, read_lab_file
+from hil.labs.hosts.host import Host, explain
+from hil.labs.hosts.lab import HostLab, resolved, told
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +149,7 @@ def test_a_namespace_that_is_made_is_made_and_unmade_from_outside(
     assert list(lab.nodes.values()) == inside
 
     inside[0].dead = True
-    monkeypatch.setattr("hil.nodes.hostlab.HostPair", lambda lab, folder: None)
+    monkeypatch.setattr("hil.labs.hosts.lab.HostPair", lambda lab, folder: None)
     lab.pair(tmp_path / "again")
     assert [host.namespace for host in Fake.made[4:]] == ["left"] and outside[0].calls.count("provision") == 2
     lab.close()

@@ -26,11 +26,11 @@ from captured import (
     without,
 )
 
-from fixtures.roce import Side
 from hil.evidence.rebuild.doubts import file_doubts
 from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.facts import Where
 from hil.evidence.rebuild.judgement import Reservations, Verdict, judge
+from hil.testing.roce import Side
 
 A, B = "10.77.0.1", "10.77.0.2"
 PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hil.errors import SetupError
-from hil.nodes.running import _line, converse
+from hil.labs.supervisor import _line, converse
 
 ROOT = Path(__file__).parents[2]
 

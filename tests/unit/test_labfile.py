@@ -7,10 +7,10 @@ import attrs
 import pytest
 
 from hil.errors import LabFileError, Unsupported
-from hil.nodes.hostlab import provisioning
-from hil.nodes.labfile import HostsFile, Name, SoftPairFile, read_lab_file
-from hil.nodes.needs import Need, doubts, guarantee, lacks
-from hil.nodes.softpair import Place
+from hil.labs.file import HostsFile, Name, SoftPairFile, read_lab_file
+from hil.labs.hosts.lab import provisioning
+from hil.labs.needs import Need, doubts, guarantee, lacks
+from hil.labs.place import Place
 
 LABS = sorted((Path(__file__).parents[2] / "lab").glob("*.toml"))
 

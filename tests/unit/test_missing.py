@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from captured import kind, opcode, pcapng, place, recorded, without
 
+from hil.capture.pcapng import CapturedFrame
 from hil.errors import CaptureError
 from hil.evidence.rebuild.missing import missing_in
-from hil.wire.icrc import icrc
-from hil.wire.pcapng import CapturedFrame
+from hil.roce.icrc import icrc
 
 # The first opcode of RC that answers (9.2).
 READ_RESPONSE = 0x0D

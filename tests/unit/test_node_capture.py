@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hil.agent.roles import capture as on_node
+from hil.agent.roles.capture import CLOCK_READINGS, RECORD, epoch_ns, leave_tcp_out, with_ancillary
+from hil.capture.pcapng import read_pcapng
 from hil.errors import CaptureError, NodeDied, PhaseTimeout, RemoteError, Unsupported
-from hil.nodes import capture as on_node
-from hil.nodes import nodecapture
-from hil.nodes.capture import CLOCK_READINGS, RECORD, epoch_ns, leave_tcp_out, with_ancillary
-from hil.nodes.channel import ClockRelation
-from hil.nodes.node import Node
-from hil.nodes.nodecapture import NodeCapture, PcapStream, Recorded, Records, told_losses
-from hil.wire.pcapng import read_pcapng
+from hil.labs.channel import ClockRelation
+from hil.labs.hosts import capture as nodecapture
+from hil.labs.hosts.capture import NodeCapture, PcapStream, Recorded, Records, told_losses
+from hil.labs.node import Node
 
 FRAMES = [
     (1_700_000_000_123_456_789, b"a" * 60),
@@ -424,6 +424,6 @@ def test_a_program_that_is_held_up_sees_no_clock_that_was_set(monkeypatch: pytes
         now[0] += next(pauses)
         return now[0]
 
-    monkeypatch.setattr("hil.nodes.capture.time.monotonic_ns", monotonic_ns)
-    monkeypatch.setattr("hil.nodes.capture.time.time_ns", lambda: now[0] + 5 * 10**9)
+    monkeypatch.setattr("hil.agent.roles.capture.time.monotonic_ns", monotonic_ns)
+    monkeypatch.setattr("hil.agent.roles.capture.time.time_ns", lambda: now[0] + 5 * 10**9)
     assert epoch_ns() == 5 * 10**9 - 500

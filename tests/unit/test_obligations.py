@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from hil.mutants.sessions import MISBEHAVING
 from hil.switch.messages import HEADER, BadMessage, Flow, Hello, Kind, Message, decode, parse_transfer, transfer
-from hil.switch.misbehaving import MISBEHAVING
 from hil.switch.obligations import Obligations
 from hil.switch.requests import Options, StreamError
 from hil.switch.session import Session

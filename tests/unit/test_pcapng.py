@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from hil.capture.pcapng import PcapngWriter, read_pcapng
 from hil.errors import CaptureError
-from hil.wire.pcapng import PcapngWriter, read_pcapng
 
 
 def write(path: Path) -> list[tuple[int, int, bytes]]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from hil.agent.protocol import MAX_FRAME, BadFrame, FrameBuffer, decode, encode
 from hil.errors import NodeDied, RemoteError
-from hil.nodes.channel import Channel, ClockRelation, joined
-from hil.nodes.protocol import MAX_FRAME, BadFrame, FrameBuffer, decode, encode
+from hil.labs.channel import Channel, ClockRelation, joined
 
 
 def test_a_message_survives_the_way_in_any_pieces() -> None:
@@ -125,7 +125,7 @@ def test_no_more_is_under_way_than_the_line_holds() -> None:
 
 def test_a_node_that_takes_nothing_more_hangs_and_one_that_goes_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full window that is never told of ends the call as a hang; the end of the stream ends the wait at once."""
-    monkeypatch.setattr("hil.nodes.channel.HANG_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("hil.labs.channel.HANG_TIMEOUT_S", 0.2)
     ours, theirs = socket.socketpair()
     channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words", window=100)
     with pytest.raises(NodeDied, match="the node hangs: it takes nothing"):
@@ -134,7 +134,7 @@ def test_a_node_that_takes_nothing_more_hangs_and_one_that_goes_is_dead(monkeypa
     channel.close()
     ours.close()
 
-    monkeypatch.setattr("hil.nodes.channel.HANG_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("hil.labs.channel.HANG_TIMEOUT_S", 60.0)
     ours, theirs = socket.socketpair()
     channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words", window=100)
     threading.Timer(0.2, theirs.close).start()

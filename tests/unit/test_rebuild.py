@@ -7,20 +7,20 @@ import tracemalloc
 import pytest
 from captured import FOLDER, TEARDOWNS, dissect, made, pcapng, rebuilt, recorded
 
-from fixtures.roce import START_NS, Side, write
-from hil.evidence.psn import MASK
+from hil.capture.pcapng import read_pcapng
+from hil.capture.reader import open_capture
 from hil.evidence.rebuild.facts import Ladder, Where
 from hil.evidence.rebuild.file import FileRebuild
 from hil.evidence.rebuild.management import read_message
 from hil.evidence.rebuild.requester import Requester
 from hil.evidence.rebuild.rows import Kind, Row
 from hil.evidence.rebuild.window import Window
-from hil.wire.capture import open_capture
-from hil.wire.layers.cm import CMDREQ, CMREJ, CMREP, CMREQ
-from hil.wire.layers.mad import MAD
-from hil.wire.layers.transport import BTH
-from hil.wire.opcodes import Operation as O
-from hil.wire.pcapng import read_pcapng
+from hil.roce.layers.cm import CMDREQ, CMREJ, CMREP, CMREQ
+from hil.roce.layers.mad import MAD
+from hil.roce.layers.transport import BTH
+from hil.roce.opcodes import Operation as O
+from hil.roce.psn import MASK
+from hil.testing.roce import START_NS, Side, write
 
 # Where the base transport header is in an Ethernet frame over IPv4.
 BEHIND_UDP = 42

@@ -7,9 +7,9 @@ from captured import TEARDOWNS, judged, kind, made, moved, pcapng, place, rebuil
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fixtures.roce import Side
+from hil.capture.pcapng import CapturedFrame
 from hil.evidence.rebuild.judgement import Verdict
-from hil.wire.pcapng import CapturedFrame
+from hil.testing.roce import Side
 
 settings.register_profile("captures", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("captures")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from scapy.contrib.roce import AETH, BTH
 
+from hil.capture.pcapng import CapturedFrame, read_pcapng
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import connections, ip_of, roce_packets
 from hil.evidence.rules import Finding, HardClose, broken, disconnect_links, peer_links, wire_links
-from hil.wire.frames import CMREQ, DETH, IPCM, MAD, addresses, dissect, scan
-from hil.wire.pcapng import CapturedFrame, read_pcapng
+from hil.roce.frames import CMREQ, DETH, IPCM, MAD, addresses, dissect, scan
 
 FOLDER = Path(__file__).parent / "captures"
 ALL = sorted(path.name for path in FOLDER.glob("*.pcapng"))

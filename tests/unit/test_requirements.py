@@ -48,7 +48,7 @@ def test_rules_name_requirements() -> None:
 
 def test_what_is_called_not_observable_is_named_by_no_test() -> None:
     """A requirement cannot be shown by a test and be out of every test's sight."""
-    from hil.collected import named_requirements
+    from hil.cli.collected import named_requirements
     from hil.report.contract import not_observable
 
     named = {name for ids in named_requirements().values() for name in ids}

@@ -22,14 +22,14 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet, Raw
 
-from hil.wire.bulk import Batch, scan
-from hil.wire.capture import open_capture
-from hil.wire.frames import dissect
-from hil.wire.layers.cm import CMREQ, CmAttribute, ip_cm_header
-from hil.wire.layers.mad import MAD
-from hil.wire.layers.transport import GRH
-from hil.wire.opcodes import CNP_OPCODE, LAYOUTS, OPCODE_NAMES, Header, Operation, Transport
-from hil.wire.pcapng import PcapngWriter
+from hil.capture.bulk import Batch, scan
+from hil.capture.pcapng import PcapngWriter
+from hil.capture.reader import open_capture
+from hil.roce.frames import dissect
+from hil.roce.layers.cm import CMREQ, CmAttribute, ip_cm_header
+from hil.roce.layers.mad import MAD
+from hil.roce.layers.transport import GRH
+from hil.roce.opcodes import CNP_OPCODE, LAYOUTS, OPCODE_NAMES, Header, Operation, Transport
 
 RECORDED = sorted((Path(__file__).parent / "captures").glob("*.pcapng"))
 START_NS = 1_700_000_000_123_456_789

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hil.capture.pcapng import read_pcapng
 from hil.errors import CaptureError, Unsupported
-from hil.wire.pcapng import read_pcapng
-from hil.wire.switch import SoftSwitch
+from hil.wire.bridge import SoftSwitch
 
 NAMES = ("n1", "n2", "n3")
 MACS = {name: bytes([2, 0, 0, 0, 0, number]) for number, name in enumerate(NAMES)}

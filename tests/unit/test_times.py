@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from hil import stopwatch
-from hil.cli import main
+from hil.cli.main import main
 from hil.errors import HilError
 from hil.report import times
 from hil.stopwatch import Phase, ProcessorTime

@@ -30,13 +30,13 @@ from captured import (
     without,
 )
 
-import fixtures.roce as roce
-from fixtures.roce import START_NS, Side, connect, disconnect, management, message
+import hil.testing.roce as roce
+from hil.capture.pcapng import CapturedFrame
 from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.judgement import Judged, Verdict
-from hil.wire.icrc import icrc
-from hil.wire.layers.cm import CmAttribute
-from hil.wire.pcapng import CapturedFrame
+from hil.roce.icrc import icrc
+from hil.roce.layers.cm import CmAttribute
+from hil.testing.roce import START_NS, Side, connect, disconnect, management, message
 
 PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from hil.cache import seal
 from hil.errors import KernelError
-from hil.nodes import umlkernel
-from hil.nodes.image import seal
-from hil.nodes.umlkernel import Kernel, NoSuchSource, is_tree, kernel_for, key_of
+from hil.labs.soft import umlkernel
+from hil.labs.soft.umlkernel import Kernel, NoSuchSource, is_tree, kernel_for, key_of
 
 NEWEST, OTHER = "trixie-backports/linux-source-7.2", "trixie-backports/linux-source"
 

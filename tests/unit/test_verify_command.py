@@ -11,13 +11,13 @@ import pytest
 from captured import INTERFACES, TEARDOWNS, kind, later, made, moved, pcapng, place, recorded
 from click.testing import CliRunner, Result
 
-from fixtures.roce import Side
 from hil import progress
-from hil.cli import main
+from hil.cli.main import main
 from hil.evidence.rebuild.judgement import Verdict
 from hil.report.command import run_verify
 from hil.report.verify import verify
 from hil.report.verify_json import FORMAT
+from hil.testing.roce import Side
 
 
 def run(*arguments: object) -> Result:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from hil.capture.pcapng import CapturedFrame, read_pcapng
+from hil.capture.sides import came_in, reached
 from hil.errors import CaptureError, RuleError
+from hil.roce.frames import CmAttribute
+from hil.roce.outline import outline
 from hil.wire.counts import WireCounts
-from hil.wire.frames import CmAttribute
-from hil.wire.outline import outline
-from hil.wire.pcapng import CapturedFrame, read_pcapng
 from hil.wire.rules import (
     Action,
     Corrupt,
@@ -31,7 +32,6 @@ from hil.wire.rules import (
     Truncate,
     only,
 )
-from hil.wire.sides import came_in, reached
 from hil.wire.wire import Wire
 
 CAPTURE = Path(__file__).parent / "captures" / "hard_close_ipv4.pcapng"

@@ -14,13 +14,13 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
-from fixtures.roce import Side, connect, disconnect, message
+from hil.capture.pcapng import CapturedFrame, read_pcapng
 from hil.errors import RuleError
+from hil.roce.frames import CMREQ, MAD, CmAttribute, addresses, dissect
+from hil.roce.icrc import icrc
+from hil.roce.outline import Outline, outline
+from hil.testing.roce import Side, connect, disconnect, message
 from hil.wire.changes import change, checksum
-from hil.wire.frames import CMREQ, MAD, CmAttribute, addresses, dissect
-from hil.wire.icrc import icrc
-from hil.wire.outline import Outline, outline
-from hil.wire.pcapng import CapturedFrame, read_pcapng
 from hil.wire.picking import Rules
 from hil.wire.rules import (
     Action,

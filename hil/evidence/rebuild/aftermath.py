@@ -7,7 +7,7 @@ from hil.evidence.rebuild.facts import After, Step
 from hil.evidence.rebuild.operations import NAMES
 from hil.evidence.rebuild.rows import Kind, Row
 from hil.evidence.rebuild.window import Copy
-from hil.wire.layers.cm import CmAttribute
+from hil.roce.layers.cm import CmAttribute
 
 # A packet this close behind its sender's DREQ was in the adapter's queue when the DREQ went into another.
 UNDER_WAY_NS = 100_000

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from hil.evidence.psn import HALF, MASK
+from hil.roce.psn import HALF, MASK
 
 EXPECTED_KEPT = 1024
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from hil.wire.bulk import Batch
+from hil.capture.bulk import Batch
 
 # What several receive queues, a mirror port or another order of the file put out of order is below this, and the times
 # tell; more is a clock that was set, and the order of the file tells.

@@ -14,7 +14,7 @@ from hil.evidence.rebuild.aftermath import UNDER_WAY_NS
 from hil.evidence.rebuild.endings import Ending, answers_to, exhausted, of_kind
 from hil.evidence.rebuild.facts import After, CmFacts, ConnectionFacts, Step
 from hil.evidence.rebuild.management import address_of, patience_ns
-from hil.wire.layers.cm import CmAttribute
+from hil.roce.layers.cm import CmAttribute
 
 # What Linux's RDMA CM uses, for captures that lack the REQ.
 USUAL_CM_RETRIES = 15

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, fields, replace
 
+from hil.capture.ethernet import vlans_of
 from hil.evidence.rebuild.aftermath import Aftermath
 from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, EndFacts, Ladder
 from hil.evidence.rebuild.management import CmMessage, address_of, least_patience_ns
 from hil.evidence.rebuild.requester import Requester
 from hil.evidence.rebuild.rows import Flow, Row, Segment
 from hil.evidence.rebuild.window import Copy, Window
-from hil.wire.ethernet import vlans_of
-from hil.wire.layers.cm import CmAttribute
+from hil.roce.layers.cm import CmAttribute
 
 MESSAGES_KEPT, WAYS_KEPT = 64, 64
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from itertools import islice, pairwise
 
+from hil.capture.links import NAMES
 from hil.evidence.rebuild.closing import answered, closers, deaf, gave_up, patience
 from hil.evidence.rebuild.endings import Ending, answers_to, counted, mirrored, of_kind, tries_of
 from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts, Where
 from hil.evidence.rebuild.file import FileFacts
 from hil.evidence.rebuild.management import CM_TIME_UNIT_NS, REP_ANSWERED, UNRELIABLE_CONNECTED
-from hil.wire.layers.cm import CmAttribute
-from hil.wire.links import NAMES
+from hil.roce.layers.cm import CmAttribute
 
 # Out of order by less than this at the seam of two batches is what sorting within a batch leaves.
 SORTED_ANYWAY_NS = 10_000_000

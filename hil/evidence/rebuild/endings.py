@@ -5,7 +5,7 @@ from enum import Enum
 
 from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts
 from hil.evidence.rebuild.management import reason_name
-from hil.wire.layers.cm import CmAttribute
+from hil.roce.layers.cm import CmAttribute
 
 # Fewer tries than this are a retransmission, not the end, where no message of the CM says how many there may be.
 FEWEST_TRIES = 2

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hil.capture.bulk import Batch, Malformed, Passed, scan
+from hil.capture.chunk import Chunk
+from hil.capture.links import unread
+from hil.capture.reader import Capture
+from hil.capture.sides import emitted
 from hil.evidence.rebuild.clock import Clock
 from hil.evidence.rebuild.facts import ConnectionFacts
 from hil.evidence.rebuild.rebuilder import MAX_LIVE, Rebuilder, Tally
 from hil.evidence.rebuild.rows import rows_of
-from hil.wire.bulk import Batch, Malformed, Passed, scan
-from hil.wire.capture import Capture
-from hil.wire.chunk import Chunk
-from hil.wire.links import unread
-from hil.wire.sides import emitted
 
 
 @dataclass(slots=True)

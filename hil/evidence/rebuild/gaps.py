@@ -1,8 +1,8 @@
 """Where packets went that a capture does not show in their place."""
 
-from hil.evidence.psn import MASK
 from hil.evidence.rebuild.facts import Gap, Where
 from hil.evidence.rebuild.window import COPY_WITHIN_NS
+from hil.roce.psn import MASK
 
 
 def holds(gap: Gap, psn: int) -> bool:

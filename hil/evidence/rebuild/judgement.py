@@ -16,7 +16,7 @@ from hil.evidence.rebuild.endings import Ending, counted, ending_of, mirrored, o
 from hil.evidence.rebuild.facts import After, ConnectionFacts
 from hil.evidence.rebuild.file import FileFacts
 from hil.evidence.rebuild.window import COPY_WITHIN_NS
-from hil.wire.layers.cm import CmAttribute
+from hil.roce.layers.cm import CmAttribute
 
 LONG_NS = 1 << 62
 # A capture that goes on for less behind a DREP says so: an adapter's retransmission may take longer.

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hil.wire.layers.cm import CmAttribute, RejectReason
-from hil.wire.layers.mad import ManagementClass
+from hil.roce.layers.cm import CmAttribute, RejectReason
+from hil.roce.layers.mad import ManagementClass
 
 _BTH_AND_DETH, _MAD_HEADER = 12 + 8, 24
 MTU_OF_CODE = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}

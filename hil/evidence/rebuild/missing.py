@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from hil.capture.reader import open_capture
 from hil.evidence.rebuild.doubts import (
     doubts_about_answers,
     doubts_about_direction,
@@ -12,7 +13,6 @@ from hil.evidence.rebuild.doubts import (
 from hil.evidence.rebuild.endings import Ending, ending_of
 from hil.evidence.rebuild.facts import ConnectionFacts
 from hil.evidence.rebuild.file import FileRebuild
-from hil.wire.capture import open_capture
 
 # Connections that lack something are told one by one up to so many.
 TOLD = 5

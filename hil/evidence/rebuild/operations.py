@@ -1,6 +1,6 @@
 """What each operation of a reliable connection is to its message, and its name."""
 
-from hil.wire.opcodes import Operation
+from hil.roce.opcodes import Operation
 
 # Parts of a message that a packet is: where it begins, where it ends, and kinds that are answered by their own packets.
 FIRST, LAST, READ, ATOMIC, LIKE_READ = 1, 2, 4, 8, 16

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from hil.evidence.psn import HALF, MASK
 from hil.evidence.rebuild.connection import Connection, Lane
 from hil.evidence.rebuild.facts import ConnectionFacts
 from hil.evidence.rebuild.management import CmMessage, read_message
 from hil.evidence.rebuild.networks import Networks
 from hil.evidence.rebuild.rows import Flow, Kind, Row, Rows, Segment
 from hil.evidence.rebuild.window import Copy, Window
-from hil.wire.layers.cm import CmAttribute
+from hil.roce.layers.cm import CmAttribute
+from hil.roce.psn import HALF, MASK
 
 # How long (in the capture's time) packets of a connection that is closed are waited for. Linux sends a DREQ again for a
 # minute, and a queue pair's number comes back before that only with a REQ and a REP, which are seen.

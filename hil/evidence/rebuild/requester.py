@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from hil.evidence.psn import HALF, MASK
 from hil.evidence.rebuild.answers import Answers
 from hil.evidence.rebuild.facts import DirectionFacts, Gap, GapFacts, Ladder, RawStep, Step, Where
 from hil.evidence.rebuild.gaps import holds, size_of, where_of
@@ -30,7 +29,8 @@ from hil.evidence.rebuild.operations import (
 )
 from hil.evidence.rebuild.rows import Row
 from hil.evidence.rebuild.window import UNSURE_WITHIN_NS, Copy, Window
-from hil.wire.opcodes import Operation
+from hil.roce.opcodes import Operation
+from hil.roce.psn import HALF, MASK
 
 NO_COPY = Copy.NO
 # So many earlier places are looked up at least; beyond, those that the window holds the bytes of.

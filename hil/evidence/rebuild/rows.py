@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hil.wire.bulk import Batch, Malformed
-from hil.wire.ethernet import macs_of
-from hil.wire.opcodes import CNP_OPCODE, UD_SEND_ONLY, Operation, Transport
+from hil.capture.bulk import Batch, Malformed
+from hil.capture.ethernet import macs_of
+from hil.roce.opcodes import CNP_OPCODE, UD_SEND_ONLY, Operation, Transport
 
 GENERAL_SERVICES_QP = 1
 
@@ -30,7 +30,7 @@ class Kind(IntEnum):
 
 
 class Segment(NamedTuple):
-    """Which network a packet is in: ``tags`` is the stack of VLAN ids (``hil.wire.ethernet.vlans_of``), ``network``
+    """Which network a packet is in: ``tags`` is the stack of VLAN ids (``hil.capture.ethernet.vlans_of``), ``network``
     tells networks apart that use the same addresses (``Networks``)."""
 
     tags: int

@@ -1,0 +1,76 @@
+"""``hil faults``: the fault matrix."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from hil.cli.options import LAB, ROOT
+from hil.cli.tests import exit_code, parallel, prepared
+from hil.errors import HilError
+from hil.labs.kinds import MAX_JOBS
+from hil.labs.kinds import jobs as jobs_on
+
+
+@click.command()
+@LAB
+@click.option("--results", type=click.Path(path_type=Path), help="Show this run instead of running anything.")
+@click.option("--cell", default="", help="One cell, as DREQ/drop: what happened in the newest run that holds it.")
+@click.option("--run", "again", is_flag=True, help="With --cell: run it now.")
+@click.option("--page", type=click.Path(path_type=Path), help="Write the grid as a page here as well.")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1),
+    default=lambda: min(2 * (os.cpu_count() or 1) + 1, MAX_JOBS),
+    show_default=f"two for each core and one, at most {MAX_JOBS}: most cells wait for time-outs",
+    help="How many cells run at once, each on a pair of its own.",
+)
+def faults(lab: Path, results: Path | None, cell: str, again: bool, page: Path | None, jobs: int) -> None:
+    """Run the fault matrix and show it as a grid: each kind of frame suffers each fault, then comes a hard close.
+
+    Exit code as hil run, also of what is only shown: 0 all passed, 1 a fail, 2 invalid, or no run was found.
+    """
+    from rich.console import Console
+
+    from hil.report import grid
+
+    try:
+        chosen = grid.find(cell) if cell else None
+        ran = None
+        if results is None and (again or chosen is None):
+            results, ran = _run_faults(lab, jobs, f"[{chosen.frame.name}-{chosen.fault}]" if chosen else "")
+        results = results or grid.newest(Path("results"))
+        if results is None:
+            raise HilError("no run of the matrix below results/; start one with: hil faults")
+        found = grid.outcomes(results.absolute())
+        if chosen and str(chosen) not in found:
+            raise HilError(f"{results} holds no {chosen}; run it with: hil faults --cell {chosen} --run")
+    except HilError as error:
+        click.echo(f"hil: error: {error}", err=True)
+        sys.exit(2)
+    if chosen:
+        click.echo(grid.story(found[str(chosen)]))
+    else:
+        grid.show(found, Console())
+    if page:
+        grid.save(found, page)
+    shown = [found[str(chosen)]] if chosen else list(found.values())
+    sys.exit(grid.status(shown) if ran is None else ran)
+
+
+def _run_faults(lab: Path, jobs: int, chosen: str) -> tuple[Path, int]:
+    """Run the matrix, or one cell by its pytest id; the results' folder and the exit code."""
+    import pytest
+
+    from hil.report.grid import MATRIX, SCENARIOS
+
+    jobs = jobs_on(prepared(lab), jobs)
+    folder = Path(f"results/{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    options = [f"--rootdir={ROOT}", f"--results={folder}", f"--lab={lab.absolute()}"]
+    if chosen:
+        name = "test_a_hard_close_ends_as_the_contract_says"
+        return folder, exit_code(pytest.main([*options, f"{ROOT / MATRIX}::{name}{chosen}"]))
+    return folder, exit_code(pytest.main([*options, *parallel(jobs), str(ROOT / MATRIX), str(ROOT / SCENARIOS)]))

@@ -1,0 +1,352 @@
+"""``hil lab``: what a lab can do, before anything is touched; and a lab kept running for work by hand."""
+
+import json
+import os
+import select
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import termios
+import time
+import tty
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hil.adapters.journal import JOURNAL
+from hil.cli.options import DEFAULT_LAB, ROOT, give_up, lab_of, or_give_up
+from hil.errors import HilError, RemoteError
+from hil.files import passing_folder
+from hil.labs import supervisor as running
+from hil.labs.file import HostsFile, LabFile, SoftPairFile
+from hil.labs.hosts import lab as hostlab
+from hil.labs.hosts.host import Host
+from hil.labs.needs import Need, doubts, guarantee, lacks
+from hil.progress import harmless
+
+# The first time, the guest image is built and booted in it.
+UP_TIMEOUT_S, DOWN_TIMEOUT_S = 900.0, 60.0
+AGENTS_END_S, POLL_S = 20.0, 0.1
+
+
+@click.group()
+def lab() -> None:
+    """Look at labs, and work with one by hand."""
+
+
+LAB_FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_LAB)
+
+
+@lab.command()
+@LAB_FILE
+@click.option("--tests", "listed", is_flag=True, help="Name each test that will be unsupported.")
+def check(file: Path, listed: bool) -> None:
+    """Say which tests will run on the lab of FILE and which will be unsupported, and why; nothing is touched.
+
+    Exit code 2 when the file holds mistakes.
+    """
+    known = lab_of(file)
+    click.echo("\n".join(described(known)))
+    told = or_give_up(lambda: unsupported(file))
+    click.echo("\n".join(outlook(told, listed=listed)))
+
+
+def described(known: LabFile) -> list[str]:
+    """What a lab is made of, what it has and what it lacks, in lines."""
+    lines = [f"lab {known.lab.name} ({known.lab.kind})", *_nodes(known)]
+    missing = lacks(known)
+    how = {Need.CAPTURE: f": {guarantee(known)}"}
+    lines += [f"  has    {need}{how.get(need, '')}" for need in Need if need not in missing]
+    lines += [f"  lacks  {need}: {reason}" for need, reason in missing.items()]
+    return lines + [f"  doubt  {doubt}" for doubt in doubts(known)]
+
+
+def _nodes(known: LabFile) -> list[str]:
+    if isinstance(known, SoftPairFile):
+        suites = known.guest.suite, (known.guest_b or known.guest).suite
+        return [f"  node {name}: a clone, {suite}" for name, suite in zip("ab", suites, strict=True)]
+    if not isinstance(known, HostsFile):
+        return [f"  nodes n1 to n{known.switch.nodes}: clones, {known.guest.suite}"]
+    lines = []
+    for name, node in known.nodes.items():
+        where = f"ssh {node.host}" if node.kind == "ssh" else "this machine"
+        adapter = f", {node.adapter.device} on {node.adapter.netdev}" if node.adapter else ""
+        lines.append(f"  node {name}: {where}{adapter}")
+    return [*lines, f"  link: {known.link.kind}{', ' + known.link.cabling if known.link.cabling else ''}"]
+
+
+def unsupported(file: Path) -> dict[str, str]:
+    """Each test of the contract and of the faults with why the lab cannot run it, or an empty text. Raises HilError."""
+    with passing_folder("hil-") as folder:
+        out = folder / "unsupported.json"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-q",
+            f"--rootdir={ROOT}",
+            f"--lab={file.absolute()}",
+        ]
+        command += [f"--unsupported={out}", *(str(ROOT / "tests" / area) for area in ("contract", "faults"))]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if done.returncode != 0:
+            raise HilError(f"the tests could not be collected:\n{done.stdout}{done.stderr}")
+        found: dict[str, str] = json.loads(out.read_text())
+        return found
+
+
+def outlook(told: dict[str, str], *, listed: bool) -> list[str]:
+    """How many tests will run, and how many will not for which reason."""
+    reasons = Counter(reason for reason in told.values() if reason)
+    lines = [
+        f"{len(told) - reasons.total()} tests of contract and faults will run, {reasons.total()} will be unsupported"
+    ]
+    for reason, count in reasons.most_common():
+        lines.append(f"  {count:4}  {reason}")
+        lines += [f"          {test}" for test, why in told.items() if listed and why == reason]
+    return lines
+
+
+@lab.command()
+@LAB_FILE
+def up(file: Path) -> None:
+    """Make the lab of FILE and keep it running, apart from this terminal, until ``hil lab down``."""
+    known = lab_of(file)
+    name = known.lab.name
+    _labs(running.labs)
+    folder = or_give_up(running.runtime_folder) / name
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        give_up(f"lab {name} runs already; end it with: hil lab down {name}")
+    if isinstance(known, HostsFile):
+        (folder / "hosts").write_bytes(os.fsencode(file.absolute()))
+    command = [sys.executable, "-m", "hil.labs.supervisor", str(file.absolute()), str(folder)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        # Were this command ended before the supervisor wrote it, the next one would take the folder for left behind.
+        (folder / "pid").write_text(str(process.pid))
+        _wait_up(process, folder)
+    except KeyboardInterrupt:
+        # It has a session of its own, and heard nothing of the key.
+        _end(process, folder)
+        raise
+    _show(folder)
+
+
+def _end(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """End a supervisor that is making its lab; what it did so far is undone."""
+    process.terminate()
+    try:
+        process.wait(DOWN_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    end_ns, shown = time.monotonic_ns() + int(UP_TIMEOUT_S * 1e9), 0
+    while True:
+        # Asked before the log is read: what a supervisor said last is in it then.
+        ended = process.poll() is not None
+        text = (folder / "log").read_text(errors="replace")
+        click.echo(text[shown:], nl=False, err=True)
+        shown = len(text)
+        if ended or time.monotonic_ns() > end_ns:
+            _labs(running.labs)
+            _end(process, folder)
+            sys.exit(2)
+        if running.answers(folder):
+            return
+        time.sleep(POLL_S)
+
+
+def _labs(among: Callable[[], dict[str, Path]]) -> dict[str, Path]:
+    """The labs ``among`` tells of; those on hosts that were killed are told to the user, once."""
+    for folder, file in or_give_up(running.killed).items():
+        restoring = shlex.join(["hil", "lab", "restore", harmless(str(file))])
+        click.echo(f"hil: lab {folder.name} was killed; undo what it changed on its hosts with: {restoring}", err=True)
+    return or_give_up(among)
+
+
+def _chosen(name: str, among: Callable[[], dict[str, Path]] = running.running) -> Path:
+    """The folder of the running lab ``name``, or of the only one; ends the program with 2."""
+    known = _labs(among)
+    if not known:
+        give_up("no lab runs; start one with: hil lab up")
+    if name not in known and (name or len(known) > 1):
+        give_up(f"name one of the labs that run: {', '.join(known)}")
+    return known[name] if name else next(iter(known.values()))
+
+
+def _show(folder: Path) -> None:
+    status = or_give_up(lambda: running.ask(folder, {"do": "status"}))
+    click.echo(f"{folder.name}: {status['lab']}, for {status['seconds']} s, process {status['pid']}")
+    for name, text in status["nodes"].items():
+        click.echo(f"  {name}: {text}")
+    click.echo(f"  {status['capture']}")
+
+
+NAME = click.option("--name", default="", help="Which of the running labs, when there are several.")
+NODE = click.argument("node")
+
+
+@lab.command()
+def status() -> None:
+    """Show the labs that run, their nodes, and how much was recorded."""
+    for folder in _labs(running.running).values():
+        _show(folder)
+
+
+@lab.command()
+@NAME
+@NODE
+@click.option("--follow", is_flag=True, help="Go on until interrupted.")
+def console(name: str, node: str, follow: bool) -> None:
+    """Print what NODE's console said (a host's: what ssh and the agent said)."""
+    folder = _chosen(name)
+    paths = [path for path in (folder / "pair" / f"console-{node}", folder / f"console-{node}") if path.exists()]
+    if not paths:
+        give_up(f"there is no console of a node {node!r}")
+    with paths[0].open(errors="replace") as text:
+        while True:
+            click.echo(text.read(), nl=False)
+            if not follow or not folder.exists():
+                return
+            time.sleep(POLL_S)
+
+
+@lab.command(context_settings={"ignore_unknown_options": True})
+@NAME
+@NODE
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def shell(name: str, node: str, command: tuple[str, ...]) -> None:
+    """Open a shell on NODE, or run COMMAND there and end with its exit status.
+
+    COMMAND may take 30 s and is killed then; run what takes longer in the shell.
+    """
+    folder = _chosen(name)
+    if command:
+        request: dict[str, Any] = {"do": "run", "node": node, "command": list(command)}
+        done = or_give_up(lambda: running.ask(folder, request, 2 * running.RUN_TIMEOUT_S))
+        click.echo(done["stdout"], nl=False)
+        click.echo(done["stderr"], nl=False, err=True)
+        sys.exit(done["status"])
+    control = or_give_up(lambda: running.connect(folder))
+    size = shutil.get_terminal_size()
+    request = {"do": "shell", "node": node, "rows": size.lines, "columns": size.columns}
+    or_give_up(lambda: running.converse(control, request | {"term": os.environ.get("TERM", "dumb")}))
+    _terminal(control)
+
+
+def _terminal(control: socket.socket) -> None:
+    """Join our terminal and the node's, until either ends."""
+    control.settimeout(None)
+    ours = sys.stdin.fileno()
+    before = termios.tcgetattr(ours) if os.isatty(ours) else None
+    sources: list[int | socket.socket] = [control, ours]
+    try:
+        if before is not None:
+            tty.setraw(ours)
+        while True:
+            ready, _, _ = select.select(sources, [], [])
+            if control in ready:
+                if not (data := control.recv(1 << 16)):
+                    return
+                os.write(sys.stdout.fileno(), data)
+            if ours in ready:
+                data = os.read(ours, 1 << 16)
+                # The end of a file that was given to us is the end of what is typed, as at a terminal.
+                control.sendall(data or b"\x04")
+                sources = sources if data else [control]
+    finally:
+        if before is not None:
+            termios.tcsetattr(ours, termios.TCSADRAIN, before)
+
+
+@lab.command()
+@click.argument("name", default="")
+def down(name: str) -> None:
+    """End a lab that runs or is being made: its nodes stop, hosts are left as they were, its recording is removed.
+
+    Exit code 2 where something could not be left as it was; it is named.
+    """
+    folder = _chosen(name, running.labs)
+    # Of a lab that is being made, "up" tells what goes wrong.
+    runs = running.answers(folder)
+    running.end(folder)
+    end_ns = time.monotonic_ns() + int(DOWN_TIMEOUT_S * 1e9)
+    while running.lives(folder):
+        if time.monotonic_ns() > end_ns:
+            give_up(f"lab {folder.name} did not end within {DOWN_TIMEOUT_S:.0f} s: see {folder}/log")
+        time.sleep(POLL_S)
+    # A supervisor that could leave all as it was has removed its folder.
+    last_words = (folder / "log").read_text(errors="replace").strip() if (folder / "log").exists() else ""
+    or_give_up(running.labs)
+    if runs and last_words:
+        give_up(f"lab {folder.name} is down, and not all is as it was:\n{last_words}")
+    click.echo(f"hil: lab {folder.name} is down")
+
+
+@lab.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Restore although a bench is at work there.")
+def restore(file: Path, force: bool) -> None:
+    """Undo on the hosts of FILE what provisioning changed there, however the run that changed it ended.
+
+    What cannot be undone is named and stays noted; exit code 2 then. A host where a bench is at work is left alone.
+    Guests need no restoring: they end with their run.
+    """
+    known = lab_of(file)
+    if not isinstance(known, HostsFile):
+        click.echo(f"hil: the nodes of {known.lab.name} end with each run: there is nothing to restore")
+        return
+    undone, failed = hostlab.on_each(known, file.absolute().parent, lambda host: _restored(host, force))
+    for name, (done, _) in undone.items():
+        click.echo("\n".join([f"node {name}: {len(done)} changes undone", *_lines(done)]))
+    if any(others for _, others in undone.values()):
+        # Two nodes may be namespaces of one machine: what is left is known when all are done.
+        kept, _ = hostlab.on_each(known, file.absolute().parent, lambda host: list(host.system("pending_elsewhere")))
+        failed |= {name: _kept_elsewhere(changes) for name, changes in kept.items() if changes and name not in failed}
+    if failed:
+        give_up("\n".join(f"node {name}: {why}" for name, why in failed.items()))
+    for folder, of in or_give_up(running.killed).items():
+        if of == file.absolute():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lines(changes: list[dict[str, Any]]) -> list[str]:
+    return [f"  {harmless(str(change['kind']))}: {change['facts']}" for change in changes]
+
+
+def _kept_elsewhere(changes: list[dict[str, Any]]) -> str:
+    what = (
+        f"{len(changes)} changes were made in other network namespaces, and stay noted in {JOURNAL}. Where such a "
+        "namespace is there, restore with a lab file that names it; where it is gone, what it had is elsewhere now: "
+        "undo this by hand, then remove the journal"
+    )
+    return "\n".join([what, *_lines(changes)])
+
+
+def _restored(host: Host, force: bool) -> tuple[list[dict[str, Any]], bool]:
+    """What was undone on a host, and whether something stays noted of other namespaces.
+
+    Raises RemoteError where another bench would lose what it works with.
+    """
+    end_ns = time.monotonic_ns() + int(AGENTS_END_S * 1e9)
+    while True:
+        try:
+            return list(host.system("restore", force=force)), bool(host.system("pending_elsewhere"))
+        except RemoteError as error:
+            # The agent of a bench that was killed takes a moment to notice.
+            if error.kind != "AtWork" or time.monotonic_ns() > end_ns:
+                raise
+        time.sleep(POLL_S)

@@ -1,0 +1,45 @@
+"""The ``hil`` command: a verb a module."""
+
+from typing import Any
+
+import click
+
+from hil import __version__
+from hil.cli import adapters, contract, doctor, faults, figures, lab, mutants, prepare, run, times, verdicts, verify
+from hil.cli.options import give_up
+from hil.interrupts import end_by_any
+
+
+class _Commands(click.Group):
+    """The verbs. One that is told to end, and does not end in its own way, ends with 2: nothing was judged."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        end_by_any()
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort):
+            # click's own answer is exit code 1, which is a fail here.
+            give_up("interrupted")
+
+
+@click.group(cls=_Commands)
+@click.version_option(__version__)
+def main() -> None:
+    """Test bench for SAN adapters: closes Winsock Direct sockets the hard way and proves the reset on the wire."""
+
+
+for verb in (
+    run.run,
+    contract.contract,
+    verdicts.verdicts,
+    faults.faults,
+    mutants.broken,
+    verify.verify,
+    doctor.doctor,
+    lab.lab,
+    adapters.adapters,
+    prepare.prepare,
+    figures.figures,
+    times.times,
+):
+    main.add_command(verb)

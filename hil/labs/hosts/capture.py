@@ -1,0 +1,393 @@
+"""A capture point on a node: started before the first call, its frames brought home, its losses counted."""
+
+import re
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hil.agent.roles.capture import BLOCK_S, PIECE, RECORD
+from hil.capture.pcapng import PcapngWriter
+from hil.errors import CaptureError, NodeDied, NodeError, RemoteError, Unsupported
+from hil.labs.node import Node
+from hil.progress import printable
+from hil.wire.counts import PlainCounts
+from hil.wire.point import Onlooker
+
+CALL_TIMEOUT_S, START_TIMEOUT_S = 30.0, 20.0
+# Without a byte that comes home, and at most.
+DRAIN_TIMEOUT_S, DRAIN_MOST_S = 30.0, 600.0
+POLL_S = 0.02
+# How often somebody looks whether much waits on the node, how much that is, and the pieces in which it is taken then.
+LOOK_S, MUCH, SMALL_PIECE = 0.5, 16 << 20, 1 << 18
+JOIN_S = 2.0
+# A clock that was set in between would put packets before the calls that sent them.
+CLOCK_STEP_NS = 5_000_000
+# As many round trips are at least twice as many frames, where the way to the node leads over the recorded netdev.
+ROUND_TRIPS = 8
+# What a node says that lacks the program or the right to record; whatever else goes wrong is a broken set-up.
+LACKING = ("FileNotFoundError", "PermissionError")
+REFUSED = re.compile(r"permission|not permitted", re.IGNORECASE)
+# dumpcap names its file when the interface is open; "Capturing on" comes before.
+PROGRAM_RUNS = re.compile(r"listening on|File: -")
+DROPPED = (
+    re.compile(r"(\d+) packets? dropped by (?:kernel|interface)"),
+    re.compile(r"received/dropped on interface .*: \d+/(\d+)(?:.*ps_ifdrop:(\d+))?"),
+)
+MIRROR_LATE_NS = 1_000_000_000
+MAX_RECORD = 1 << 18
+BUFFER = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One frame as the node recorded it; ``sent``: whether the node sent it, None when it does not tell."""
+
+    time_ns: int
+    data: bytes
+    original_length: int
+    sent: bool | None
+
+
+class _Stream:
+    """Pieces of what a node recorded, put together."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    @property
+    def rest(self) -> int:
+        """How many bytes came that are no whole frame yet."""
+        return len(self._bytes)
+
+    def _frame(self, header: int, length: int) -> bytes | None:
+        """Take the frame of ``length`` bytes behind a header of so many; None while it is not all there."""
+        if length > MAX_RECORD:
+            raise CaptureError(f"the node's capture claims a frame of {length} bytes")
+        end = header + length
+        if len(self._bytes) < end:
+            return None
+        data = bytes(self._bytes[header:end])
+        del self._bytes[:end]
+        return data
+
+
+class Records(_Stream):
+    """Pieces of a packet socket's records in, frames out."""
+
+    def feed(self, piece: bytes) -> Iterator[Recorded]:
+        """Raises CaptureError when the bytes are not records."""
+        self._bytes += piece
+        while len(self._bytes) >= RECORD.size:
+            time_ns, length, sent = RECORD.unpack_from(self._bytes)
+            if (data := self._frame(RECORD.size, length)) is None:
+                return
+            yield Recorded(time_ns, data, length, bool(sent))
+
+
+class PcapStream(_Stream):
+    """Pieces of a pcap file in, frames out (the format of libpcap, microseconds and nanoseconds, either byte order)."""
+
+    _MAGIC = {0xA1B2C3D4: 1000, 0xA1B23C4D: 1}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._record: struct.Struct | None = None
+        self._unit_ns = 1
+
+    def feed(self, piece: bytes) -> Iterator[Recorded]:
+        """Raises CaptureError when the bytes are not pcap, or not of Ethernet."""
+        self._bytes += piece
+        if self._record is None and not self._begin():
+            return
+        assert self._record is not None
+        while len(self._bytes) >= self._record.size:
+            seconds, fraction, length, original = self._record.unpack_from(self._bytes)
+            if (data := self._frame(self._record.size, length)) is None:
+                return
+            yield Recorded(seconds * 10**9 + fraction * self._unit_ns, data, original, None)
+
+    def _begin(self) -> bool:
+        if len(self._bytes) < 24:
+            return False
+        for order in "<>":
+            magic, link_type = struct.unpack_from(f"{order}I16xI", self._bytes)
+            if magic in self._MAGIC:
+                if link_type & 0xFFFF != 1:
+                    raise CaptureError(f"the node's capture is of link type {link_type}, Ethernet is 1")
+                self._unit_ns, self._record = self._MAGIC[magic], struct.Struct(f"{order}IIII")
+                del self._bytes[:24]
+                return True
+        raise CaptureError("what the node's capture program writes is not pcap")
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a node says of its recording: the kernel's frames, those it dropped, those read, as how many bytes."""
+
+    seen: int
+    drops: int
+    frames: int
+    written: int
+    ended: bool
+
+
+class NodeCapture(Onlooker):
+    """Records ``interface`` of ``node`` to ``path``. ``sides`` are the nodes whose adapters' counters it must meet.
+
+    Where these are none, and where the way to the node leads over the recorded netdev, TCP is left out: the adapter's
+    counters move with every question then, and nothing is compared with them. ``macs`` are the adapters' Ethernet
+    addresses by node, a and b: they tell whose a frame is. ``polled``: frames are stamped when they are read, as
+    libpcap does on RDMA devices. Raises Unsupported when the node lacks the program or the
+    right to record, CaptureError when it cannot record for another reason, NodeError when the node is gone.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        method: str,
+        interface: str,
+        path: Path,
+        macs: dict[str, str],
+        sides: tuple[str, ...] = (),
+        buffer: int = BUFFER,
+        *,
+        polled: bool = False,
+    ) -> None:
+        self.path, self.sides = path, sides
+        self._node, self._method, self._interface, self._buffer = node, method, interface, buffer
+        self._macs = {bytes.fromhex(mac.replace(":", "")): name for name, mac in macs.items()}
+        relation = node.clock()
+        self._offset_ns, self.uncertainty_ns = relation.offset_ns, relation.uncertainty_ns
+        # A mirror's copies reach a machine of its own, which stamps them when it comes to it.
+        self.late_ns = MIRROR_LATE_NS if polled or node.name not in macs else 0
+        self._lock = threading.Lock()
+        self._frames, self._brought = {"a": 0, "b": 0}, 0
+        self._problem = ""
+        self._where = f"the capture on node {node.name}"
+        # A packet socket counts all the time, a program only when it ends.
+        self.tells_at_end = method != "packet-socket"
+        self._stopped = False
+        self._stream: Records | PcapStream = Records() if method == "packet-socket" else PcapStream()
+        self._worker, _ = node.channel.spawn("capture")
+        self._start(everything=bool(sides))
+        if sides and self._records_us():
+            self.sides = ()
+            self._start(everything=False)
+        self._wait_running()
+        self._out = path.open("wb")
+        self._writer = PcapngWriter(self._out, ["side-a", "side-b"])
+        self._ending = threading.Event()
+        self._taker = threading.Thread(target=self._take_meanwhile, name=f"capture {node.name}", daemon=True)
+        self._taker.start()
+
+    def _call(self, call: str, /, **arguments: Any) -> Any:
+        return self._node.channel.call(self._worker, call, CALL_TIMEOUT_S, "capture", **arguments)
+
+    def _start(self, *, everything: bool) -> None:
+        facts = {"method": self._method, "interface": self._interface, "buffer": self._buffer}
+        try:
+            told = self._call("start", everything=everything, **facts)
+            self._epoch_ns: int = told["epoch_ns"]
+            self._much = min(MUCH, told["most"] // 4)
+        except RemoteError as error:
+            self._refuse(str(error), lacking=error.kind in LACKING)
+
+    def _refuse(self, why: str, *, lacking: bool) -> NoReturn:
+        what = f"node {self._node.name} cannot record {self._interface} by {self._method}: {printable(why)}"
+        raise Unsupported(what) if lacking else CaptureError(what)
+
+    def _records_us(self) -> bool:
+        """Whether what we ask the node is in what it records."""
+        before = self._call("counts")["seen"]
+        for _ in range(ROUND_TRIPS):
+            self._node.channel.call(0, "clock", CALL_TIMEOUT_S, "capture")
+        return bool(self._call("counts")["seen"] - before >= 2 * ROUND_TRIPS)
+
+    def _wait_running(self) -> None:
+        """A program says when it records; a packet socket does so as soon as it is there."""
+        end_ns = time.monotonic_ns() + int(START_TIMEOUT_S * 1e9)
+        while self.tells_at_end and not PROGRAM_RUNS.search((told := self._call("state"))["said"]):
+            if told["problem"] or time.monotonic_ns() > end_ns:
+                # When it has ended, all that it said is there.
+                told = self._call("stop")
+                self._refuse(told["said"].strip() or told["problem"], lacking=bool(REFUSED.search(told["said"])))
+            time.sleep(POLL_S)
+
+    def _take_meanwhile(self) -> None:
+        """Bring home what waits while the test runs, where it is much: it must not outgrow the node's memory."""
+        while not self._ending.wait(LOOK_S):
+            try:
+                waits = int(self._call("counts")["written"]) - self._brought
+                if waits >= self._much:
+                    self._take_what_waits()
+            except NodeDied:
+                # Whoever asks for the counts next is told.
+                return
+            except NodeError:
+                # It was slow, and is asked again.
+                continue
+            except CaptureError as error:
+                # What the node gave away may be lost on the way: no later count would be whole.
+                self._blame(str(error))
+                return
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                self._blame(f"{self._where} told something else than counts: {error!r}")
+                return
+
+    def _take_what_waits(self) -> None:
+        """In small pieces, between which the test's own calls pass, and not to the last byte: more is coming."""
+        much = True
+        while much:
+            with self._lock:
+                if self._stopped or self._ending.is_set():
+                    return
+                before = self._brought
+                told = self._pull(SMALL_PIECE)
+                much = before < self._brought < told.written - SMALL_PIECE
+
+    def counts(self) -> PlainCounts:
+        """What was recorded up to now is in the file, and counted. Raises CaptureError when the node is gone, or the
+        file cannot be written."""
+        if self._method == "dumpcap":
+            # It hands frames over some time after they came.
+            time.sleep(BLOCK_S)
+        with self._lock:
+            if not self._stopped:
+                self._drain()
+            return self._counted()
+
+    def _drain(self) -> None:
+        """Bring home what was recorded up to now; what comes meanwhile is not waited for: our own questions may be."""
+        begun_ns = time.monotonic_ns()
+        end_ns = begun_ns + int(DRAIN_TIMEOUT_S * 1e9)
+        told = self._pull()
+        seen, wanted = told.seen, None
+        while True:
+            if wanted is None and (told.ended or told.frames + told.drops >= seen):
+                wanted = told.written
+            if wanted is not None and self._brought >= wanted:
+                break
+            if time.monotonic_ns() > end_ns:
+                self._blame(f"{self._where} does not come to an end")
+                break
+            before = self._brought
+            told = self._pull()
+            if wanted is not None and self._brought > before:
+                # How long that takes is a matter of how much it is, and of the way to the node.
+                end_ns = min(time.monotonic_ns() + int(DRAIN_TIMEOUT_S * 1e9), begun_ns + int(DRAIN_MOST_S * 1e9))
+        try:
+            self._out.flush()
+        except OSError as error:
+            raise self._not_written(error) from error
+
+    def _pull(self, most: int = PIECE) -> _Told:
+        """Bring one piece of ``most`` bytes home; what the node said of all of it. Raises CaptureError."""
+        try:
+            told = self._call("pull", most=most)
+            piece, epoch_ns, problem = told["piece"], int(told["epoch_ns"]), str(told["problem"])
+            if not isinstance(piece, bytes):
+                raise TypeError(type(piece))
+            seen, drops, frames, written = (int(told.get(n, 0)) for n in ("seen", "drops", "frames", "written"))
+            lost = {str(name): int(count) for name, count in told.get("lost", {}).items() if int(count)}
+        except NodeError as error:
+            raise CaptureError(f"{self._where} has ended: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise CaptureError(f"{self._where} told something else than frames: {error!r}") from error
+        try:
+            self._keep(piece)
+        except OSError as error:
+            raise self._not_written(error) from error
+        if abs(epoch_ns - self._epoch_ns) > CLOCK_STEP_NS:
+            self._blame(f"the clock of node {self._node.name} was set while it recorded")
+        if problem:
+            self._blame(f"{self._where} is not whole: {problem}")
+        if drops:
+            self._blame(f"{self._where} dropped {drops} frames")
+        if lost:
+            what = ", ".join(f"{printable(name)} {count}" for name, count in sorted(lost.items()))
+            self._blame(f"{self._where} lacks frames that the adapter of {self._interface} lost: {what}")
+        return _Told(seen, drops, frames, written, self._stopped or bool(problem))
+
+    def _blame(self, problem: str) -> None:
+        """Keep the first thing that went wrong: the others follow from it."""
+        self._problem = self._problem or problem
+
+    def _not_written(self, error: OSError) -> CaptureError:
+        # There may be room again before anybody asks; what is missing in the file stays missing.
+        problem = f"{self.path} cannot be written: {error.strerror}"
+        self._blame(problem)
+        return CaptureError(problem)
+
+    def _keep(self, piece: bytes) -> None:
+        self._brought += len(piece)
+        for frame in self._stream.feed(piece):
+            side = self._side(frame)
+            self._frames[side] += 1
+            if frame.original_length != len(frame.data):
+                self._blame(f"{self._where} cut a frame of {frame.original_length} bytes")
+            self._writer.write(0 if side == "a" else 1, frame.time_ns, frame.data)
+
+    def _side(self, frame: Recorded) -> str:
+        """Which node sent it: the one with its source address; what a stranger sent came in."""
+        if (known := self._macs.get(frame.data[6:12])) is not None:
+            return known
+        here = self._node.name if self._node.name in self._frames else "a"
+        return here if frame.sent else "b" if here == "a" else "a"
+
+    def _counted(self) -> PlainCounts:
+        none = {"a": 0, "b": 0}
+        sent = {"a": self._frames["b"], "b": self._frames["a"]}
+        # The file's times are the node's CLOCK_REALTIME.
+        epoch_ns = self._epoch_ns - self._offset_ns
+        return PlainCounts(dict(self._frames), sent, dict(none), dict(none), self._problem, epoch_ns)
+
+    def stop(self) -> PlainCounts | None:
+        """End it on the node, and bring home what is left; its last counts, or None when the node was gone."""
+        self._ending.set()
+        try:
+            return self._stop()
+        finally:
+            self._taker.join(JOIN_S)
+
+    def _stop(self) -> PlainCounts | None:
+        with self._lock:
+            if self._stopped:
+                return self._counted()
+            self._stopped = True
+            try:
+                told = self._call("stop")
+                self._judge(told["said"], told["problem"])
+                self._drain()
+                if self._stream.rest:
+                    self._blame(f"{self._where} ended within a frame, {self._stream.rest} bytes of it are there")
+                return self._counted()
+            except (NodeError, CaptureError) as error:
+                self._blame(f"{self._where} did not end well: {error}")
+                return None
+            finally:
+                try:
+                    self._out.close()
+                except OSError as error:
+                    self._not_written(error)
+
+    def _judge(self, said: str, problem: str) -> None:
+        """A program tells its losses only when it ends."""
+        said_last = printable(said.strip()[-300:]) or "nothing"
+        if problem:
+            self._blame(f"{self._where} is not whole: {problem}; it said: {said_last}")
+        if not self.tells_at_end:
+            return
+        if losses := told_losses(said):
+            if any(losses):
+                self._blame(f"{self._method} on node {self._node.name} dropped {max(losses)} frames")
+        else:
+            self._blame(f"{self._method} on node {self._node.name} did not tell its losses: {said_last}")
+
+
+def told_losses(said: str) -> list[int]:
+    """Every count of lost frames in what a capture program said; empty when it told none."""
+    return [int(count) for pattern in DROPPED for match in pattern.finditer(said) for count in match.groups() if count]

@@ -1,0 +1,358 @@
+"""A pair of nodes of any kind, joined by a link with a capture point of any kind, with everything recorded."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hil import stopwatch
+from hil.agent.protocol import Message
+from hil.capture.pcapng import read_pcapng
+from hil.capture.sides import came_in, reached
+from hil.errors import CaptureError, NodeError, SetupError, Unsupported
+from hil.evidence.evidence import Evidence
+from hil.evidence.packets import RocePacket, roce_packets
+from hil.evidence.rebuild.missing import missing_in
+from hil.evidence.rules import ended_processes, grown_processes, held, of_sockets, others, starved, unseen
+from hil.labs.channel import ClockRelation, joined
+from hil.labs.node import Node, Record
+from hil.labs.place import Place
+from hil.stopwatch import Phase
+from hil.wire.point import CapturePoint, Counts
+
+# Longer than the connection manager waits before it says again what nobody answered.
+SETTLE_TIMEOUT_S = 6.0
+# Sixteen nodes on a busy machine have much to say to each other before all is quiet.
+QUIET_TIMEOUT_S = 20.0
+QUIET_S = 0.03
+CALL_TIMEOUT_S = 30.0
+Resources = list[dict[str, Any]]
+COUNTED = ("tx_packets", "rx_packets")
+
+
+DEAF_MEND = (
+    "the device or its driver is started anew. Soft-RoCE comes to this when the send queue of its netdev overflows: "
+    "ip link set NETDEV txqueuelen 10000"
+)
+
+
+class Pair:
+    """Nodes, ``a`` and ``b`` or more, and the link between them; evidence goes to ``folder``. Use as a context manager.
+
+    ``passed`` is set when its test has passed: only then others may have its nodes.
+    A subclass makes nodes and capture point, adds what must be stopped to ``_open``, and calls ``_begin``.
+    """
+
+    def __init__(self, folder: Path, places: tuple[Place, ...]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.places = places
+        self.nodes: Mapping[str, Node] = {}
+        self.wire: CapturePoint
+        self._lock = threading.Lock()
+        self._events: list[tuple[str, Message]] = []
+        self._during: dict[str, Resources] = {}
+        self._baseline: dict[str, Resources] = {}
+        self._after_close: dict[str, Resources] = {}
+        self._processes: dict[str, Resources] = {}
+        self._port_counters: dict[str, dict[str, Any]] = {}
+        self._at_start: dict[str, Resources] = {}
+        self._open: list[Any] = []
+        self.made_with: dict[str, Any] = {}
+        self.passed = False
+        self._observer: Record | None = None
+
+    def _begin(self) -> None:
+        """The nodes are provisioned and frames are recorded: what happens from now on is evidence.
+
+        Raises SetupError where nothing could be connected.
+        """
+        if deaf := self._deaf():
+            raise SetupError("; ".join(deaf))
+        self._before = self._settled()
+        self._clocks = {name: [node.clock()] for name, node in self.nodes.items()}
+        self._port_counters = {name: node.system("port_counters") for name, node in self.nodes.items()}
+        self._at_start = {name: self.resources(name, contexts=True) for name in self.nodes}
+
+    def _deaf(self) -> list[str]:
+        """The adapters where no message of the connection manager is sent or heard. Raises NodeError."""
+        found = []
+        for place in self.places:
+            states = self.nodes[place.name].system("general_services", device=place.device)
+            if any(state != "RTS" for state in states):
+                what = f"the connection manager's own queue pair of {place.device} is {' and '.join(states)}, not RTS"
+                found.append(f"node {place.name}: {what}: nothing connects there until {DEAF_MEND}")
+        return found
+
+    def everybody(self) -> Mapping[str, Node]:
+        """The nodes, and those of the lab that only record, by name."""
+        return self.nodes
+
+    def place(self, name: str) -> Place:
+        """The place of node ``name``."""
+        return next(place for place in self.places if place.name == name)
+
+    def nobody(self, *, ipv6: bool = False) -> str:
+        """An address on node a's network that no node has. Raises Unsupported."""
+        taken = [ip for place in self.places for ip in (place.ipv4, place.ipv6)]
+        return self.places[0].nobody(ipv6=ipv6, taken=taken)
+
+    def _nobodies(self) -> list[str]:
+        """Every address that ``nobody`` gives."""
+        found = []
+        for ipv6 in (False, True):
+            if not ipv6 or self.places[0].ipv6:
+                with suppress(Unsupported):
+                    found.append(self.nobody(ipv6=ipv6))
+        return found
+
+    def observe(self, observer: Record) -> None:
+        """Tell ``observer`` as well, from now on, what workers say."""
+        self._observer = observer
+
+    def _record(self, node: str, worker: int, event: Message) -> None:
+        if self._observer is not None:
+            self._observer(node, worker, event)
+        with self._lock:
+            self._events.append((node, event | {"worker": worker}))
+
+    def resources(self, name: str, *, contexts: bool = False) -> Resources:
+        """What the kernel of node ``name`` holds now, with ``contexts`` opened devices too. Raises NodeError.
+
+        What processes hold that have nothing to do with the bench is other people's.
+        """
+        found: Resources = self.nodes[name].system("resources", contexts=contexts)
+        return [resource for resource in found if resource["ours"]]
+
+    def note_baseline(self) -> None:
+        """Remember what both kernels hold now, before the first connected socket."""
+        for name, node in self.nodes.items():
+            if name not in self._baseline:
+                self._baseline[name], self._processes[name] = self.resources(name), node.system("processes")
+
+    def note_resources(self) -> None:
+        """Remember what both kernels hold now, while connections are open."""
+        for name in self.nodes:
+            self._during.setdefault(name, []).extend(self.resources(name))
+
+    @stopwatch.phase(Phase.AUDIT)
+    def audit_closed(self, name: str) -> None:
+        """Wait until node ``name`` holds nothing of the sockets noted before; what stays is evidence."""
+        during = self._during.get(name, [])
+        before = self._baseline.get(name, [])
+        left = self._when_none(name, lambda found: of_sockets(found, before, during))
+        self._after_close[name] = left
+
+    def _when_none(self, name: str, interesting: Callable[[Resources], Resources]) -> Resources:
+        # The end of a close goes on for a moment after the call: CM waits for the DREP.
+        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
+        while (left := interesting(self.resources(name, contexts=True))) and time.monotonic_ns() < end_ns:
+            time.sleep(0.05)
+        return left
+
+    def _processes_after(self, name: str) -> Resources:
+        """What the processes hold in the end: a thread that has answered a call takes a moment to be gone."""
+        before = self._processes.get(name, [])
+        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
+        while True:
+            found: Resources = self.nodes[name].system("processes", pids=[process["pid"] for process in before])
+            ended = ended_processes(event for event in self.journal(name) if event["kind"] == "call")
+            if not grown_processes(before, found, ended) or time.monotonic_ns() > end_ns:
+                return found
+            time.sleep(0.05)
+
+    def _conclude(self) -> None:
+        """Nothing more is to be recorded: a capture point that tells its losses only when it ends is ended."""
+
+    @stopwatch.phase(Phase.AUDIT)
+    def evidence(self, *, audit: bool = True, last: bool = False) -> Evidence:
+        """All evidence up to now; never raises for a dead node: what is missing becomes a problem.
+
+        After one with ``audit``, or the ``last``, nothing more may be recorded.
+        """
+        evidence = Evidence({p.name: [ip for ip in (p.ipv4, p.ipv6) if ip] for p in self.places})
+        evidence.during = {name: list(found) for name, found in self._during.items()}
+        if missed := unseen(evidence):
+            evidence.problems.append(f"the audit did not see {', '.join(missed)} while the connection was open")
+        evidence.after_close = dict(self._after_close)
+        relations = self._relations(evidence)
+        known = [relation.uncertainty_ns for relation in relations.values()]
+        evidence.uncertainty_ns, evidence.late_ns = max(*known, self.wire.uncertainty_ns), self.wire.late_ns
+        if audit:
+            self._audit(evidence)
+        try:
+            evidence.problems += self._deaf()
+        except NodeError:
+            # That it does not live is told already.
+            pass
+        if audit or last:
+            self._conclude()
+        self._check_capture(evidence)
+        with self._lock:
+            events = list(self._events)
+        for node, event in events:
+            if "t_ns" in event and event["kind"] != "agent ready":
+                evidence.events.append({"node": node, "at_ns": relations[node].to_controller(event["t_ns"])} | event)
+        self._note_log(evidence)
+        evidence.events.sort(key=lambda e: e["at_ns"])
+        self._read_capture(evidence)
+        if (audit or last) and not self.wire.sides:
+            self._look_for_gaps(evidence)
+        if problem := unseen_link(evidence, counted=bool(self.wire.sides)):
+            evidence.problems.append(problem)
+        return evidence
+
+    def _note_log(self, evidence: Evidence) -> None:
+        """Put what was done to the wire among the events; its clock is the controller's."""
+        try:
+            for entry in self.wire.log():
+                evidence.events.append({"node": "wire", "at_ns": entry["t_ns"]} | entry)
+        except CaptureError as error:
+            evidence.problems.append(f"what was done to the wire is not known: {error}")
+
+    def journal(self, name: str) -> list[Message]:
+        """What the workers of node ``name`` have journaled so far, with the node's own times."""
+        with self._lock:
+            return [event for node, event in self._events if node == name]
+
+    def packets(self) -> list[RocePacket]:
+        """What has come in on the wire so far, as far as it is written."""
+        self.wire.counts()
+        found = []
+        try:
+            for packet in roce_packets(came_in(read_pcapng(self.wire.path))):
+                found.append(packet)
+        except CaptureError:
+            # Under load the last frame may be half written.
+            pass
+        return found
+
+    def _relations(self, evidence: Evidence) -> dict[str, ClockRelation]:
+        for name, node in self.nodes.items():
+            try:
+                self._clocks[name].append(node.clock())
+            except NodeError as error:
+                evidence.problems.append(f"node {name} does not live: {error}")
+        return {name: joined(clocks) for name, clocks in self._clocks.items()}
+
+    def _audit(self, evidence: Evidence) -> None:
+        for name, node in self.nodes.items():
+            during, start = self._during.get(name, []), self._at_start[name]
+            try:
+                evidence.resources[name] = self._when_none(
+                    name,
+                    lambda found, d=during, s=start: held(others(found, s), d),  # type: ignore[misc]
+                )
+                evidence.processes[name] = self._processes.get(name, []), self._processes_after(name)
+                evidence.kernel_log[name] = node.system("kernel_log")
+                if ended := starved(evidence.kernel_log[name]):
+                    evidence.problems.append(f"node {name} ran out of memory: {'; '.join(ended)}")
+                evidence.port_counters[name] = self._port_counters[name], node.system("port_counters")
+            except NodeError as error:
+                evidence.problems.append(f"the audit of node {name} failed: {error}")
+
+    def _check_capture(self, evidence: Evidence) -> None:
+        try:
+            after = self._settled()
+        except (NodeError, CaptureError) as error:
+            evidence.problems.append(f"the capture cannot be shown to be complete: {error}")
+            return
+        (counters, counts), (counters_0, counts_0) = after, self._before
+        if counts.capture_error:
+            evidence.problems.append(counts.capture_error)
+        if wrong := counts.mismatch():
+            evidence.problems.append(f"the wire's counts do not add up: {wrong}")
+        if counts.unlogged:
+            evidence.problems.append(f"the wire's log had no room for {counts.unlogged} entries")
+        for side in self.wire.sides:
+            seen = {
+                "tx_packets": counts.received[side] - counts_0.received[side],
+                "rx_packets": counts.sent[side] - counts_0.sent[side],
+            }
+            told = {n: counters[side][n] - counters_0[side][n] for n in COUNTED}
+            if seen != told:
+                evidence.problems.append(f"capture incomplete on side {side}: wire {seen}, adapter {told}")
+
+    def _settled(self) -> tuple[dict[str, Any], Counts]:
+        """Counters of the nodes that are compared with the wire's, and those, read when none moved for a while.
+
+        A frame that an adapter has counted may still be on its way to the wire, and the other way round. The others'
+        may move with every question: the way to a node may lead over its adapter's netdev.
+        """
+        # A capture on a node may have much to bring home: that is no time in which anything could settle.
+        self.wire.counts()
+        end_ns = time.monotonic_ns() + int(QUIET_TIMEOUT_S * 1e9)
+        compared = [place for place in self.places if place.name in self.wire.sides]
+        last = None
+        while True:
+            counters = {p.name: self.nodes[p.name].system("counters", netdev=p.netdev) for p in compared}
+            counts = self.wire.counts()
+            moving = any((*counts.queued.values(), *counts.held.values()))
+            if ((counters, counts) == last and not moving) or time.monotonic_ns() > end_ns:
+                return counters, counts
+            last = counters, counts
+            time.sleep(QUIET_S)
+
+    def _read_capture(self, evidence: Evidence) -> None:
+        try:
+            counts = self.wire.counts()
+            frames = list(read_pcapng(self.wire.path))
+            came = list(came_in(frames))
+            if len(came) < sum(counts.received.values()):
+                problem = f"capture incomplete: {len(came)} frames in the file, the wire received {counts.received}"
+                evidence.problems.append(problem)
+            epoch_ns, evidence.late_frames = counts.epoch_ns, {int(n): ns for n, ns in counts.late_frames.items()}
+            evidence.packets = list(roce_packets(came))
+            evidence.delivered = list(roce_packets(reached(frames)))
+            both = (*evidence.packets, *evidence.delivered)
+            evidence.packet_times_ns = {p.frame: p.time_ns - epoch_ns for p in both}
+        except (CaptureError, OSError) as error:
+            evidence.problems.append(f"the capture cannot be read: {error}")
+
+    def _look_for_gaps(self, evidence: Evidence) -> None:
+        """No adapter's counters tell of a frame that this capture point missed; other frames may."""
+        try:
+            missing = missing_in(self.wire.path, self._nobodies())
+            evidence.problems += [f"the capture misses frames {line}" for line in missing]
+        except (CaptureError, OSError) as error:
+            evidence.problems.append(f"the capture cannot be searched for gaps: {error}")
+
+    @stopwatch.phase(Phase.WRITING)
+    def write(self, evidence: Evidence) -> None:
+        """Write timeline and versions beside the capture and the consoles."""
+        evidence.write(self.folder / "timeline.jsonl")
+        facts = {"problems": evidence.problems, "resources": evidence.resources, "processes": evidence.processes}
+        facts |= {"kernel log": evidence.kernel_log, "port counters": evidence.port_counters}
+        clocks = {n: [(c.offset_ns, c.uncertainty_ns) for c in known] for n, known in self._clocks.items()}
+        (self.folder / "evidence.json").write_text(
+            json.dumps(facts | {"clocks": clocks, "made with": self.made_with}, indent=1)
+        )
+
+    def close(self) -> None:
+        """Stop the wire and both nodes, whatever happened before."""
+        for part in reversed(self._open):
+            part.stop()
+        self._open.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def unseen_link(evidence: Evidence, *, counted: bool) -> str:
+    """Why a capture does not show the link at all, or an empty text.
+
+    ``counted``: it was compared with the adapters' counters, so that what is not in it was not sent.
+    """
+    if counted or not any(evidence.during.values()) or any(p.cm in ("REQ", "REP") for p in evidence.packets):
+        return ""
+    return (
+        "the capture does not see the link: a connection was made, and none of its CM messages was recorded; "
+        "is the right port mirrored, the right interface named?"
+    )

@@ -1,0 +1,197 @@
+"""Boot a node once, keep it as a snapshot, and know whether KVM works on this machine."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hil.agent.parcel import code_key
+from hil.cache import building, damage, in_use, keep_newest, seal, sweep
+from hil.errors import NodeError, SnapshotError
+from hil.labs.channel import Channel
+from hil.labs.soft.image import Image, write_code
+from hil.labs.soft.machine import Hardware, Machine, command_line, fresh_file, qemu_version
+from hil.progress import say, step
+
+KEPT = 4
+BOOT_TIMEOUT_S = {"tcg": 240.0, "kvm": 30.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A booted node at rest: the files that clones are made from."""
+
+    hardware: Hardware
+    ram: Path
+    state: Path
+    image: Image
+
+    def made_of(self) -> dict[str, object]:
+        """The machine, for provenance."""
+        hardware = self.hardware
+        return {"suite": self.image.suite, "accelerator": hardware.accelerator, "memory_mib": hardware.memory_mib}
+
+
+def snapshot_for(
+    image: Image, cache: Path, memory_mib: int = 640, accelerator: str = "auto", *, user_net: bool = False
+) -> Snapshot:
+    """The snapshot of ``image`` with today's node-side code; made first when missing, damaged or outdated."""
+    if accelerator == "auto":
+        accelerator = working_accelerator(image, cache, memory_mib)
+    # A clone on another machine than the one that was booted hangs without a word.
+    machine = command_line(
+        Hardware(Path(), Path(), memory_mib, accelerator, user_net),
+        Path(),
+        Path(),
+        0,
+        0,
+        0,
+        share=False,
+        incoming=False,
+    )
+    inputs = json.dumps([image.key, code_key(), machine, qemu_version(), _cpu()])
+    folder = cache / "snapshots" / f"{image.suite}-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
+    sweep(folder.parent)
+    if folder.is_dir():
+        problem = damage(folder)
+        if problem is None:
+            # The oldest are forgotten first: this one is in use.
+            os.utime(folder)
+            return _load(image, folder, memory_mib, accelerator, user_net)
+        say(f"the cached snapshot {folder.name} is damaged ({problem}): making it again")
+        shutil.rmtree(folder)
+    with step(f"booting a {image.suite} node under {accelerator} and taking its snapshot"):
+        _make(image, folder, memory_mib, accelerator, user_net)
+    keep_newest(folder, KEPT)
+    return _load(image, folder, memory_mib, accelerator, user_net)
+
+
+@contextmanager
+def only_one(cache: Path) -> Iterator[None]:
+    """Let one bench at a time build in ``cache``; the kernel gives the lock back when its holder dies."""
+    with (cache / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another bench that builds in {cache}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def working_accelerator(image: Image, cache: Path, memory_mib: int) -> str:
+    """``kvm`` if a node really boots under it here, else ``tcg``; the answer is remembered for this machine."""
+    if named := os.environ.get("HIL_ACCELERATOR"):
+        if named not in BOOT_TIMEOUT_S:
+            raise SnapshotError(f"HIL_ACCELERATOR is {named!r}; it must be one of {', '.join(BOOT_TIMEOUT_S)}")
+        return named
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    memory = (
+        cache
+        / f"accelerator-{hashlib.sha256((qemu_version() + _cpu() + os.uname().release).encode()).hexdigest()[:12]}"
+    )
+    if memory.is_file() and (answer := memory.read_text().strip()) in BOOT_TIMEOUT_S:
+        return answer
+    answer = "tcg"
+    sweep(cache)
+    with building(cache) as work:
+        try:
+            with step("finding out whether KVM works here"):
+                _make(image, work / "trial", memory_mib, "kvm")
+            answer = "kvm"
+        except (NodeError, SnapshotError) as error:
+            say(f"KVM is present but does not work here, using TCG: {str(error)[:300]}")
+    memory.write_text(answer + "\n")
+    return answer
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _load(image: Image, folder: Path, memory_mib: int, accelerator: str, user_net: bool) -> Snapshot:
+    in_use(folder)
+    hardware = Hardware(image.kernel, folder / "initrd", memory_mib, accelerator, user_net)
+    return Snapshot(hardware, folder / "ram", folder / "state", image)
+
+
+def _make(image: Image, folder: Path, memory_mib: int, accelerator: str, user_net: bool = False) -> None:
+    with building(folder.parent) as place:
+        work = place / "snapshot"
+        work.mkdir()
+        check_room(place, (memory_mib << 20) + 2 * image.initrd.stat().st_size)
+        try:
+            _join(image.initrd, work)
+            fresh_file(work / "ram", memory_mib << 20)
+        except OSError as error:
+            raise SnapshotError(f"no room for a snapshot in {folder.parent}: {error}") from error
+        _boot_and_save(Hardware(image.kernel, work / "initrd", memory_mib, accelerator, user_net), work)
+        # Clones load the initramfs from the RAM file; QEMU only wants the name of a file that exists.
+        (work / "initrd").write_bytes(b"")
+        seal(work, folder, {})
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise SnapshotError unless ``needed`` bytes are free: QEMU would die of SIGBUS on a full disk."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SnapshotError(
+            f"no room for a snapshot in {folder.parent}: {needed >> 20} MiB are needed, {free >> 20} MiB are free; "
+            "make room, or name another folder in HIL_CACHE"
+        )
+
+
+def _join(initrd: Path, work: Path) -> None:
+    write_code(work / "code")
+    with (work / "initrd").open("wb") as joined:
+        for part in (initrd, work / "code"):
+            joined.write(part.read_bytes())
+    (work / "code").unlink()
+
+
+def _boot_and_save(hardware: Hardware, work: Path) -> None:
+    machine = Machine(hardware, work / "ram", work / "console", share=True, incoming=False)
+    channel = Channel(machine.sockets.agent, "the node being booted", lambda worker, event: None, machine.last_words)
+    try:
+        _wait_ready(machine, channel, BOOT_TIMEOUT_S[hardware.accelerator])
+        _save(machine, work / "state")
+    finally:
+        machine.stop()
+        channel.close()
+
+
+def _wait_ready(machine: Machine, channel: Channel, timeout_s: float) -> None:
+    end_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+    while not channel.ready.wait(0.2):
+        if not machine.alive():
+            raise SnapshotError(f"the node stopped while booting; {machine.last_words()}")
+        if time.monotonic_ns() > end_ns:
+            raise SnapshotError(f"the node did not boot within {timeout_s:.0f} s; {machine.last_words()}")
+    channel.clock()
+
+
+def _save(machine: Machine, state: Path) -> None:
+    machine.monitor("stop")
+    machine.monitor("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+    machine.monitor("migrate", uri=f"exec:cat > '{state}'")
+    wait_for_migration(machine)
+
+
+def wait_for_migration(machine: Machine) -> None:
+    """Wait until an outgoing or incoming migration has ended. Raises SnapshotError when it failed."""
+    end_ns = time.monotonic_ns() + 60 * 10**9
+    while time.monotonic_ns() < end_ns:
+        info = machine.monitor("query-migrate")
+        if info.get("status") == "completed":
+            return
+        if info.get("status") in {"failed", "cancelled"}:
+            raise SnapshotError(f"the snapshot failed: {info.get('error-desc', info)}; {machine.last_words()}")
+        time.sleep(0.005)
+    raise SnapshotError("the snapshot did not end within 60 s")

@@ -1,0 +1,77 @@
+"""A second network for a User-Mode Linux node, in user space: only a port of this machine's loopback leads into it."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from hil.children import die_with_parent
+from hil.errors import NodeError, SetupError
+from hil.files import passing_folder
+from hil.labs.soft.machine import GUEST_ADDRESS
+
+ANSWER_TIMEOUT_S = 10.0
+SSH_PORT = 22
+
+
+class UserNet:
+    """slirp4netns, which a node's netdev joins through the socket at ``frames`` when it goes up, once.
+
+    ``frames``: one Ethernet frame a datagram (slirp4netns(1), --target-type=bess).
+    """
+
+    def __init__(self) -> None:
+        program = shutil.which("slirp4netns")
+        if program is None:
+            raise SetupError("slirp4netns is missing; install it with: apt-get install slirp4netns")
+        self._stack = ExitStack()
+        folder = self._stack.enter_context(passing_folder("hil-net-"))
+        self.frames, self._api = folder / "frames", folder / "api"
+        command = [program, "--target-type=bess", "--disable-host-loopback", "--disable-dns"]
+        self._process = subprocess.Popen(
+            [*command, f"--api-socket={self._api}", str(self.frames)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=die_with_parent,
+            start_new_session=True,
+        )
+        try:
+            self._wait_for(self.frames)
+        except BaseException:
+            self.stop()
+            raise
+
+    def forward(self, port: int) -> None:
+        """Let ``port`` of 127.0.0.1 lead to the node's ssh server; its netdev is up. Raises NodeError."""
+        self._wait_for(self._api)
+        arguments: dict[str, Any] = {"proto": "tcp", "host_addr": "127.0.0.1", "host_port": port}
+        arguments |= {"guest_addr": GUEST_ADDRESS, "guest_port": SSH_PORT}
+        try:
+            with socket.socket(socket.AF_UNIX) as api:
+                api.settimeout(ANSWER_TIMEOUT_S)
+                api.connect(str(self._api))
+                api.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
+                api.shutdown(socket.SHUT_WR)
+                answer = json.loads(api.recv(1 << 16) or b"{}")
+        except (OSError, ValueError) as error:
+            raise NodeError(f"slirp4netns does not answer: {error}") from error
+        if "error" in answer or "return" not in answer:
+            raise NodeError(f"port {port} cannot lead to the node: {answer}")
+
+    def _wait_for(self, path: Path) -> None:
+        end_ns = time.monotonic_ns() + int(ANSWER_TIMEOUT_S * 1e9)
+        while not path.exists():
+            if self._process.poll() is not None or time.monotonic_ns() > end_ns:
+                raise NodeError(f"slirp4netns does not serve {path.name}: is the node's netdev up?")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it; safe to call twice."""
+        self._process.kill()
+        self._process.wait()
+        self._stack.close()

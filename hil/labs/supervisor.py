@@ -1,0 +1,292 @@
+"""A lab kept running for work by hand: its supervisor, and the private folder and socket it is reached by.
+
+A request is a line of JSON, and so is its answer: ``{"do": "status"}``, ``{"do": "run", "node": ..., "command": ...}``,
+``{"do": "down"}``. After ``{"do": "shell", ...}`` was answered, the connection carries a terminal's bytes.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hil.agent.protocol import Message
+from hil.errors import HilError, RemoteError, SetupError
+from hil.interrupts import lose_none
+from hil.labs.file import read_lab_file
+from hil.labs.kinds import open_lab
+from hil.labs.node import Node
+from hil.labs.pair import Pair
+
+MAX_REQUEST = 1 << 20
+# What a program on a node printed comes in one line, with every byte escaped at worst.
+MAX_ANSWER = 1 << 28
+CALL_TIMEOUT_S, RUN_TIMEOUT_S = 30.0, 30.0
+
+
+def runtime_folder() -> Path:
+    """The user's own folder for running labs, made when it is missing. Raises SetupError when it is somebody else's."""
+    named = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(named) / "hil" if named else Path(f"/tmp/hil-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077 or not folder.is_dir() or folder.is_symlink():
+        raise SetupError(f"{folder} is not a private folder of yours; remove it")
+    return folder
+
+
+def running() -> dict[str, Path]:
+    """The labs that run, by name, each with its folder. What a supervisor that is gone left is removed."""
+    return {folder.name: folder for folder, runs in _known() if runs}
+
+
+def labs() -> dict[str, Path]:
+    """Like ``running``, with those that are being made or taken apart."""
+    return {folder.name: folder for folder, _ in _known()}
+
+
+def killed() -> dict[Path, Path]:
+    """The folders of labs on hosts whose supervisor was killed, each with its lab file: what such a lab changed on its
+    hosts may still be changed. Asked before ``running`` and ``labs``, which remove them."""
+    found = {}
+    for folder in sorted(runtime_folder().iterdir()):
+        # A supervisor that ended of itself left no number, and told what it could not give back.
+        if (folder / "pid").exists() and not lives(folder):
+            # Guests end with it: there is no such file then. Another command may remove the folder meanwhile.
+            with suppress(OSError):
+                found[folder] = Path(os.fsdecode((folder / "hosts").read_bytes()))
+    return found
+
+
+def _known() -> Iterator[tuple[Path, bool]]:
+    for folder in sorted(runtime_folder().iterdir()):
+        runs = answers(folder)
+        if runs or lives(folder):
+            yield folder, runs
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(folder: Path) -> bool:
+    """Whether the lab of ``folder`` runs."""
+    try:
+        ask(folder, {"do": "status"})
+    except SetupError:
+        return False
+    return True
+
+
+def end(folder: Path) -> None:
+    """Tell a supervisor to end, whatever it is at. Its folder goes with it."""
+    try:
+        with connect(folder) as control:
+            control.sendall(b'{"do": "down"}\n')
+    except (SetupError, OSError):
+        # It is still making its lab, and ends as it does at "down".
+        with suppress(OSError, ValueError):
+            if lives(folder):
+                os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
+
+
+def lives(folder: Path) -> bool:
+    """Whether the supervisor that made ``folder`` is still at work, perhaps not yet listening."""
+    try:
+        pid = int((folder / "pid").read_text())
+        # Its number may be another process's by now, and one that ended unmourned has no command line.
+        return str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
+
+
+def connect(folder: Path) -> socket.socket:
+    """A connection to a supervisor. Raises SetupError when none answers."""
+    control = socket.socket(socket.AF_UNIX)
+    control.settimeout(CALL_TIMEOUT_S)
+    try:
+        control.connect(str(folder / "control"))
+    except OSError as error:
+        control.close()
+        raise SetupError(f"no lab runs in {folder}: {error.strerror}") from error
+    return control
+
+
+def ask(folder: Path, request: dict[str, Any], timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
+    """The supervisor's answer. Raises SetupError when it is gone or refuses."""
+    with connect(folder) as control:
+        control.settimeout(timeout_s)
+        return converse(control, request)
+
+
+def converse(control: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
+    """One request and its answer on an open connection. Raises SetupError."""
+    try:
+        control.sendall(json.dumps(request).encode() + b"\n")
+        answer = json.loads(_line(control, MAX_ANSWER) or b"{}")
+    except (OSError, ValueError) as error:
+        raise SetupError(f"the lab's supervisor does not answer: {error}") from error
+    if not isinstance(answer, dict) or "error" in answer:
+        raise SetupError(str(answer["error"] if isinstance(answer, dict) else answer))
+    return answer
+
+
+def _line(stream: socket.socket, most: int) -> bytes:
+    """One line of at most so many bytes, and nothing of what follows it: that is a terminal's. Raises OSError."""
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        waiting = stream.recv(1 << 16, socket.MSG_PEEK)
+        if not waiting:
+            break
+        data += stream.recv(waiting.find(b"\n") + 1 or len(waiting))
+        if len(data) > most:
+            raise OSError(f"a line is longer than {most} bytes")
+    return bytes(data)
+
+
+class Supervisor:
+    """Holds one pair of a lab until it is told to end."""
+
+    def __init__(self, file: Path, folder: Path) -> None:
+        self._file, self._folder = file, folder
+        self._terminals: dict[tuple[str, int], socket.socket] = {}
+        self._listener = socket.socket(socket.AF_UNIX)
+
+    def serve(self) -> None:
+        """Make the lab, answer until ``down`` or SIGTERM, take the lab apart. Raises HilError."""
+        lab = open_lab(read_lab_file(self._file), self._file, self._folder)
+        try:
+            with lab.pair(self._folder / "pair") as pair:
+                pair.observe(self._relay)
+                self._since_ns = time.monotonic_ns()
+                self._listener.bind(str(self._folder / "control"))
+                self._listener.listen()
+                self._answer_all(pair)
+        finally:
+            self._listener.close()
+            # What was changed on hosts is given back, however often one is told to end.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            lab.close()
+
+    def _answer_all(self, pair: Pair) -> None:
+        while True:
+            control, _ = self._listener.accept()
+            request = self._request(control)
+            if request.get("do") == "down":
+                control.close()
+                return
+            threading.Thread(target=self._answer, args=(control, request, pair), daemon=True).start()
+
+    def _request(self, control: socket.socket) -> dict[str, Any]:
+        try:
+            control.settimeout(CALL_TIMEOUT_S)
+            request = json.loads(_line(control, MAX_REQUEST))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return request if isinstance(request, dict) else {}
+
+    def _answer(self, control: socket.socket, request: dict[str, Any], pair: Pair) -> None:
+        try:
+            answer = self._act(control, request, pair)
+        except (HilError, OSError, KeyError, TypeError) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        with suppress(OSError):
+            control.sendall(json.dumps(answer).encode() + b"\n")
+        if request.get("do") == "shell" and "error" not in answer:
+            self._type(control, request["node"], answer["worker"], pair)
+        control.close()
+
+    def _act(self, control: socket.socket, request: dict[str, Any], pair: Pair) -> dict[str, Any]:
+        what = request.get("do")
+        if what == "status":
+            return self._status(pair)
+        if what not in ("run", "shell"):
+            raise SetupError(f"a supervisor cannot do {what!r}")
+        nodes = pair.everybody()
+        node = nodes.get(str(request.get("node")))
+        if node is None:
+            raise SetupError(f"there is no node {request.get('node')!r}; known are {', '.join(nodes)}")
+        if what == "run":
+            return self._run(node, request["command"])
+        worker, _ = node.channel.spawn("terminal")
+        self._terminals[node.name, worker] = control
+        size = {name: int(request[name]) for name in ("rows", "columns")}
+        node.channel.call(worker, "start", CALL_TIMEOUT_S, "terminal", term=str(request["term"]), **size)
+        return {"worker": worker}
+
+    def _run(self, node: Node, command: list[str]) -> dict[str, Any]:
+        try:
+            return dict(node.system("run", command=command, timeout_s=RUN_TIMEOUT_S))
+        except RemoteError as error:
+            if error.kind != "TimeoutExpired":
+                raise
+            what = f"{command[0]} did not end within {RUN_TIMEOUT_S:.0f} s and was killed"
+            raise SetupError(f"{what}; run what takes longer in a shell: hil lab shell {node.name}") from error
+
+    def _status(self, pair: Pair) -> dict[str, Any]:
+        nodes = {}
+        for name, node in pair.everybody().items():
+            try:
+                node.check_alive()
+                nodes[name] = "alive"
+            except HilError as error:
+                nodes[name] = str(error)
+        for place in pair.places:
+            addresses = ", ".join(ip for ip in (place.ipv4, place.ipv6) if ip)
+            nodes[place.name] += f"; {place.device} on {place.netdev}, {addresses}"
+        try:
+            counts = pair.wire.counts()
+            frames = counts.capture_error or f"{sum(counts.received.values())} frames in {pair.wire.path}"
+        except HilError as error:
+            frames = str(error)
+        seconds = (time.monotonic_ns() - self._since_ns) // 10**9
+        return {"lab": str(self._file), "pid": os.getpid(), "seconds": seconds, "nodes": nodes, "capture": frames}
+
+    def _relay(self, node: str, worker: int, event: Message) -> None:
+        """Pass a terminal's output on to whoever looks at it."""
+        control = self._terminals.get((node, worker))
+        if control is None:
+            return
+        with suppress(OSError):
+            if event["kind"] == "output":
+                control.sendall(event["data"])
+            elif event["kind"] in ("ended", "exit"):
+                control.shutdown(socket.SHUT_RDWR)
+
+    def _type(self, control: socket.socket, name: str, worker: int, pair: Pair) -> None:
+        """Pass what is typed on to the node, until either side ends."""
+        channel = pair.everybody()[name].channel
+        control.settimeout(None)
+        with suppress(OSError, HilError):
+            while data := control.recv(1 << 16):
+                channel.call(worker, "write", CALL_TIMEOUT_S, "terminal", data=data)
+        self._terminals.pop((name, worker), None)
+        with suppress(HilError):
+            channel.kill(worker)
+
+
+def main() -> None:
+    """Arguments: the lab file and the supervisor's folder, which is removed at the end."""
+    file, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    lose_none(SystemExit, signal.SIGTERM)
+    try:
+        Supervisor(file, folder).serve()
+    except SystemExit:
+        # SIGTERM ends a lab as "down" does.
+        pass
+    except (HilError, OSError) as error:
+        print(f"hil: error: {error}", file=sys.stderr, flush=True)
+        # Whoever waits for the lab reads it there; the next command removes the folder.
+        (folder / "pid").unlink(missing_ok=True)
+        sys.exit(2)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

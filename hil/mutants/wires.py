@@ -1,0 +1,28 @@
+"""Wires that say other than they do: the bench must not believe them."""
+
+import sys
+
+from hil.roce.outline import Outline
+from hil.wire.forwarder import TO, Forwarder, serve
+from hil.wire.rules import Action, Drop
+
+# Of a local experimental EtherType (IEEE 802): no adapter does anything on it.
+ALIBI = bytes.fromhex("ffffffffffff 02000000002a 88b5").ljust(60, b"\0")
+
+
+class Denies(Forwarder):
+    """Says that it dropped what it was told to drop, and hands it on; it says that it sent something else instead."""
+
+    def _act(self, side: int, frame: bytes, found: Outline | None, action: Action, comment: str) -> None:
+        super()._act(side, frame, found, action, comment)
+        if isinstance(action, Drop):
+            to = 1 - side
+            self._record(TO + to, ALIBI, "injected")
+            self.injected[to] += 1
+            self._pass(to, frame)
+
+
+LIARS: dict[str, type[Forwarder]] = {liar.__name__: liar for liar in (Denies,)}
+
+if __name__ == "__main__":
+    serve(LIARS[sys.argv[5]])
