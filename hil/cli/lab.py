@@ -28,6 +28,7 @@ from hil.labs.hosts import lab as hostlab
 from hil.labs.hosts.host import Host
 from hil.labs.needs import Need, doubts, guarantee, lacks
 from hil.progress import harmless
+from hil.waiting import wait_until
 
 # The first time, the guest image is built and booted in it.
 UP_TIMEOUT_S, DOWN_TIMEOUT_S = 900.0, 60.0
@@ -153,20 +154,21 @@ def _end(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    end_ns, shown = time.monotonic_ns() + int(UP_TIMEOUT_S * 1e9), 0
-    while True:
+    shown = 0
+
+    def ended_or_up() -> str:
+        nonlocal shown
         # Asked before the log is read: what a supervisor said last is in it then.
         ended = process.poll() is not None
         text = (folder / "log").read_text(errors="replace")
         click.echo(text[shown:], nl=False, err=True)
         shown = len(text)
-        if ended or time.monotonic_ns() > end_ns:
-            _labs(running.labs)
-            _end(process, folder)
-            sys.exit(2)
-        if running.answers(folder):
-            return
-        time.sleep(POLL_S)
+        return "ended" if ended else "up" if running.answers(folder) else ""
+
+    if wait_until(ended_or_up, UP_TIMEOUT_S, "start of the lab", strict=False, poll_s=POLL_S) != "up":
+        _labs(running.labs)
+        _end(process, folder)
+        sys.exit(2)
 
 
 def _labs(among: Callable[[], dict[str, Path]]) -> dict[str, Path]:
@@ -283,11 +285,8 @@ def down(name: str) -> None:
     # Of a lab that is being made, "up" tells what goes wrong.
     runs = running.answers(folder)
     running.end(folder)
-    end_ns = time.monotonic_ns() + int(DOWN_TIMEOUT_S * 1e9)
-    while running.lives(folder):
-        if time.monotonic_ns() > end_ns:
-            give_up(f"lab {folder.name} did not end within {DOWN_TIMEOUT_S:.0f} s: see {folder}/log")
-        time.sleep(POLL_S)
+    if not wait_until(lambda: not running.lives(folder), DOWN_TIMEOUT_S, "end of the lab", strict=False, poll_s=POLL_S):
+        give_up(f"lab {folder.name} did not end within {DOWN_TIMEOUT_S:.0f} s: see {folder}/log")
     # A supervisor that could leave all as it was has removed its folder.
     last_words = (folder / "log").read_text(errors="replace").strip() if (folder / "log").exists() else ""
     or_give_up(running.labs)

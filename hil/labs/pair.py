@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,10 +21,11 @@ from hil.labs.channel import ClockRelation, joined
 from hil.labs.node import Node, Record
 from hil.labs.place import Place
 from hil.stopwatch import Phase
+from hil.waiting import wait_until
 from hil.wire.point import CapturePoint, Counts
 
 # Longer than the connection manager waits before it says again what nobody answered.
-SETTLE_TIMEOUT_S = 6.0
+SETTLE_TIMEOUT_S, SETTLE_POLL_S = 6.0, 0.05
 # Sixteen nodes on a busy machine have much to say to each other before all is quiet.
 QUIET_TIMEOUT_S = 20.0
 QUIET_S = 0.03
@@ -149,21 +149,29 @@ class Pair:
 
     def _when_none(self, name: str, interesting: Callable[[Resources], Resources]) -> Resources:
         # The end of a close goes on for a moment after the call: CM waits for the DREP.
-        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
-        while (left := interesting(self.resources(name, contexts=True))) and time.monotonic_ns() < end_ns:
-            time.sleep(0.05)
-        return left
+        return wait_until(
+            lambda: interesting(self.resources(name, contexts=True)),
+            SETTLE_TIMEOUT_S,
+            f"release of what node {name} holds",
+            enough=lambda left: not left,
+            strict=False,
+            poll_s=SETTLE_POLL_S,
+        )
 
     def _processes_after(self, name: str) -> Resources:
         """What the processes hold in the end: a thread that has answered a call takes a moment to be gone."""
         before = self._processes.get(name, [])
-        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
-        while True:
+
+        def look() -> Resources:
             found: Resources = self.nodes[name].system("processes", pids=[process["pid"] for process in before])
+            return found
+
+        def settled(found: Resources) -> bool:
             ended = ended_processes(event for event in self.journal(name) if event["kind"] == "call")
-            if not grown_processes(before, found, ended) or time.monotonic_ns() > end_ns:
-                return found
-            time.sleep(0.05)
+            return not grown_processes(before, found, ended)
+
+        phase = f"end of the threads on node {name}"
+        return wait_until(look, SETTLE_TIMEOUT_S, phase, enough=settled, strict=False, poll_s=SETTLE_POLL_S)
 
     def _conclude(self) -> None:
         """Nothing more is to be recorded: a capture point that tells its losses only when it ends is ended."""
@@ -285,17 +293,19 @@ class Pair:
         """
         # A capture on a node may have much to bring home: that is no time in which anything could settle.
         self.wire.counts()
-        end_ns = time.monotonic_ns() + int(QUIET_TIMEOUT_S * 1e9)
         compared = [place for place in self.places if place.name in self.wire.sides]
-        last = None
-        while True:
+        looks: list[tuple[dict[str, Any], Counts]] = []
+
+        def look() -> tuple[dict[str, Any], Counts]:
             counters = {p.name: self.nodes[p.name].system("counters", netdev=p.netdev) for p in compared}
-            counts = self.wire.counts()
-            moving = any((*counts.queued.values(), *counts.held.values()))
-            if ((counters, counts) == last and not moving) or time.monotonic_ns() > end_ns:
-                return counters, counts
-            last = counters, counts
-            time.sleep(QUIET_S)
+            looks.append((counters, self.wire.counts()))
+            return looks[-1]
+
+        def quiet(seen: tuple[dict[str, Any], Counts]) -> bool:
+            moving = any((*seen[1].queued.values(), *seen[1].held.values()))
+            return not moving and looks[-2:-1] == [seen]
+
+        return wait_until(look, QUIET_TIMEOUT_S, "quiet on the link", enough=quiet, strict=False, poll_s=QUIET_S)
 
     def _read_capture(self, evidence: Evidence) -> None:
         try:

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from hil import jitter
 from hil.children import die_with_parent
 from hil.errors import CaptureError, RuleError, UnhitRule
+from hil.waiting import wait_until
 from hil.wire.counts import SIDES, WireCounts
 from hil.wire.rules import ETHERNET_HEADER, Rule
 
@@ -50,11 +50,10 @@ class RuleHandle:
 
     def wait_hits(self, count: int = 1, timeout_s: float = HITS_TIMEOUT_S) -> int:
         """The hits once there are ``count`` of them. Raises UnhitRule when they do not come in time."""
-        end_ns = time.monotonic_ns() + int(timeout_s * 1e9)
-        while (hits := self.hits()) < count:
-            if time.monotonic_ns() > end_ns:
-                raise UnhitRule(f"rule {self.rule.name}: {hits} of {count} hits in {timeout_s} s")
-            time.sleep(_POLL_S)
+        phase = f"hits of rule {self.rule.name}"
+        hits = wait_until(self.hits, timeout_s, phase, enough=lambda seen: seen >= count, strict=False, poll_s=_POLL_S)
+        if hits < count:
+            raise UnhitRule(f"rule {self.rule.name}: {hits} of {count} hits in {timeout_s} s")
         return hits
 
     def remove(self) -> None:

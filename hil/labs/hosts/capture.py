@@ -14,13 +14,13 @@ from hil.capture.pcapng import PcapngWriter
 from hil.errors import CaptureError, NodeDied, NodeError, RemoteError, Unsupported
 from hil.labs.node import Node
 from hil.progress import printable
+from hil.waiting import wait_until
 from hil.wire.counts import PlainCounts
 from hil.wire.point import Onlooker
 
 CALL_TIMEOUT_S, START_TIMEOUT_S = 30.0, 20.0
 # Without a byte that comes home, and at most.
 DRAIN_TIMEOUT_S, DRAIN_MOST_S = 30.0, 600.0
-POLL_S = 0.02
 # How often somebody looks whether much waits on the node, how much that is, and the pieces in which it is taken then.
 LOOK_S, MUCH, SMALL_PIECE = 0.5, 16 << 20, 1 << 18
 JOIN_S = 2.0
@@ -209,13 +209,23 @@ class NodeCapture(Onlooker):
 
     def _wait_running(self) -> None:
         """A program says when it records; a packet socket does so as soon as it is there."""
-        end_ns = time.monotonic_ns() + int(START_TIMEOUT_S * 1e9)
-        while self.tells_at_end and not PROGRAM_RUNS.search((told := self._call("state"))["said"]):
-            if told["problem"] or time.monotonic_ns() > end_ns:
-                # When it has ended, all that it said is there.
-                told = self._call("stop")
-                self._refuse(told["said"].strip() or told["problem"], lacking=bool(REFUSED.search(told["said"])))
-            time.sleep(POLL_S)
+        if not self.tells_at_end:
+            return
+
+        def runs(told: dict[str, Any]) -> bool:
+            return PROGRAM_RUNS.search(told["said"]) is not None
+
+        told = wait_until(
+            lambda: dict(self._call("state")),
+            START_TIMEOUT_S,
+            f"start of {self._where}",
+            enough=lambda state: runs(state) or state["problem"],
+            strict=False,
+        )
+        if not runs(told):
+            # When it has ended, all that it said is there.
+            told = self._call("stop")
+            self._refuse(told["said"].strip() or told["problem"], lacking=bool(REFUSED.search(told["said"])))
 
     def _take_meanwhile(self) -> None:
         """Bring home what waits while the test runs, where it is much: it must not outgrow the node's memory."""

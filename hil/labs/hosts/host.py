@@ -12,7 +12,6 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from hil.labs.console import console_tail
 from hil.labs.file import LocalNode, NodeSection, SshNode
 from hil.labs.node import AgentNode, Record
 from hil.progress import printable
+from hil.waiting import wait_until
 
 CONNECT_TIMEOUT_S = 20
 # An emulated host needs a minute to import the code.
@@ -151,14 +151,16 @@ class Host(AgentNode):
 
     def wait_ready(self) -> None:
         """Wait until the agent answers. Raises SetupError that says what ssh or the node's Python said."""
-        end_ns = time.monotonic_ns() + int(READY_TIMEOUT_S * 1e9)
-        while not self.channel.ready.wait(0.1):
-            over = self._process.poll() is not None or time.monotonic_ns() > end_ns
-            if over or not self.channel.alive():
-                heard = self.channel.strange()
-                self.stop()
-                said = f"{self.last_words()}; {heard}" if heard else self.last_words()
-                raise SetupError(f"node {self.name}: {explain(self._section, said)}")
+
+        def ready_or_gone() -> bool:
+            return self.channel.ready.wait(0.1) or not self.alive()
+
+        wait_until(ready_or_gone, READY_TIMEOUT_S, f"start of node {self.name}", strict=False, poll_s=0)
+        if not self.channel.ready.is_set():
+            heard = self.channel.strange()
+            self.stop()
+            said = f"{self.last_words()}; {heard}" if heard else self.last_words()
+            raise SetupError(f"node {self.name}: {explain(self._section, said)}")
 
     def _watch(self) -> None:
         while not self.channel.ready.wait(HEARTBEAT_S):

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,10 @@ from hil.agent.agent import UNDER_WAY
 from hil.agent.parcel import code_key
 from hil.cache import building, damage, in_use, keep_newest, seal, sweep
 from hil.children import die_with_parent
-from hil.errors import NodeDied, PhaseTimeout, SetupError, SnapshotError
+from hil.errors import NodeDied, SetupError, SnapshotError
 from hil.labs.console import console_tail, memory_kib
 from hil.labs.node import Record
+from hil.labs.soft.booting import wait_booted
 from hil.labs.soft.clone import SoftNode
 from hil.labs.soft.cpio import CpioWriter
 from hil.labs.soft.image import INIT_BEGIN, Image, write_code
@@ -314,11 +314,4 @@ class UmlNode(SoftNode):
 
     def wait_ready(self) -> None:
         """Wait until it has booted: what is said to it before is lost. Raises NodeDied and PhaseTimeout."""
-        end_ns = time.monotonic_ns() + int(BOOT_TIMEOUT_S * 1e9)
-        while not self.channel.ready.wait(0.2):
-            if not self.machine.alive():
-                raise NodeDied(f"node {self.name} stopped while booting; {self.machine.last_words()}")
-            if time.monotonic_ns() > end_ns:
-                raise PhaseTimeout(
-                    f"node {self.name} did not boot within {BOOT_TIMEOUT_S:.0f} s; {self.machine.last_words()}"
-                )
+        wait_booted(f"node {self.name}", self.machine, self.channel, BOOT_TIMEOUT_S)
