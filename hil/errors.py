@@ -31,6 +31,10 @@ class LabFileError(SetupError):
     """A lab file holds mistakes; the message lists each with its place."""
 
 
+class SeamError(SetupError):
+    """What an installed package adds to the bench cannot be used; the message names the package."""
+
+
 class ImageError(SetupError):
     """The guest image could not be built."""
 
