@@ -17,7 +17,7 @@ from hil.files import passing_folder
 from hil.labs.file import HostsFile, LabFile, SoftPairFile
 from hil.labs.hosts.lab import on_each
 from hil.labs.node import Node
-from hil.labs.soft.bridged import SwitchedNodes
+from hil.labs.soft.bridged import BridgedNodes
 from hil.labs.soft.kinds import soft_guest
 from hil.labs.soft.lab import SoftLab
 from hil.progress import harmless
@@ -79,6 +79,6 @@ def of_lab(lab: LabFile, base: Path) -> tuple[dict[str, list[Adapter]], dict[str
         if isinstance(lab, SoftPairFile):
             nodes: Mapping[str, Node] = stack.enter_context(SoftLab(lab).pair(folder)).nodes
         else:
-            snapshot, count = soft_guest(lab.guest), lab.switch.nodes
-            nodes = stack.enter_context(SwitchedNodes(snapshot, folder, count, lab.link.mtu)).nodes
+            snapshot, count = soft_guest(lab.guest), lab.bridge.nodes
+            nodes = stack.enter_context(BridgedNodes(snapshot, folder, count, lab.link.mtu)).nodes
         return {name: of_node(node.system("adapters")) for name, node in nodes.items()}, {}

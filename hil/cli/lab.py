@@ -72,7 +72,7 @@ def _nodes(known: LabFile) -> list[str]:
         suites = known.guest.suite, (known.guest_b or known.guest).suite
         return [f"  node {name}: a clone, {suite}" for name, suite in zip("ab", suites, strict=True)]
     if not isinstance(known, HostsFile):
-        return [f"  nodes n1 to n{known.switch.nodes}: clones, {known.guest.suite}"]
+        return [f"  nodes n1 to n{known.bridge.nodes}: clones, {known.guest.suite}"]
     lines = []
     for name, node in known.nodes.items():
         where = f"ssh {node.host}" if node.kind == "ssh" else "this machine"

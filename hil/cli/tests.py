@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hil.cli.options import ROOT, lab_of, or_give_up
-from hil.labs.file import LabFile, SoftPairFile, SoftSwitchFile
+from hil.labs.file import LabFile, SoftBridgeFile, SoftPairFile
 from hil.labs.kinds import MAX_JOBS
 from hil.labs.soft.kinds import soft_guest
 from hil.labs.soft.lab import SoftLab
@@ -26,7 +26,7 @@ def prepared(path: Path) -> LabFile:
     file = lab_of(path)
     if isinstance(file, SoftPairFile):
         or_give_up(SoftLab(file).guests)
-    elif isinstance(file, SoftSwitchFile):
+    elif isinstance(file, SoftBridgeFile):
         or_give_up(lambda: soft_guest(file.guest))
     return file
 

@@ -23,8 +23,8 @@ from hil.labs.file import (
     LabFile,
     MirrorCapture,
     NodeSection,
+    SoftBridgeFile,
     SoftPairFile,
-    SoftSwitchFile,
 )
 from hil.labs.hosts.host import Host
 from hil.labs.hosts.lab import addresses, not_ready, outside, provisioning, resolved, told
@@ -98,9 +98,9 @@ def _soft(lab: LabFile) -> Iterator[Finding]:
     for guest in guests:
         if guest.kind == "uml":
             yield _uml_kernel(guest)
-            yield _uml_memory(lab.switch.nodes if isinstance(lab, SoftSwitchFile) else 2, guest.memory_mib)
+            yield _uml_memory(lab.bridge.nodes if isinstance(lab, SoftBridgeFile) else 2, guest.memory_mib)
     yield _room(cache_folder())
-    count = 2 if isinstance(lab, SoftPairFile) else lab.switch.nodes
+    count = 2 if isinstance(lab, SoftPairFile) else lab.bridge.nodes
     yield _memory(count, lab.guest.memory_mib)
 
 

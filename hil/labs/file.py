@@ -61,7 +61,7 @@ class LabSection:
     """``[lab]``: the lab's name, and what kind of lab it is."""
 
     name: Name = Name("soft-pair")
-    kind: Literal["soft-pair", "soft-switch", "hosts"] = "soft-pair"
+    kind: Literal["soft-pair", "soft-bridge", "hosts"] = "soft-pair"
 
 
 @attrs.frozen
@@ -101,19 +101,19 @@ class SoftPairFile:
 
 
 @attrs.frozen
-class Switch:
-    """``[switch]``: how many guests are joined by it."""
+class BridgeSection:
+    """``[bridge]``: how many guests are joined by it."""
 
     nodes: NodeCount = NodeCount(16)
 
 
 @attrs.frozen
-class SoftSwitchFile:
-    """Many guests on one switch in user space, which records every frame; nodes are called n1, n2 and so on."""
+class SoftBridgeFile:
+    """Many guests on one bridge, which records every frame; nodes are called n1, n2 and so on."""
 
     lab: LabSection
     guest: Guest = Guest()
-    switch: Switch = Switch()
+    bridge: BridgeSection = BridgeSection()
     link: Link = Link()
 
 
@@ -240,8 +240,8 @@ class HostsFile:
     link: Cable = Cable()
 
 
-LabFile = SoftPairFile | SoftSwitchFile | HostsFile
-FILES: dict[str, type] = {"soft-pair": SoftPairFile, "soft-switch": SoftSwitchFile, "hosts": HostsFile}
+LabFile = SoftPairFile | SoftBridgeFile | HostsFile
+FILES: dict[str, type] = {"soft-pair": SoftPairFile, "soft-bridge": SoftBridgeFile, "hosts": HostsFile}
 
 
 def _strict(kind: type) -> Any:

@@ -17,8 +17,10 @@ MAX_JOBS = 8
 class Lab(Protocol):
     """Makes pairs, one at a time in each process."""
 
-    def pair(self, folder: Path, liar: str = "", *, used: bool = False) -> Pair:
-        """A pair whose evidence goes to ``folder``; on a wire that lies (hil.mutants.wires), by name. Raises HilError.
+    def pair(self, folder: Path, mutant: str = "", *, used: bool = False) -> Pair:
+        """A pair whose evidence goes to ``folder``. Raises HilError.
+
+        ``mutant``: the name of a wire that is wrong on purpose (hil.mutants.wires), or empty.
 
         ``used``: nodes that other tests left as they found them are good enough; where nodes can be made, they are
         fresh otherwise.

@@ -9,8 +9,8 @@ from hil.labs.file import (
     MirrorCapture,
     NoCapture,
     NodeSection,
+    SoftBridgeFile,
     SoftPairFile,
-    SoftSwitchFile,
 )
 
 
@@ -22,7 +22,7 @@ class Need(StrEnum):
     bench's; a test may change their addresses, take adapters away, and need not put anything back. POWER: a node can be
     halted and cut off at will. IPV6: adapters have an IPv6 address. GUESTS: the nodes are guests, whose netdevs and
     networks a test knows.
-    MANY_NODES: sixteen nodes at least on one switch. CLONES: the nodes are clones, on their distribution's own kernel.
+    MANY_NODES: sixteen nodes at least on one bridge. CLONES: the nodes are clones, on their distribution's own kernel.
     """
 
     PAIR = "pair"
@@ -44,18 +44,18 @@ def lacks(lab: LabFile) -> dict[Need, str]:
     if isinstance(lab, SoftPairFile):
         # Its guests can be made as often as a test likes.
         return _not_clones(lab)
-    if isinstance(lab, SoftSwitchFile):
+    if isinstance(lab, SoftBridgeFile):
         found = _not_clones(lab) | {
             Need.PAIR: "contract tests run between two nodes on a wire; take a lab of kind soft-pair or hosts"
         }
-        found[Need.INLINE_WIRE] = "the switch carries every frame and changes none"
-        if lab.switch.nodes < MANY:
-            found[Need.MANY_NODES] = f"[switch] nodes is {lab.switch.nodes}, {MANY} are needed"
+        found[Need.INLINE_WIRE] = "the bridge carries every frame and changes none"
+        if lab.bridge.nodes < MANY:
+            found[Need.MANY_NODES] = f"[bridge] nodes is {lab.bridge.nodes}, {MANY} are needed"
         return found
     return _lacks_hosts(lab)
 
 
-def _not_clones(lab: SoftPairFile | SoftSwitchFile) -> dict[Need, str]:
+def _not_clones(lab: SoftPairFile | SoftBridgeFile) -> dict[Need, str]:
     other = lab.guest_b if isinstance(lab, SoftPairFile) else None
     kinds = {guest.kind for guest in (lab.guest, other) if guest is not None}
     return {} if kinds == {"clone"} else {Need.CLONES: f"[guest] kind is {', '.join(sorted(kinds - {'clone'}))}"}
@@ -68,7 +68,7 @@ def _lacks_hosts(lab: HostsFile) -> dict[Need, str]:
         Need.CLONES: "its nodes are machines that exist without the bench",
         Need.GUESTS: "its nodes are machines with networks of their own",
         Need.OWN_NODES: "hosts must be given back as they were, and these tests leave them changed",
-        Need.MANY_NODES: "tests of many nodes run on a lab of kind soft-switch",
+        Need.MANY_NODES: "tests of many nodes run on a lab of kind soft-bridge",
     }
     if reason := capture_lacks(lab):
         found[Need.CAPTURE] = reason

@@ -96,18 +96,18 @@ class Pair:
         """The place of node ``name``."""
         return next(place for place in self.places if place.name == name)
 
-    def nobody(self, *, ipv6: bool = False) -> str:
+    def unused_address(self, *, ipv6: bool = False) -> str:
         """An address on node a's network that no node has. Raises Unsupported."""
         taken = [ip for place in self.places for ip in (place.ipv4, place.ipv6)]
-        return self.places[0].nobody(ipv6=ipv6, taken=taken)
+        return self.places[0].unused_address(ipv6=ipv6, taken=taken)
 
-    def _nobodies(self) -> list[str]:
-        """Every address that ``nobody`` gives."""
+    def _unused_addresses(self) -> list[str]:
+        """Every address that ``unused_address`` gives."""
         found = []
         for ipv6 in (False, True):
             if not ipv6 or self.places[0].ipv6:
                 with suppress(Unsupported):
-                    found.append(self.nobody(ipv6=ipv6))
+                    found.append(self.unused_address(ipv6=ipv6))
         return found
 
     def observe(self, observer: Record) -> None:
@@ -326,7 +326,7 @@ class Pair:
     def _look_for_gaps(self, evidence: Evidence) -> None:
         """No adapter's counters tell of a frame that this capture point missed; other frames may."""
         try:
-            missing = missing_in(self.wire.path, self._nobodies())
+            missing = missing_in(self.wire.path, self._unused_addresses())
             evidence.problems += [f"the capture misses frames {line}" for line in missing]
         except (CaptureError, OSError) as error:
             evidence.problems.append(f"the capture cannot be searched for gaps: {error}")

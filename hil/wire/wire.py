@@ -64,22 +64,22 @@ class RuleHandle:
 class Wire:
     """Joins two frame sockets and records to ``path``. Use as a context manager.
 
-    ``liar`` names one of hil.mutants.wires's, for tests of the bench.
+    ``mutant`` names one of hil.mutants.wires.
     """
 
     sides: tuple[str, ...] = SIDES
     late_ns = 0
     uncertainty_ns = 0
 
-    def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path, liar: str = "") -> None:
+    def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path, mutant: str = "") -> None:
         self.path = path
         self._stopped = False
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_TIMEOUT_S)
         fds = [side_a.fileno(), side_b.fileno(), theirs.fileno()]
-        module = "hil.mutants.wires" if liar else "hil.wire.forwarder"
-        command = [sys.executable, "-m", module, *map(str, fds), str(path), *([liar] if liar else [])]
+        module = "hil.mutants.wires" if mutant else "hil.wire.forwarder"
+        command = [sys.executable, "-m", module, *map(str, fds), str(path), *([mutant] if mutant else [])]
         self._process = subprocess.Popen(
             command,
             pass_fds=fds,

@@ -91,7 +91,7 @@ SPOILS: dict[str, Callable[[SoftPair], object]] = {
     "address": lambda pair: unseen(pair, "ip address add 10.99.0.1/24 dev lo"),
     "object": lambda pair: unseen(pair, f"{left_running(HOLDER)} sleep 3"),
     "process": lambda pair: unseen(pair, left_running("sleep 60")),
-    "neighbour": lambda pair: unseen(pair, f"ping -c 1 -W 1 {pair.nobody()}; true"),
+    "neighbour": lambda pair: unseen(pair, f"ping -c 1 -W 1 {pair.unused_address()}; true"),
     "complaint": lambda pair: unseen(pair, "echo l > /proc/sysrq-trigger"),
     "token": lambda pair: unseen(pair, "mkdir -p /tmp/san-provider-0 && touch /tmp/san-provider-0/1"),
     "crash": crash_a_provider,

@@ -272,7 +272,7 @@ def test_an_unknown_kind_is_all_there_is_to_say(tmp_path: Path) -> None:
     path = hosts(tmp_path, ('kind = "hosts"', 'kind = "host"'))
     with pytest.raises(LabFileError) as caught:
         read_lab_file(path)
-    assert str(caught.value) == f"{path}: [lab.kind] 'host' is not one of soft-pair, soft-switch, hosts"
+    assert str(caught.value) == f"{path}: [lab.kind] 'host' is not one of soft-pair, soft-bridge, hosts"
 
 
 def test_a_mirror_of_hardware_is_on_a_third_node(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "prefix", "taken", "nobody"),
+    ("address", "prefix", "taken", "unused"),
     [
         ("10.20.0.1", 24, [], "10.20.0.99"),
         ("10.20.0.200", 24, [], "10.20.0.42"),
@@ -327,15 +327,15 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
         ("fd20::1", 64, [], "fd20::63"),
     ],
 )
-def test_nobodys_address_lies_in_the_network(address: str, prefix: int, taken: list[str], nobody: str) -> None:
+def test_an_unused_address_lies_in_the_network(address: str, prefix: int, taken: list[str], unused: str) -> None:
     """It may belong to no machine beyond it; where every address is somebody's, there is none."""
     ipv6 = ":" in address
     place = Place("a", "", address, address, ipv4_prefix=prefix, ipv6_prefix=prefix)
-    if nobody:
-        assert place.nobody(ipv6=ipv6, taken=taken) == nobody
+    if unused:
+        assert place.unused_address(ipv6=ipv6, taken=taken) == unused
     else:
         with pytest.raises(Unsupported):
-            place.nobody(ipv6=ipv6, taken=taken)
+            place.unused_address(ipv6=ipv6, taken=taken)
 
 
 def test_a_namespace_is_made_only_where_it_can_be(tmp_path: Path) -> None:

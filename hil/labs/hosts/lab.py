@@ -106,10 +106,10 @@ class HostLab:
             raise SetupError(f"the lab file names no adapter of node {name}")
         return self._adapters[name]
 
-    def pair(self, folder: Path, liar: str = "", *, used: bool = False) -> "HostPair":
+    def pair(self, folder: Path, mutant: str = "", *, used: bool = False) -> "HostPair":
         """A pair for one test, on nodes that live: one that was lost is connected anew. Raises HilError."""
-        if liar:
-            raise Unsupported(f"there is no wire here that could be {liar}")
+        if mutant:
+            raise Unsupported(f"there is no inline wire here that could be {mutant}")
         for name, node in list(self.nodes.items()):
             maker = self._makers[name]
             if self._living(name) is not maker or not node.alive():

@@ -10,9 +10,9 @@ from hil.labs.node import AgentNode, Record
 from hil.labs.soft.machine import Machine, Sockets
 from hil.labs.soft.snapshot import Snapshot, wait_for_migration
 
-# What only looks: whatever else is asked of the system role, another test may find its traces.
+# Any other call of the system role may leave traces, so that the clone is not reused.
 # fmt: off
-LOOKS = frozenset((
+READ_ONLY_CALLS = frozenset((
     "adapters", "counters", "general_services", "inspect", "kernel_log", "pending_changes", "port_counters",
     "processes", "provenance", "resources", "standing", "survey", "versions", "wait_ready",
 ))
@@ -39,7 +39,7 @@ class SoftMachine(Protocol):
 class SoftNode(AgentNode):
     """A node whose machine is the bench's own. ``frames`` is the socket the wire joins. Use as a context manager.
 
-    ``changed``: what it was asked for more than to look. ``window``: see Channel. A subclass starts the machine.
+    ``changed``: the calls that were not read-only. ``window``: see Channel. A subclass starts the machine.
     """
 
     def __init__(self, name: str, machine: SoftMachine, on_event: Record, window: int = 0) -> None:
@@ -59,7 +59,7 @@ class SoftNode(AgentNode):
         """Wait until calls can be made. Raises NodeError."""
 
     def system(self, call: str, /, **arguments: Any) -> Any:
-        if call not in LOOKS:
+        if call not in READ_ONLY_CALLS:
             self.changed.append(call if call != "run" else f"run {arguments['command'][0]}")
         return super().system(call, **arguments)
 

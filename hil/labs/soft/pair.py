@@ -26,7 +26,7 @@ PLACES = (
 class SoftPair(Pair):
     """Two soft nodes joined by the inline wire, made from a guest each.
 
-    ``liar`` names a wire that lies (hil.mutants.wires), for tests of the bench. ``used``: clones that another pair had,
+    ``mutant`` names a wire that is wrong on purpose (hil.mutants.wires). ``used``: clones that another pair had,
     taken instead of new ones; ``give_back`` gets those of this pair in the end, if its test passed
     and left them as it found them. ``parts_s``: seconds that each part of making it took.
     """
@@ -36,7 +36,7 @@ class SoftPair(Pair):
         guests: tuple[SoftGuest, SoftGuest],
         folder: Path,
         mtu: int = 1500,
-        liar: str = "",
+        mutant: str = "",
         used: Clones | None = None,
         give_back: Callable[[Clones], None] | None = None,
     ) -> None:
@@ -62,7 +62,7 @@ class SoftPair(Pair):
             part("nodes that answer")
             self.nodes = self.clones = self._clones.nodes
             frames = self.clones["a"].frames, self.clones["b"].frames
-            self.wire = self.inline = Wire(*frames, folder / "wire.pcapng", liar)
+            self.wire = self.inline = Wire(*frames, folder / "wire.pcapng", mutant)
             self._open.append(self.wire)
             for pid in (*(node.machine.pid for node in self.clones.values()), self.inline.pid):
                 stopwatch.watch(stopwatch.ProcessorTime(pid), new=used is None or pid == self.inline.pid)
