@@ -24,7 +24,7 @@ class Seam(Generic[T]):
     must have. ``built_in``: the bench's own, each as "module:attribute".
     """
 
-    def __init__(self, group: str, noun: str, protocol: type[T], built_in: Mapping[str, str]) -> None:
+    def __init__(self, group: str, noun: str, protocol: Any, built_in: Mapping[str, str]) -> None:
         self.group, self.noun, self.built_in = group, noun, built_in
         self._members = members(protocol)
         self._loaded: dict[str, T] = {}
@@ -42,8 +42,12 @@ class Seam(Generic[T]):
 
     def unknown(self, name: object) -> str:
         """That nothing has this name, what has which, and the mend."""
-        known = ", ".join(self.names())
-        return f"{name!r} is not one of {known}; a package can add a {self.noun} (entry points, group {self.group})"
+        return f"{name!r} is not one of {self.choices()}"
+
+    def choices(self) -> str:
+        """The names there are, and how another is added."""
+        known = ", ".join(self.names()) or "none"
+        return f"{known}; a package can add a {self.noun} (entry points, group {self.group})"
 
     def _found(self, name: str) -> T:
         points = list(entry_points(group=self.group, name=name))
@@ -68,7 +72,7 @@ class Seam(Generic[T]):
         return made  # type: ignore[no-any-return]
 
 
-def members(protocol: type) -> list[str]:
+def members(protocol: Any) -> list[str]:
     """The public members that a Protocol asks for, its bases' as well."""
     found: dict[str, None] = {}
     for base in reversed(protocol.__mro__):

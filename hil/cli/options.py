@@ -8,7 +8,8 @@ from typing import NoReturn, TypeVar
 import click
 
 from hil.errors import HilError
-from hil.labs.file import LabFile, read_lab_file
+from hil.labs.file import read_lab_file
+from hil.labs.schema import LabFile
 
 ROOT = Path(__file__).parents[2]
 DEFAULT_LAB = ROOT / "lab" / "soft-pair.toml"

@@ -20,6 +20,7 @@ from hil.evidence.rules import ended_processes, grown_processes, held, of_socket
 from hil.labs.channel import ClockRelation, joined
 from hil.labs.node import Node, Record
 from hil.labs.place import Place
+from hil.labs.power import Power
 from hil.stopwatch import Phase
 from hil.waiting import wait_until
 from hil.wire.point import CapturePoint, Counts
@@ -95,6 +96,10 @@ class Pair:
     def place(self, name: str) -> Place:
         """The place of node ``name``."""
         return next(place for place in self.places if place.name == name)
+
+    def power(self, name: str) -> Power:
+        """Power control of node ``name``. Raises Unsupported where the lab lacks Need.POWER."""
+        raise Unsupported(f"the lab has no power control of node {name}")
 
     def unused_address(self, *, ipv6: bool = False) -> str:
         """An address on node a's network that no node has. Raises Unsupported."""

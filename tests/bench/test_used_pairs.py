@@ -11,8 +11,8 @@ from hil.capture.pcapng import read_pcapng
 from hil.capture.sides import came_in
 from hil.errors import CaptureError
 from hil.evidence.packets import roce_packets
-from hil.labs.file import SoftPairFile
 from hil.labs.soft import lab as softlab
+from hil.labs.soft.file import SoftPairFile
 from hil.labs.soft.lab import SoftLab
 from hil.labs.soft.pair import SoftPair
 from hil.testing.bench import Bench

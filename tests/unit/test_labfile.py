@@ -1,16 +1,35 @@
 """Lab files are typed; every mistake is reported at once, with its place."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 import pytest
 
 from hil.errors import LabFileError, Unsupported
-from hil.labs.file import HostsFile, Name, SoftPairFile, read_lab_file
+from hil.labs.file import read_lab_file
+from hil.labs.hosts.file import HostsFile
 from hil.labs.hosts.lab import provisioning
-from hil.labs.needs import Need, doubts, guarantee, lacks
+from hil.labs.kinds import kind_of
+from hil.labs.needs import Need
 from hil.labs.place import Place
+from hil.labs.schema import LabFile, Name
+from hil.labs.soft.file import SoftPairFile
+
+
+def lacks(lab: LabFile) -> Mapping[Need, str]:
+    found: Mapping[Need, str] = kind_of(lab).lacks(lab)
+    return found
+
+
+def guarantee(lab: LabFile) -> str:
+    return str(kind_of(lab).guarantee(lab))
+
+
+def doubts(lab: LabFile) -> list[str]:
+    return list(kind_of(lab).doubts(lab))
+
 
 LABS = sorted((Path(__file__).parents[2] / "lab").glob("*.toml"))
 
@@ -58,6 +77,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_lab_file(tmp_path / "none.toml")
 
 
+NODE_KINDS = "ssh, local; a package can add a kind of node (entry points, group hil.nodes)"
 HOSTS = """
 [lab]
 name = "two"
@@ -116,11 +136,11 @@ def test_five_mistakes_in_a_lab_of_hosts_are_told_at_once(tmp_path: Path) -> Non
     assert sorted(str(caught.value).splitlines()) == sorted(
         f"{path}: {mistake}"
         for mistake in (
-            "[nodes.a] kind is 'telnet'; it must be one of ssh, local",
+            f"[nodes.a] kind 'telnet' is not one of {NODE_KINDS}",
             "[nodes.b.adapter.ipv4] '10.0.0.2/24' is not an IPv4 address; write it without a prefix length",
             "[nodes.b.host] it is missing",
-            "[nodes.b] unknown sodo; known are kind, host, user, port, config, identity, known_hosts, python, sudo, "
-            "namespace, make_namespace, adapter",
+            "[nodes.b] unknown sodo; known are kind, python, sudo, namespace, make_namespace, adapter, power, host, "
+            "user, port, config, identity, known_hosts",
             "[link.soft] 'yes' is not true or false",
             "[capture.netdev] it is missing",
         )
@@ -272,7 +292,8 @@ def test_an_unknown_kind_is_all_there_is_to_say(tmp_path: Path) -> None:
     path = hosts(tmp_path, ('kind = "hosts"', 'kind = "host"'))
     with pytest.raises(LabFileError) as caught:
         read_lab_file(path)
-    assert str(caught.value) == f"{path}: [lab.kind] 'host' is not one of soft-pair, soft-bridge, hosts"
+    known = "soft-pair, soft-bridge, hosts; a package can add a kind of lab (entry points, group hil.labs)"
+    assert str(caught.value) == f"{path}: [lab.kind] 'host' is not one of {known}"
 
 
 def test_a_mirror_of_hardware_is_on_a_third_node(tmp_path: Path) -> None:
@@ -461,7 +482,7 @@ def test_a_missing_or_wrong_kind_hides_no_other_mistake(tmp_path: Path) -> None:
         "[lab.kind] it is missing: a lab with nodes is of kind hosts",
         "[nodes.b.user] 3 is not a string",
         "[nodes.b.port] 99999999 is out of range: 0 to 65535",
-        "[nodes.b] kind is 'telnet'; it must be one of ssh, local",
+        f"[nodes.b] kind 'telnet' is not one of {NODE_KINDS}",
         "[capture] it is missing",
         "[nodes.a] the section adapter is missing: device, netdev and ipv4 of what is tested",
     ]
@@ -503,7 +524,7 @@ def test_a_kernel_without_its_suite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabFileError) as told:
         read_lab_file(path)
     assert "'linux-source-7.2' is no kernel source: SUITE/PACKAGE, or the path of a kernel tree" in str(told.value)
-    assert "[guest.kind] 'xen' is not one of clone, uml" in str(told.value)
+    assert "[guest] kind 'xen' is not one of clone, uml; a package can add a kind of guest" in str(told.value)
 
 
 @pytest.mark.parametrize("kernel", ['"trixie/linux-source-6.12"', "[]", "[7]", '[""]'])

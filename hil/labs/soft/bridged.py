@@ -4,8 +4,8 @@ from pathlib import Path
 
 from hil.labs.pair import Pair
 from hil.labs.place import Place
-from hil.labs.soft.clone import SoftNode
 from hil.labs.soft.kinds import SoftGuest, start
+from hil.labs.soft.node import SoftNode
 from hil.labs.soft.pair import provision_all
 from hil.wire.bridge import Bridge
 

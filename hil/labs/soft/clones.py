@@ -10,8 +10,8 @@ from hil.agent.protocol import Message
 from hil.errors import NodeError
 from hil.evidence.rules import complaints, starved
 from hil.labs.node import Record
-from hil.labs.soft.clone import SoftNode
 from hil.labs.soft.kinds import SoftGuest, start
+from hil.labs.soft.node import SoftNode
 
 END_TIMEOUT_S = 10.0
 Facts = dict[str, Any]

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hil.labs.file import SoftPairFile
 from hil.labs.soft.clones import Clones
+from hil.labs.soft.file import SoftPairFile
 from hil.labs.soft.kinds import SoftGuest, soft_guest
 from hil.labs.soft.pair import SoftPair
 

@@ -12,8 +12,10 @@ from hil.evidence.evidence import Evidence
 from hil.labs.node import Node
 from hil.labs.pair import Pair
 from hil.labs.place import Place
+from hil.labs.power import Power
 from hil.labs.soft.clones import Clones
 from hil.labs.soft.kinds import SoftGuest
+from hil.labs.soft.node import MachinePower
 from hil.stopwatch import Phase
 from hil.wire.wire import Wire
 
@@ -77,6 +79,10 @@ class SoftPair(Pair):
         except BaseException:
             self.close()
             raise
+
+    def power(self, name: str) -> Power:
+        """Its machine is halted and goes on; one that was cut off does not come back."""
+        return MachinePower(self.clones[name])
 
     @stopwatch.phase(Phase.WRITING)
     def write(self, evidence: Evidence) -> None:

@@ -1,14 +1,12 @@
 """Boot a node once, keep it as a snapshot, and know whether KVM works on this machine."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hil.agent.parcel import code_key
 from hil.cache import building, damage, in_use, keep_newest, seal, sweep
@@ -29,6 +27,7 @@ BOOT_TIMEOUT_S = {"tcg": 240.0, "kvm": 30.0}
 class Snapshot:
     """A booted node at rest: the files that clones are made from."""
 
+    kind: ClassVar[str] = "clone"
     hardware: Hardware
     ram: Path
     state: Path
@@ -72,18 +71,6 @@ def snapshot_for(
         _make(image, folder, memory_mib, accelerator, user_net)
     keep_newest(folder, KEPT)
     return _load(image, folder, memory_mib, accelerator, user_net)
-
-
-@contextmanager
-def only_one(cache: Path) -> Iterator[None]:
-    """Let one bench at a time build in ``cache``; the kernel gives the lock back when its holder dies."""
-    with (cache / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another bench that builds in {cache}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def working_accelerator(image: Image, cache: Path, memory_mib: int) -> str:

@@ -19,9 +19,9 @@ from hil.agent.agent import MODULES_FOLDER
 from hil.cache import building, damage, keep_newest, seal, sweep
 from hil.children import die_with_parent
 from hil.errors import KernelError
-from hil.labs.file import KERNEL_PACKAGE
 from hil.labs.soft.cpio import CpioWriter
 from hil.labs.soft.debian import mmdebstrap
+from hil.labs.soft.file import KERNEL_PACKAGE
 from hil.labs.soft.image import module_dependencies
 from hil.progress import say, step
 
