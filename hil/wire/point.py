@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from hil.capture.sides import SIDES
 from hil.errors import Unsupported
-from hil.wire.counts import SIDES, PlainCounts
+from hil.wire.counts import PlainCounts
 from hil.wire.rules import Rule
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hil import jitter
+from hil.capture.sides import SIDES
 from hil.children import die_with_parent
 from hil.errors import CaptureError, RuleError, UnhitRule
 from hil.waiting import wait_until
-from hil.wire.counts import SIDES, WireCounts
+from hil.wire.counts import WireCounts
 from hil.wire.rules import ETHERNET_HEADER, Rule
 
 ANSWER_TIMEOUT_S = 10.0
