@@ -11,7 +11,7 @@ import cattrs
 import click
 
 from hil.adapters.find import Adapter
-from hil.cli.options import lab_of
+from hil.cli.options import LabType, lab_of
 from hil.errors import HilError, NodeError
 from hil.files import passing_folder
 from hil.labs.file import HostsFile, LabFile, SoftPairFile
@@ -26,8 +26,8 @@ from hil.progress import harmless
 @click.command()
 @click.option(
     "--lab",
-    type=click.Path(path_type=Path),
-    help="A lab file: the adapters of each of its nodes, provisioned (default: those of this machine).",
+    type=LabType(),
+    help="A lab: the adapters of each of its nodes, provisioned (default: those of this machine).",
 )
 @click.option("--gids", is_flag=True, help="With each port's GID table.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON: node to its adapters.")
