@@ -18,8 +18,8 @@ from typing import Any
 import click
 
 from hil.cache import building, cache_folder
-from hil.cli.options import DEFAULT_LAB
 from hil.labs.file import read_lab_file
+from hil.labs.named import DEFAULT, lab_path
 from hil.labs.node import Node
 from hil.labs.soft.clone import Clone
 from hil.labs.soft.file import SoftPairFile
@@ -114,7 +114,7 @@ def told(how: str, row: tuple[float, float]) -> tuple[float, float]:
 @click.option("--rules", is_flag=True, help="With a rule on the wire that never picks a frame.")
 def main(rounds: int, rules: bool) -> None:
     """Compare the wire with two clones joined directly."""
-    lab = read_lab_file(DEFAULT_LAB)
+    lab = read_lab_file(lab_path(DEFAULT))
     assert isinstance(lab, SoftPairFile)
     snapshot, mtu = soft_guest(lab.guest), lab.link.mtu
     assert isinstance(snapshot, Snapshot)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hil.cli.options import lab_of
+from hil.cli.options import LabType, lab_of
 from hil.errors import HilError
 from hil.labs.kinds import Told, kind_of
 from hil.progress import harmless
@@ -15,8 +15,8 @@ from hil.progress import harmless
 @click.command()
 @click.option(
     "--lab",
-    type=click.Path(path_type=Path),
-    help="A lab file: the adapters of each of its nodes, provisioned (default: those of this machine).",
+    type=LabType(),
+    help="A lab: the adapters of each of its nodes, provisioned (default: those of this machine).",
 )
 @click.option("--gids", is_flag=True, help="With each port's GID table.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON: node to its adapters.")

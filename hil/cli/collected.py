@@ -1,4 +1,4 @@
-"""What pytest collects of the project's tests, asked once for each state of the code."""
+"""The tests that pytest collects of the suite, asked once for each state of the code."""
 
 import hashlib
 import json
@@ -9,16 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from hil.cache import cache_folder
-from hil.cli.options import ROOT
+from hil.cli.tests import suite_arguments
 from hil.errors import HilError
 from hil.files import passing_folder, write_whole
+from hil.suite import CONTRACT, FAULTS, SUITE
 
-FOLDERS = ("tests", "fixtures", "hil")
+PACKAGE = Path(__file__).parents[1]
+# Links to folders are not followed by themselves.
+FOLDERS = (PACKAGE, PACKAGE / "testing", CONTRACT, FAULTS)
 KEPT = 8
 
 
 def named_requirements() -> dict[str, list[str]]:
-    """Each test of the project with the requirements it names. Raises HilError.
+    """Each test of the suite with the requirements it names. Raises HilError.
 
     Collecting hundreds of tests takes seconds: the answer is kept in the cache under a key of every file's time and
     size, and asked for again when one of them changes.
@@ -37,10 +40,10 @@ def named_requirements() -> dict[str, list[str]]:
 
 
 def _state() -> str:
-    digest = hashlib.sha256(f"{sys.version}{ROOT}{os.environ.get('PYTEST_ADDOPTS')}".encode())
-    digest.update((ROOT / "pyproject.toml").read_bytes())
+    digest = hashlib.sha256(f"{sys.version}{SUITE}{os.environ.get('PYTEST_ADDOPTS')}".encode())
+    digest.update((SUITE / "pytest.ini").read_bytes())
     for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*")):
+        for path in sorted(folder.rglob("*")):
             # An editor's link to nowhere has a size and a time, too, and may go while we look.
             if path.suffix in (".py", ".csv") and (status := _status(path)) is not None:
                 digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -64,9 +67,9 @@ def _checked(found: object) -> dict[str, list[str]]:
 def _collect() -> dict[str, list[str]]:
     with passing_folder("hil-") as folder:
         named = folder / "named.json"
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", f"--rootdir={ROOT}"]
-        command += [f"--named-requirements={named}", str(ROOT / "tests")]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
+        command += [*suite_arguments(), f"--hil-named-requirements={named}", str(CONTRACT), str(FAULTS)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if done.returncode != 0:
             raise HilError(f"the tests could not be collected:\n{done.stdout}{done.stderr}")
         return _checked(json.loads(named.read_text()))

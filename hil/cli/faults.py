@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from hil.cli.options import LAB, ROOT
-from hil.cli.tests import exit_code, parallel, prepared
+from hil.cli.options import LAB
+from hil.cli.tests import exit_code, parallel, prepared, suite_arguments
 from hil.errors import HilError
 from hil.labs.kinds import MAX_JOBS
 from hil.labs.kinds import jobs as jobs_on
+from hil.suite import SUITE
 
 
 @click.command()
@@ -69,8 +70,8 @@ def _run_faults(lab: Path, jobs: int, chosen: str) -> tuple[Path, int]:
 
     jobs = jobs_on(prepared(lab), jobs)
     folder = Path(f"results/{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    options = [f"--rootdir={ROOT}", f"--results={folder}", f"--lab={lab.absolute()}"]
+    options = [*suite_arguments(), f"--hil-results={folder}", f"--hil-lab={lab.absolute()}"]
     if chosen:
         name = "test_a_hard_close_ends_as_the_contract_says"
-        return folder, exit_code(pytest.main([*options, f"{ROOT / MATRIX}::{name}{chosen}"]))
-    return folder, exit_code(pytest.main([*options, *parallel(jobs), str(ROOT / MATRIX), str(ROOT / SCENARIOS)]))
+        return folder, exit_code(pytest.main([*options, f"{SUITE / MATRIX}::{name}{chosen}"]))
+    return folder, exit_code(pytest.main([*options, *parallel(jobs), str(SUITE / MATRIX), str(SUITE / SCENARIOS)]))

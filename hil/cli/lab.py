@@ -18,14 +18,17 @@ from typing import Any
 
 import click
 
-from hil.cli.options import DEFAULT_LAB, ROOT, give_up, lab_of, or_give_up
+from hil.cli.options import LabType, give_up, lab_of, or_give_up
+from hil.cli.tests import suite_arguments
 from hil.errors import HilError
 from hil.files import passing_folder
 from hil.labs import supervisor as running
 from hil.labs.kinds import kind_of
+from hil.labs.named import DEFAULT
 from hil.labs.needs import Need
 from hil.labs.schema import LabFile
 from hil.progress import harmless
+from hil.suite import CONTRACT, FAULTS
 from hil.waiting import wait_until
 
 # The first time, the guest image is built and booted in it.
@@ -38,7 +41,7 @@ def lab() -> None:
     """Look at labs, and work with one by hand."""
 
 
-LAB_FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_LAB)
+LAB_FILE = click.argument("file", type=LabType(), default=DEFAULT)
 
 
 @lab.command()
@@ -76,11 +79,11 @@ def unsupported(file: Path) -> dict[str, str]:
             "pytest",
             "--collect-only",
             "-q",
-            f"--rootdir={ROOT}",
-            f"--lab={file.absolute()}",
+            *suite_arguments(),
+            f"--hil-lab={file.absolute()}",
         ]
-        command += [f"--unsupported={out}", *(str(ROOT / "tests" / area) for area in ("contract", "faults"))]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        command += [f"--hil-unsupported={out}", str(CONTRACT), str(FAULTS)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if done.returncode != 0:
             raise HilError(f"the tests could not be collected:\n{done.stdout}{done.stderr}")
         found: dict[str, str] = json.loads(out.read_text())

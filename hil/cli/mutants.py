@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from hil.cli.options import LAB, ROOT
-from hil.cli.tests import JOBS, parallel, prepared
+from hil.cli.options import LAB
+from hil.cli.tests import JOBS, parallel, prepared, suite_arguments
 from hil.errors import HilError
 from hil.labs.kinds import jobs as jobs_on
 from hil.progress import step
+from hil.suite import CONTRACT
 
 
 @click.command()
@@ -49,10 +50,11 @@ def _broken_run(name: str, areas: tuple[str, ...], folder: Path, lab: Path, jobs
     from hil.report.contract import read_verdicts
 
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "pytest", "-q", f"--rootdir={ROOT}", f"--lab={lab.absolute()}", *parallel(jobs)]
-    command += [f"--provider={name}", f"--results={folder.absolute()}", *(f"--requirement={area}" for area in areas)]
+    command = [sys.executable, "-m", "pytest", "-q", *suite_arguments(), f"--hil-lab={lab.absolute()}", *parallel(jobs)]
+    command += [f"--hil-provider={name}", f"--hil-results={folder.absolute()}"]
+    command += [f"--hil-requirement={area}" for area in areas]
     with step(f"the contract's tests against {name}"):
-        subprocess.run([*command, str(ROOT / "tests" / "contract")], capture_output=True, cwd=ROOT)
+        subprocess.run([*command, str(CONTRACT)], capture_output=True)
     try:
         return read_verdicts(folder)
     except HilError as error:

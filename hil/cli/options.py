@@ -1,26 +1,40 @@
-"""What several commands share: where the project lies, and the option that names a lab file."""
+"""The option that names a lab file, and how a command ends when it cannot go on."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
-from hil.errors import HilError
+from hil.errors import HilError, LabFileError
 from hil.labs.file import read_lab_file
+from hil.labs.named import DEFAULT, lab_path
 from hil.labs.schema import LabFile
 
-ROOT = Path(__file__).parents[2]
-DEFAULT_LAB = ROOT / "lab" / "soft-pair.toml"
 T = TypeVar("T")
+
+
+class LabType(click.ParamType[Path]):
+    """A lab file, by its path or by the name of an example; the value is its path."""
+
+    name = "lab"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if isinstance(value, Path):
+            return value
+        try:
+            return lab_path(str(value))
+        except LabFileError as error:
+            give_up(error)
+
 
 LAB = click.option(
     "--lab",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_LAB,
-    show_default="lab/soft-pair.toml",
-    help="The lab file: which nodes, what joins them, who records.",
+    type=LabType(),
+    default=DEFAULT,
+    show_default=True,
+    help="The lab file: a path, or the name of an example.",
 )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from hil.cli.options import LAB, ROOT
-from hil.cli.tests import JOBS, check_tests, default_tests, exit_code, parallel, prepared
+from hil.cli.options import LAB, give_up
+from hil.cli.tests import JOBS, arguments, check_tests, exit_code, parallel, prepared
 from hil.labs.kinds import jobs as jobs_on
 
 
@@ -15,28 +15,53 @@ from hil.labs.kinds import jobs as jobs_on
 @LAB
 @click.option("--results", default="", help="Folder for evidence (default: results/<time>).")
 @click.option("--all", "whole", is_flag=True, help="The whole contract, not only the teardown.")
+@click.option(
+    "--requirement",
+    "requirement",
+    multiple=True,
+    metavar="ID",
+    help="The tests of one requirement or area. Repeatable.",
+)
+@click.option("--provider", default="", help="The provider under test: PACKAGE.MODULE:FACTORY, or its installed name.")
+@click.option("--thorough", is_flag=True, help="Repetition as well: every round of the races, long waits.")
+@click.option("--jitter", default="", metavar="SEED", help="Random naps where threads and machines meet; SEED or new.")
+@click.option("--needing", multiple=True, metavar="NEED", help="Only tests that have this need of the lab. Repeatable.")
+@click.option("--fresh-pairs", is_flag=True, help="A pair for each test that no test had before.")
 @JOBS
 @click.argument("tests", nargs=-1, type=click.UNPROCESSED)
-def run(lab: Path, results: str, whole: bool, jobs: int | None, tests: tuple[str, ...]) -> None:
-    """Run the teardown contract on a lab, or with --all the whole contract; TESTS are pytest arguments.
+def run(
+    lab: Path,
+    results: str,
+    whole: bool,
+    requirement: tuple[str, ...],
+    provider: str,
+    thorough: bool,
+    jitter: str,
+    needing: tuple[str, ...],
+    fresh_pairs: bool,
+    jobs: int | None,
+    tests: tuple[str, ...],
+) -> None:
+    """Run the teardown contract on a lab, or with --all the whole contract.
 
-    With --requirement CLOSE-17 (or an area) among them: the tests of the whole contract that name it.
+    TESTS are tests of one's own, tests of the suite (contract/test_closing.py), and further options of pytest.
 
     Exit code 0: nothing failed and nothing was invalid. 1: a fail. 2: invalid, or the set-up could not be made.
     """
     import pytest
 
-    chosen = [*tests, *default_tests(tests, whole=whole)]
+    chosen = arguments(tests, whole=whole or bool(requirement))
     jobs = jobs_on(prepared(lab), jobs)
     folder = Path(results or f"results/{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        click.echo(f"hil: error: the evidence cannot be written to {folder}: {error.strerror}", err=True)
-        sys.exit(2)
-    options = [f"--rootdir={ROOT}", f"--results={folder}", f"--lab={lab.absolute()}"]
-    options += [f"--junit-xml={folder / 'junit.xml'}", *parallel(jobs)]
-    status = exit_code(pytest.main([*options, *chosen]))
+        give_up(f"the evidence cannot be written to {folder}: {error.strerror}")
+    options = [f"--hil-results={folder}", f"--hil-lab={lab.absolute()}", f"--junit-xml={folder / 'junit.xml'}"]
+    selected = [f"--hil-requirement={name}" for name in requirement] + [f"--hil-needing={need}" for need in needing]
+    selected += [f"--hil-{name}={text}" for name, text in (("provider", provider), ("jitter", jitter)) if text]
+    selected += ["--hil-thorough"] * thorough + ["--hil-fresh-pairs"] * fresh_pairs
+    status = exit_code(pytest.main([*options, *selected, *parallel(jobs), *chosen]))
     if status == 2 and not (folder / "verdicts.json").exists():
-        check_tests(chosen)
+        check_tests([f"--hil-lab={lab.absolute()}", *selected, *chosen])
     sys.exit(status)

@@ -101,7 +101,7 @@ class Run:
         tests = tmp_path / "test_it.py"
         tests.write_text(text)
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
-        command += [f"--rootdir={tmp_path}", f"--results={self.results}", str(tests)]
+        command += [f"--rootdir={tmp_path}", f"--hil-results={self.results}", str(tests)]
         self.output = tmp_path / "output"
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(

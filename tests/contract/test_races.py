@@ -6,7 +6,7 @@ failure may need several runs to come again. To run with a seed again, and for l
 
     HIL_SEED=1234 HIL_ROUNDS=20 .venv/bin/pytest tests/contract/test_races.py -k deregister
 
-HIL_ROUNDS multiplies the rounds; without it --thorough runs all of them, and a run without that a few. What a round
+HIL_ROUNDS multiplies the rounds; without it --hil-thorough runs all of them, and a run without that a few. What a round
 checks is told in hil/agent/roles/rounds.py; after the last one nothing may be left: verbs resources, descriptors,
 threads, and no memory that grows with the rounds.
 """
@@ -22,7 +22,7 @@ from hil.testing.bench import Bench
 from hil.testing.races import PARTS, Outcome, Racer, connected_racers, race
 
 ROUNDS_PORT = 5001
-# What part of a kind's rounds is run first; without --thorough a few, and more only where a race was not met.
+# What part of a kind's rounds is run first; without --hil-thorough a few, and more only where a race was not met.
 TIMES = float(os.environ.get("HIL_ROUNDS", "0"))
 FEW, ALL = 0.15, 1.0
 SEED = int(os.environ.get("HIL_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 24)

@@ -34,7 +34,7 @@ NODE_ROOMS: dict[str, tuple[str, ...]] = {
     "mutants.providers": ("winsock", "verbs", "provider"),
     "mutants.sessions": ("winsock", "switch"),
     "agent": (
-        *("winsock", "verbs", "provider", "switch", "netlink", "adapters"),
+        *("winsock", "provider", "switch", "netlink", "adapters"),
         *("mutants.providers", "mutants.sessions"),
     ),
 }
@@ -50,8 +50,9 @@ CONTROLLER_ROOMS: dict[str, tuple[str, ...]] = {
     "labs": ("evidence", "wire", "capture", "agent", "adapters"),
     "labs.soft": ("labs", "evidence", "wire", "capture", "agent"),
     "labs.hosts": ("labs", "wire", "capture", "agent", "adapters"),
-    "testing": ("labs", "report", "evidence", "wire", "capture", "roce", "winsock", "provider", "cli"),
-    "cli": ("report", "labs", "evidence", "wire", "adapters", "winsock"),
+    "suite": (),
+    "testing": ("suite", "labs", "report", "evidence", "capture", "roce", "winsock", "provider"),
+    "cli": ("suite", "report", "labs", "adapters"),
     "__main__": ("cli",),
 }
 """What runs on the controller. Nothing may import ``labs.soft`` or ``labs.hosts``: labs are found by name."""
@@ -87,7 +88,8 @@ class Import:
 def modules(package: Path) -> Iterator[tuple[str, ast.Module]]:
     """Every module of a package by its dotted name, also behind links."""
     for folder, folders, files in os.walk(package, followlinks=True):
-        folders[:] = sorted(set(folders) - {"__pycache__"})
+        # The suite's tests come along with the package; they are no room of it.
+        folders[:] = sorted(set(folders) - {"__pycache__", "tests"})
         for file in sorted(files):
             if file.endswith(".py"):
                 path = Path(folder) / file

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from hil.testing.plugin import _good_enough, _has_passed, _record
+from hil.testing.running import _good_enough, _has_passed, _record
 
 TESTS = Path(__file__).parents[1]
 
@@ -30,7 +30,7 @@ def test_a_test_says_that_a_used_pair_is_good_enough() -> None:
     assert not _good_enough(item(marked=False))
 
 
-@pytest.mark.parametrize("option", ["--fresh-pairs", "--provider", "--wire"])
+@pytest.mark.parametrize("option", ["--hil-fresh-pairs", "--hil-provider", "--hil-wire"])
 def test_a_run_may_want_fresh_pairs(option: str) -> None:
     """When it is told to, and when what is broken on purpose might leave what nobody looks for."""
     assert not _good_enough(item(option))
@@ -38,9 +38,8 @@ def test_a_run_may_want_fresh_pairs(option: str) -> None:
 
 @pytest.mark.parametrize("need", ["own nodes", "power control"])
 def test_who_needs_nodes_of_its_own_gets_them(need: str) -> None:
-    """A test that changes its nodes, or tests the lab itself, never has a used pair."""
+    """A test that changes its nodes never has a used pair."""
     assert not _good_enough(item(needs=(need,)))
-    assert not _good_enough(item(area="bench"))
     assert _good_enough(item(needs=("inline wire",)))
 
 

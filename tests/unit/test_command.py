@@ -8,41 +8,55 @@ import pytest
 from click.testing import CliRunner
 
 from hil.cli.main import main
-from hil.cli.options import ROOT
-from hil.cli.tests import check_tests, default_tests
+from hil.cli.tests import arguments, check_tests, suite_arguments
+from hil.suite import CONTRACT, SUITE
 
-CONTRACT = ROOT / "tests" / "contract"
+ROOT = Path(__file__).parents[2]
 
 
 def test_without_arguments_it_is_the_teardown() -> None:
     """The main job is a close and its reset."""
-    assert default_tests((), whole=False) == [str(CONTRACT / "test_hard_close.py")]
-    assert default_tests(("-x",), whole=False) == [str(CONTRACT / "test_hard_close.py")]
+    assert arguments((), whole=False)[-1] == str(CONTRACT / "test_hard_close.py")
+    assert arguments(("-x", "-k", "contract"), whole=False)[-4:] == [
+        "-x",
+        "-k",
+        "contract",
+        *arguments((), whole=False)[-1:],
+    ]
 
 
 def test_the_whole_contract_is_asked_for() -> None:
-    """By --all, or by naming a requirement, whose tests may be anywhere."""
-    assert default_tests((), whole=True) == [str(CONTRACT)]
-    assert default_tests(("--requirement", "DUP"), whole=False) == [str(CONTRACT)]
+    """All of it is one folder of the suite."""
+    assert arguments((), whole=True) == [*suite_arguments(cache=True), str(CONTRACT)]
 
 
-def test_named_tests_are_all_there_is() -> None:
-    """A path, or one test in it."""
-    path = str(CONTRACT / "test_duplication.py")
-    assert default_tests((path,), whole=True) == []
-    assert default_tests(("-x", f"{path}::test_a_listener_is_handed_over"), whole=False) == []
+@pytest.mark.parametrize("folder", [SUITE / "tests" / "contract", ROOT / "tests" / "contract", Path("contract")])
+def test_tests_of_the_suite_are_named_by_any_path(folder: Path) -> None:
+    """By their place in the suite, in a checkout, or below the suite: it is always the same test."""
+    name = "test_duplication.py::test_a_listener_is_handed_over"
+    found = arguments(("-x", f"{folder}/{name}"), whole=True)
+    assert found == [*suite_arguments(cache=True), "-x", f"{CONTRACT}/{name}"]
+
+
+def test_tests_of_one_s_own_keep_their_settings(tmp_path: Path) -> None:
+    """They are run as pytest runs them in their own project, also beside tests of the suite."""
+    own = tmp_path / "test_own.py"
+    own.write_text("")
+    assert arguments((str(own),), whole=False) == [str(own)]
+    both = arguments((str(own), "contract/test_duplication.py"), whole=False)
+    assert both == [str(own), str(CONTRACT / "test_duplication.py")]
 
 
 def test_tests_that_cannot_be_collected_are_refused_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A requirement or a file that does not exist is named, and the exit code is 2, whatever runs in parallel."""
-    for arguments, reason in (
-        (("--requirement", "NOPE-1"), "there is no requirement and no area NOPE-1"),
-        (("tests/nope.py",), "file or directory not found: tests/nope.py"),
+    for given, reason in (
+        (["--hil-requirement=NOPE-1"], "there is no requirement and no area NOPE-1"),
+        (["tests/nope.py"], "file or directory not found: tests/nope.py"),
     ):
         with pytest.raises(SystemExit) as ended:
-            check_tests([*arguments, *default_tests(arguments, whole=False)])
+            check_tests(arguments(given, whole=False))
         assert ended.value.code == 2
         assert reason in capsys.readouterr().err
 
@@ -61,8 +75,8 @@ def test_a_command_that_is_told_to_end_ends_with_2(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
-        ("--requirement=NOPE-1", "there is no requirement and no area NOPE-1"),
-        ("--needing=clone", "there is no need clone"),
+        ("--hil-requirement=NOPE-1", "there is no requirement and no area NOPE-1"),
+        ("--hil-needing=clone", "there is no need clone"),
     ],
 )
 def test_a_name_that_nothing_has_is_one_line(option: str, reason: str) -> None:
@@ -83,12 +97,12 @@ def test_a_name_that_nothing_has_is_one_line(option: str, reason: str) -> None:
 
 
 def test_repetition_runs_only_when_it_is_asked_for(tmp_path: Path) -> None:
-    """A test marked thorough is left out and counted, runs with --thorough, and a mark without a reason is refused."""
+    """A test marked thorough is left out and counted, runs when asked for, and a mark without a reason is refused."""
     tests = tmp_path / "test_it.py"
     tests.write_text("import pytest\n@pytest.mark.thorough('again')\ndef test_a(): pass\ndef test_b(thorough): pass\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--results={tmp_path}", str(tests)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--hil-results={tmp_path}", str(tests)]
     one = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    both = subprocess.run([*command, "--thorough"], capture_output=True, text=True, cwd=ROOT)
+    both = subprocess.run([*command, "--hil-thorough"], capture_output=True, text=True, cwd=ROOT)
     assert "1 passed, 1 deselected" in one.stdout and "2 passed" in both.stdout
     tests.write_text("import pytest\n@pytest.mark.thorough\ndef test_a(): pass\n")
     silent = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -145,8 +145,8 @@ def test_strict_fails_when_a_must_was_not_seen_kept(tmp_path: Path) -> None:
 
 
 def test_tests_can_be_chosen_by_requirement() -> None:
-    """--requirement takes ids and areas, and refuses what is neither."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests", "--requirement"]
+    """--hil-requirement takes ids and areas, and refuses what is neither."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests", "--hil-requirement"]
     done = subprocess.run([*command, "CLOSE-46"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout
     assert "test_duplication.py" in done.stdout and "test_hard_close.py" not in done.stdout

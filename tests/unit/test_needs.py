@@ -47,7 +47,7 @@ def test_later():
 def run(tmp_path: Path, text: str, *options: str) -> "subprocess.CompletedProcess[str]":
     (tmp_path / "test_it.py").write_text(text)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "-q"]
-    command += [f"--rootdir={tmp_path}", f"--results={tmp_path / 'results'}", f"--lab={LAB}", *options]
+    command += [f"--rootdir={tmp_path}", f"--hil-results={tmp_path / 'results'}", f"--hil-lab={LAB}", *options]
     return subprocess.run([*command, str(tmp_path / "test_it.py")], capture_output=True, text=True, cwd=tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_a_marker_that_names_no_requirement_is_an_error(pytester: pytest.Pyteste
             pass
         """
     )
-    result = pytester.runpytest_subprocess(f"--results={pytester.path / 'results'}")
+    result = pytester.runpytest_subprocess(f"--hil-results={pytester.path / 'results'}")
     assert result.ret == 4
     result.stderr.fnmatch_lines(["*test_it: there is no requirement CLOSE-99*"])
 

@@ -182,7 +182,7 @@ def test_a_folder_without_times_is_told(tmp_path: Path) -> None:
 def test_a_run_keeps_the_times_of_its_tests(tmp_path: Path) -> None:
     """A line for each test, from several processes too, whatever the tests need."""
     (tmp_path / "test_it.py").write_text("import time\ndef test_nap(): time.sleep(0.1)\ndef test_none(): pass\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", f"--results={tmp_path}"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", f"--hil-results={tmp_path}"]
     subprocess.run([*command, str(tmp_path / "test_it.py")], check=True, capture_output=True, cwd=Path(__file__).parent)
 
     found = {test.test.partition("::")[2]: test for test in times.read(tmp_path).tests}

@@ -1,0 +1,26 @@
+"""Example labs, which come along with the package and are chosen by name."""
+
+from pathlib import Path
+
+from hil.errors import LabFileError
+
+EXAMPLES = Path(__file__).parent / "examples"
+DEFAULT = "soft-pair"
+
+
+def names() -> list[str]:
+    """The names of the example labs."""
+    return sorted(path.stem for path in EXAMPLES.glob("*.toml"))
+
+
+def lab_path(text: str) -> Path:
+    """The lab file that ``text`` means: a path, or the name of an example. Raises LabFileError.
+
+    A file that is there comes before an example of the same name.
+    """
+    path = Path(text)
+    if path.exists():
+        return path
+    if path.parent == Path() and path.suffix in ("", ".toml") and path.stem in names():
+        return EXAMPLES / f"{path.stem}.toml"
+    raise LabFileError(f"{text}: there is no such file, and no example of this name; examples are {', '.join(names())}")

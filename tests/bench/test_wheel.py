@@ -1,0 +1,172 @@
+"""The package as a stranger installs it: a wheel in an empty environment, used in an empty folder."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hil.testing.options import lab_file_path
+
+ROOT = Path(__file__).parents[2]
+RUN_TIMEOUT_S = 250.0
+OWN_TEST = '''
+import pytest
+
+from hil.testing import Bench
+from hil import Code
+
+@pytest.mark.requirement("CLOSE-31")
+def test_mine(bench: Bench) -> None:
+    """A receive that is pending at the peer ends with a reset."""
+    closer, peer = bench.connect()
+    receive = peer.recv()
+    closer.close()
+    assert peer.completion(receive) == (Code.WSAECONNRESET, 0)
+    bench.judge(bench.hard_close(closer, peer))
+'''
+# A project that knows nothing of the bench, and uses every name that the bench uses as well.
+STRANGERS = {
+    "conftest.py": """
+import signal, sys, pytest
+def pytest_addoption(parser):
+    parser.addoption("--provider", default="theirs")
+    parser.addoption("--lab", default="theirs")
+    parser.addoption("--results", default="theirs")
+def pytest_configure(config):
+    config.addinivalue_line("markers", "needs(what): theirs")
+    config.addinivalue_line("markers", "requirement(id): theirs")
+    config.addinivalue_line("markers", "thorough: theirs")
+@pytest.fixture
+def lab(): return "theirs"
+@pytest.fixture
+def bench(lab): return lab
+""",
+    "fixtures/__init__.py": "OURS = 1\n",
+    "lab/__init__.py": "OURS = 1\n",
+    "test_theirs.py": """
+import signal, sys, pytest
+from fixtures import OURS
+import lab as own
+@pytest.mark.needs("coffee")
+@pytest.mark.requirement("REQ-1")
+@pytest.mark.thorough
+def test_theirs(bench, request):
+    assert (bench, OURS, own.OURS) == ("theirs", 1, 1)
+    assert request.config.getoption("--provider") == "theirs"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert sys.unraisablehook.__module__ != "hil.interrupts"
+    assert not {"scapy", "numpy", "hil.labs", "hil.testing.running"} & set(sys.modules)
+""",
+}
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+pytestmark = [pytest.mark.needs("own nodes"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--no-build-isolation", f"--wheel-dir={folder}", str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and the packages that it depends on, and nothing of the checkout; its programs."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=RUN_TIMEOUT_S)
+    site = next((folder / "lib").glob("python*/site-packages"))
+    # The same packages as here, without asking an index for them.
+    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not entry.name.startswith(("san_hil", "__editable__", "_virtualenv", "distutils-precedence", "__pycache__")):
+            (site / entry.name).symlink_to(entry)
+    install = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
+    install += ["--disable-pip-version-check", "--no-deps", "--no-index", str(wheel)]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    return folder / "bin"
+
+
+@pytest.fixture
+def run(environment: Path, tmp_path: Path) -> Command:
+    """Runs a program of the environment in an empty folder, which knows nothing of the checkout."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
+
+    def call(*command: str) -> "subprocess.CompletedProcess[str]":
+        program = [str(environment / command[0]), *command[1:]]
+        return subprocess.run(program, cwd=tmp_path, env=known, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def lab(pytestconfig: pytest.Config) -> str:
+    """The name of this run's lab, which comes along as an example."""
+    return lab_file_path(pytestconfig).stem
+
+
+def test_a_wheel_takes_no_name_that_is_not_its_own(wheel: Path) -> None:
+    """Only ``hil`` and its metadata land beside other packages, and the suite, the labs and the types come along."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"hil", "san_hil"}
+    assert {"hil/py.typed", "hil/labs/examples/soft-pair.toml", "hil/testing/plugin.py"} <= set(names)
+    suite = {path.name for area in ("contract", "faults") for path in (ROOT / "tests" / area).glob("*.py")}
+    assert suite == {name.rpartition("/")[2] for name in names if name.startswith("hil/suite/tests/")}
+
+
+def test_a_project_that_is_not_the_bench_s_is_left_alone(run: Command, tmp_path: Path) -> None:
+    """Its options, markers, fixtures and folders may have the same names; no signal is heard, nothing is imported."""
+    for name, text in STRANGERS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for options in ((), ("-n", "2")):
+        done = run("python", "-m", "pytest", "-W", "error", "--strict-markers", *options)
+        assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+        assert "verdict" not in done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def test_verbs_that_need_no_lab_work_in_an_empty_folder(run: Command, lab: str) -> None:
+    """The contract, a lab's outlook and the doctor tell the same as in the checkout."""
+    done = run("hil", "contract", "CLOSE-17")
+    assert done.returncode == 0 and "tests/contract/" in done.stdout, done.stdout + done.stderr
+    done = run("hil", "lab", "check", "two-hosts-mirror")
+    assert done.returncode == 0 and "tests of contract and faults will run" in done.stdout, done.stdout + done.stderr
+    done = run("hil", "doctor", f"--lab={lab}")
+    assert done.returncode == 0 and "0 bad" in done.stdout, done.stdout + done.stderr
+    done = run("hil", "run", "--lab=no-such-lab")
+    assert done.returncode == 2 and "examples are one-host-two-ports" in done.stderr
+
+
+def test_the_suite_runs_in_an_empty_folder(run: Command, lab: str, tmp_path: Path) -> None:
+    """A test of the contract and a cell of the matrix, on an example lab chosen by name, with the checkout's ids."""
+    assert run("hil", "prepare", f"--lab={lab}").returncode == 0
+    chosen = "contract/test_hard_close.py::test_close_with_nothing_pending"
+    done = run("hil", "run", f"--lab={lab}", "--results=r", chosen)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run("hil", "verdicts", "r")
+    assert done.stdout == f"pass\ttests/{chosen}\n"
+    done = run("hil", "faults", f"--lab={lab}", "--cell=DREQ/drop", "--run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run("hil", "contract", "--results=r", "CLOSE-43")
+    assert f"pass        tests/{chosen}" in done.stdout, done.stdout
+
+
+def test_a_test_of_one_s_own_is_judged(run: Command, lab: str, tmp_path: Path) -> None:
+    """Two imports, a folder of one's own: by ``hil run``, and by pytest alone with a blank before the lab's name."""
+    (tmp_path / "test_mine.py").write_text(OWN_TEST)
+    done = run("hil", "run", f"--lab={lab}", "--results=r", "test_mine.py")
+    assert done.returncode == 0 and "1 pass" in done.stdout, done.stdout + done.stderr
+    done = run("python", "-m", "pytest", "--hil-lab", lab, "--hil-results=s", "test_mine.py")
+    assert done.returncode == 0 and "1 pass" in done.stdout, done.stdout + done.stderr
+    for folder in ("r", "s"):
+        assert run("hil", "verdicts", folder).stdout == "pass\ttest_mine.py::test_mine\n"
