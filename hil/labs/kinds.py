@@ -144,9 +144,9 @@ LABS: Seam[LabKind[Any]] = Seam(
     "kind of lab",
     LabKind,
     {
-        "soft-pair": "hil.labs.soft.kind:SoftPairKind",
-        "soft-bridge": "hil.labs.soft.kind:SoftBridgeKind",
-        "hosts": "hil.labs.hosts.kind:HostsKind",
+        "soft-pair": "hil.labs.soft.kind:PAIR",
+        "soft-bridge": "hil.labs.soft.kind:BRIDGE",
+        "hosts": "hil.labs.hosts.kind:HOSTS",
     },
 )
 

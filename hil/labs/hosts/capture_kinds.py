@@ -6,7 +6,7 @@ from typing import Any, Literal
 from hil.labs.findings import INSTALL, Finding, Level
 from hil.labs.hosts.capture import NodeCapture
 from hil.labs.hosts.file import HostCapture, HostsFile, MirrorCapture, NoCapture
-from hil.labs.hosts.kinds import Scene
+from hil.labs.hosts.kinds import CaptureKind, Scene
 from hil.labs.schema import NetdevName, netdev_name, table
 from hil.wire.point import NothingRecorded
 
@@ -143,3 +143,8 @@ def _recorder(node: str, method: Method, interface: str, facts: dict[str, Any]) 
     if method != "packet-socket" and method not in facts["programs"]:
         package = METHOD_PACKAGES.get(method, method)
         yield Finding(Level.BAD, what, f"{method} is missing, which is to record", INSTALL.format(package))
+
+
+HOST: CaptureKind = HostCaptureKind()
+MIRROR: CaptureKind = MirrorCaptureKind()
+NONE: CaptureKind = NoCaptureKind()

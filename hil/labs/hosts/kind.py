@@ -13,7 +13,7 @@ from hil.labs.hosts.lab import HostLab, on_each
 from hil.labs.hosts.mistakes import mistakes
 from hil.labs.hosts.needs import doubts, lacks
 from hil.labs.hosts.restoring import restore
-from hil.labs.kinds import Restored, Told, told_adapters
+from hil.labs.kinds import LabKind, Restored, Told, told_adapters
 from hil.labs.needs import Need
 
 
@@ -78,3 +78,6 @@ class HostsKind:
     def measure(self, lab: HostsFile, count: int) -> NoReturn:
         """Raises Unsupported."""
         raise Unsupported("only a soft pair can be measured")
+
+
+HOSTS: LabKind[HostsFile] = HostsKind()

@@ -21,8 +21,10 @@ class NodeKind(Protocol):
     Holds no state. ``section`` is always of its ``schema``. Called in the thread that makes or examines the lab.
     """
 
-    schema: type[NodeSection]
-    """A subclass of NodeSection, frozen and with keywords only."""
+    @property
+    def schema(self) -> type[NodeSection]:
+        """A subclass of NodeSection, frozen and with keywords only."""
+
     carrier: str
     """The program on this machine that carries the agent's stream, as messages call it: "ssh"."""
     here: bool
@@ -79,8 +81,9 @@ class CaptureKind(Protocol):
     ``open`` touch nothing; ``open`` is called in the test's thread, for each pair.
     """
 
-    schema: type[CaptureSection]
-    """A subclass of CaptureSection, frozen and with keywords only."""
+    @property
+    def schema(self) -> type[CaptureSection]:
+        """A subclass of CaptureSection, frozen and with keywords only."""
 
     def mistakes(self, section: Any, lab: HostsFile, written: dict[str, Any]) -> Iterable[str]:
         """What is wrong with it beside the other sections, each as "[place] what"; ``written`` is the TOML file."""
@@ -110,8 +113,9 @@ class PowerKind(Protocol):
     Holds no state. Called in the thread that makes the lab.
     """
 
-    schema: type[PowerSection]
-    """A subclass of PowerSection, frozen and with keywords only: the section's keys."""
+    @property
+    def schema(self) -> type[PowerSection]:
+        """A subclass of PowerSection, frozen and with keywords only: the section's keys."""
 
     def connect(self, section: Any, node: str, folder: Path) -> Power:
         """Power control of ``node``; ``section`` is of its ``schema``, paths in it are relative to ``folder``.
@@ -124,20 +128,20 @@ NODES: Seam[NodeKind] = Seam(
     "hil.nodes",
     "kind of node",
     NodeKind,
-    {"ssh": "hil.labs.hosts.ssh:SshKind", "local": "hil.labs.hosts.local:LocalKind"},
+    {"ssh": "hil.labs.hosts.ssh:SSH", "local": "hil.labs.hosts.local:LOCAL"},
 )
 CAPTURES: Seam[CaptureKind] = Seam(
     "hil.captures",
     "kind of capture point",
     CaptureKind,
     {
-        "host": "hil.labs.hosts.capture_kinds:HostCaptureKind",
-        "mirror": "hil.labs.hosts.capture_kinds:MirrorCaptureKind",
-        "none": "hil.labs.hosts.capture_kinds:NoCaptureKind",
+        "host": "hil.labs.hosts.capture_kinds:HOST",
+        "mirror": "hil.labs.hosts.capture_kinds:MIRROR",
+        "none": "hil.labs.hosts.capture_kinds:NONE",
     },
 )
 POWERS: Seam[PowerKind] = Seam(
-    "hil.power", "kind of power control", PowerKind, {"command": "hil.labs.hosts.power:CommandPowerKind"}
+    "hil.power", "kind of power control", PowerKind, {"command": "hil.labs.hosts.power:COMMAND"}
 )
 by_kind(NodeSection, NODES)
 by_kind(CaptureSection, CAPTURES)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hil.labs.findings import Finding
 from hil.labs.hosts.file import LocalNode
+from hil.labs.hosts.kinds import NodeKind
 
 
 class LocalKind:
@@ -28,3 +29,6 @@ class LocalKind:
 
     def examine(self, section: LocalNode) -> Iterator[Finding]:
         yield from ()
+
+
+LOCAL: NodeKind = LocalKind()

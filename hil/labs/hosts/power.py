@@ -10,6 +10,8 @@ import attrs
 
 from hil.errors import NodeError
 from hil.labs.hosts.file import PowerSection
+from hil.labs.hosts.kinds import PowerKind
+from hil.labs.power import Power
 from hil.labs.schema import Seconds, Words
 from hil.progress import printable
 
@@ -33,7 +35,7 @@ class CommandPowerKind:
 
     schema = CommandPowerSection
 
-    def connect(self, section: CommandPowerSection, node: str, folder: Path) -> "CommandPower":
+    def connect(self, section: CommandPowerSection, node: str, folder: Path) -> Power:
         return CommandPower(section, node, folder)
 
 
@@ -69,3 +71,6 @@ class CommandPower:
             raise NodeError(f"{where}: {error}") from error
         if done.returncode != 0:
             raise NodeError(f"{where} ended with {done.returncode}: {printable(done.stdout.strip()[-300:])}")
+
+
+COMMAND: PowerKind = CommandPowerKind()

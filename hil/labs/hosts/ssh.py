@@ -9,6 +9,7 @@ from pathlib import Path
 from hil.errors import SetupError
 from hil.labs.findings import Finding, program
 from hil.labs.hosts.file import SshNode
+from hil.labs.hosts.kinds import NodeKind
 
 CONNECT_TIMEOUT_S = 20
 # What the user's configuration may ask of an ssh at a terminal: here it would print, or leave no room for the agent.
@@ -81,3 +82,6 @@ def _literal(path: Path, expanded: str = "") -> str:
     """A path as a value of ssh_config(5): in quotes, or a blank would end it, and with nothing that ssh expands but
     what follows it, ``expanded``."""
     return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + expanded + '"'
+
+
+SSH: NodeKind = SshKind()

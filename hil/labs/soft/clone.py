@@ -13,6 +13,7 @@ from hil.labs.node import Record
 from hil.labs.soft.doctor import kvm, qemu
 from hil.labs.soft.file import Guest
 from hil.labs.soft.image import Image
+from hil.labs.soft.kinds import GuestKind
 from hil.labs.soft.machine import Machine, qemu_version
 from hil.labs.soft.node import SoftNode
 from hil.labs.soft.snapshot import Snapshot, snapshot_for, wait_for_migration
@@ -75,3 +76,6 @@ class CloneKind:
         with suppress(SetupError, OSError, subprocess.SubprocessError):
             return {"qemu": qemu_version()}
         return {}
+
+
+CLONE: GuestKind = CloneKind()

@@ -11,7 +11,7 @@ from hil.cache import cache_folder
 from hil.errors import Unsupported
 from hil.files import passing_folder
 from hil.labs.findings import Finding, Level, program, rdma_here
-from hil.labs.kinds import Lab, Restored, Told, told_adapters
+from hil.labs.kinds import Lab, LabKind, Restored, Told, told_adapters
 from hil.labs.needs import MANY, Need
 from hil.labs.pair import Pair
 from hil.labs.soft.bridged import BridgedNodes
@@ -140,3 +140,7 @@ class SoftBridgeKind(_SoftKind):
     def measure(self, lab: SoftBridgeFile, count: int) -> NoReturn:
         """Raises Unsupported."""
         raise Unsupported("only a soft pair can be measured")
+
+
+PAIR: LabKind[SoftPairFile] = SoftPairKind()
+BRIDGE: LabKind[SoftBridgeFile] = SoftBridgeKind()

@@ -38,8 +38,10 @@ class GuestKind(Protocol):
     ``schema``.
     """
 
-    schema: type[Guest]
-    """``Guest``, or a subclass with more keys."""
+    @property
+    def schema(self) -> type[Guest]:
+        """``Guest``, or a subclass with more keys."""
+
     noun: str
     """What one node is, with its article: "a clone"."""
     own_kernel: bool
@@ -72,7 +74,7 @@ GUESTS: Seam[GuestKind] = Seam(
     "hil.nodes",
     "kind of guest",
     GuestKind,
-    {"clone": "hil.labs.soft.clone:CloneKind", "uml": "hil.labs.soft.uml:UmlKind"},
+    {"clone": "hil.labs.soft.clone:CLONE", "uml": "hil.labs.soft.uml:UML"},
 )
 by_kind(Guest, GUESTS, default="clone")
 

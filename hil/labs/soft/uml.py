@@ -33,6 +33,7 @@ from hil.labs.soft.cpio import CpioWriter
 from hil.labs.soft.doctor import uml_kernel, uml_memory
 from hil.labs.soft.file import Guest
 from hil.labs.soft.image import INIT_BEGIN, Image, write_code
+from hil.labs.soft.kinds import GuestKind
 from hil.labs.soft.machine import Sockets, frame_sockets
 from hil.labs.soft.memory import NO_MEMORY_FOLDER, memory_folder
 from hil.labs.soft.node import SoftNode
@@ -330,3 +331,6 @@ class UmlKind:
 
     def made_with(self) -> dict[str, Any]:
         return {}
+
+
+UML: GuestKind = UmlKind()
