@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from hil.cli.options import LAB, give_up
-from hil.cli.tests import prepared
+from hil.cli.options import LAB, give_up, lab_of
 from hil.errors import HilError, Unsupported
 from hil.labs.kinds import kind_of
 
@@ -15,7 +14,7 @@ from hil.labs.kinds import kind_of
 @LAB
 def figures(lab: Path, pairs: int) -> None:
     """Measure on this machine: time of a pristine provisioned pair, and memory of each node."""
-    file = prepared(lab)
+    file = lab_of(lab)
     try:
         for line in kind_of(file).measure(file, pairs):
             click.echo(line)

@@ -135,7 +135,7 @@ class LabKind(Protocol[File]):
     def measure(self, lab: File, count: int) -> Iterator[str]:
         """Make ``count`` pristine pairs and tell what they cost, a line a figure, for ``hil figures``.
 
-        Raises HilError, Unsupported where there is nothing to measure.
+        Prepares what they are made from. Raises HilError, Unsupported where there is nothing to measure.
         """
 
 
