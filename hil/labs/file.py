@@ -137,7 +137,7 @@ def _drop(values: dict[str, Any], keys: list[str], cls: type) -> bool:
 
 
 def _listed(path: Path, mistakes: list[str]) -> str:
-    # Keys and values are somebody's text: nothing of it is to move the cursor of a terminal.
+    # Keys and values come from a file: none of them may move the cursor of a terminal.
     return f"{path}: " + f"\n{path}: ".join(map(harmless, mistakes))
 
 

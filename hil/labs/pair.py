@@ -25,7 +25,7 @@ from hil.stopwatch import Phase
 from hil.waiting import wait_until
 from hil.wire.point import CapturePoint, Counts
 
-# Longer than the connection manager waits before it says again what nobody answered.
+# Longer than the connection manager waits before it repeats an unanswered message.
 SETTLE_TIMEOUT_S, SETTLE_POLL_S = 6.0, 0.05
 # Sixteen nodes on a busy machine have much to say to each other before all is quiet.
 QUIET_TIMEOUT_S = 20.0
@@ -89,7 +89,7 @@ class Pair:
                 found.append(f"node {place.name}: {what}: nothing connects there until {DEAF_MEND}")
         return found
 
-    def everybody(self) -> Mapping[str, Node]:
+    def all_nodes(self) -> Mapping[str, Node]:
         """The nodes, and those of the lab that only record, by name."""
         return self.nodes
 
@@ -348,7 +348,7 @@ class Pair:
         )
 
     def close(self) -> None:
-        """Stop the wire and both nodes, whatever happened before."""
+        """Stop the wire and both nodes; safe to call twice."""
         for part in reversed(self._open):
             part.stop()
         self._open.clear()

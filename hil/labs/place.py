@@ -28,7 +28,7 @@ class Place:
         ip, length = (self.ipv6, self.ipv6_prefix) if ipv6 else (self.ipv4, self.ipv4_prefix)
         own = ipaddress.ip_interface(f"{ip}/{length}")
         size = own.network.num_addresses
-        # Neither the network's own address nor its last, which is everybody's.
+        # Neither the network's own address nor its last, the broadcast address.
         inside = ((int(own.ip) - int(own.network.network_address) + step) % size for step in range(98, 98 + size))
         for found in (str(own.network[number]) for number in inside if number not in (0, size - 1)):
             if found != ip and found not in taken:

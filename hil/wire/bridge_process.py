@@ -48,7 +48,7 @@ class BridgeProcess:
         poller.register(self._control, select.POLLIN)
         by_fd = {end.fileno(): port for port, end in enumerate(self._ends)}
         while True:
-            # Back-pressure instead of loss: while any port is full, nobody is read.
+            # Back-pressure instead of loss: while any port is full, no port is read.
             full = any(len(queue) >= QUEUE_LIMIT for queue in self._queues)
             for port, end in enumerate(self._ends):
                 if end.fileno() in by_fd:

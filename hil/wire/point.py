@@ -52,7 +52,7 @@ class CapturePoint(Protocol):
     uncertainty_ns: int
 
     def counts(self) -> Counts:
-        """Counts now; whatever they count is in the file. Raises CaptureError when nothing records any more."""
+        """Counts now; all that they count is in the file. Raises CaptureError when nothing records any more."""
 
     def log(self) -> list[dict[str, Any]]:
         """What was done to the frames, in order, each entry with ``t_ns`` on the monotonic clock and ``kind``."""

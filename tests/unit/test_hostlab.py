@@ -14,7 +14,7 @@ from hil.labs.file import read_lab_file
 from hil.labs.hosts import restoring
 from hil.labs.hosts.file import Adapter, HostsFile, LocalNode
 from hil.labs.hosts.host import Host, explain
-from hil.labs.hosts.lab import HostLab, resolved, told
+from hil.labs.hosts.lab import HostLab, reason, resolved
 from hil.labs.schema import Ipv4, Name
 
 ROOT = Path(__file__).parents[2]
@@ -56,10 +56,10 @@ def test_restore_must_be_told_what() -> None:
 
 def test_an_error_names_its_node_once() -> None:
     """Whoever shows it says whose it is; the bench's own refusals come without a traceback, others with theirs."""
-    assert told("a", SetupError("node a: gone")) == "gone"
-    assert told("a", NodeDied("node b: gone")) == "node b: gone"
-    assert told("a", RemoteError("AdapterError", "no RDMA", "Traceback")) == "no RDMA"
-    assert "Traceback" in told("a", RemoteError("KeyError", "x", "Traceback"))
+    assert reason("a", SetupError("node a: gone")) == "gone"
+    assert reason("a", NodeDied("node b: gone")) == "node b: gone"
+    assert reason("a", RemoteError("AdapterError", "no RDMA", "Traceback")) == "no RDMA"
+    assert "Traceback" in reason("a", RemoteError("KeyError", "x", "Traceback"))
 
 
 class Fake:

@@ -11,7 +11,7 @@ from hil.labs.findings import Finding, Level, rdma_here
 from hil.labs.hosts.file import Adapter, HostsFile, NodeSection
 from hil.labs.hosts.host import Host
 from hil.labs.hosts.kinds import capture_kind, node_kind
-from hil.labs.hosts.lab import addresses, not_ready, outside, provisioning, resolved, told
+from hil.labs.hosts.lab import addresses, not_ready, outside, provisioning, reason, resolved
 from hil.labs.hosts.needs import doubts
 
 # The first Linux whose soft-RoCE works inside network namespaces.
@@ -45,7 +45,7 @@ def _host(lab: HostsFile, name: str, base: Path) -> Iterator[Finding]:
             finally:
                 host.stop()
         except HilError as error:
-            yield Finding(Level.BAD, what, told(name, error))
+            yield Finding(Level.BAD, what, reason(name, error))
             return
     machine = facts["machine"]
     described = [machine.get(key, "") for key in ("distribution", "kernel")] + [f"Python {machine.get('python', '')}"]

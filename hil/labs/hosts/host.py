@@ -73,7 +73,7 @@ class Host(AgentNode):
             self._until_stop.close()
             if isinstance(error, SetupError):
                 raise SetupError(f"node {name}: {error}") from error
-            # A NUL in an argument is a ValueError, a home of nobody a RuntimeError.
+            # A NUL in an argument is a ValueError, the home of an unknown user a RuntimeError.
             if isinstance(error, OSError | ValueError | RuntimeError | subprocess.SubprocessError):
                 raise SetupError(f"node {name}: {explain(section, str(error))}") from error
             raise
@@ -174,7 +174,7 @@ _MENDS = (
     (STRANGE, "something prints there at each login, terminal or not: look into its ~/.bashrc"),
     ("Host key verification failed", "its key is not the known one; if that is right, take the new one: ssh-keyscan"),
     ("Permission denied", "no key of yours opens it; try: ssh-copy-id {host}, or name the key as identity"),
-    ("Could not resolve hostname", "nobody knows the name; write [nodes.NAME] host, or ~/.ssh/config"),
+    ("Could not resolve hostname", "the name is not known; write [nodes.NAME] host, or ~/.ssh/config"),
     ("Connection refused", "nothing listens there; try: systemctl start ssh, on that host"),
     ("timed out", "it does not answer; is it on, and is the way open?"),
     ("No route to host", "it does not answer; is it on, and is the way open?"),

@@ -120,7 +120,7 @@ class PowerKind(Protocol):
     def connect(self, section: Any, node: str, folder: Path) -> Power:
         """Power control of ``node``; ``section`` is of its ``schema``, paths in it are relative to ``folder``.
 
-        Changes nothing, and may wait some seconds for whatever it talks to. Raises SetupError.
+        Changes nothing, and may wait some seconds for the device that it talks to. Raises SetupError.
         """
 
 

@@ -164,7 +164,7 @@ class HostLab:
             try:
                 self._living(name).system("restore", bench=self._bench)
             except HilError as error:
-                left.append(f"node {name} is not as it was: {told(name, error)}")
+                left.append(f"node {name} is not as it was: {reason(name, error)}")
         self._provisioned.clear()
         for node in {*self.nodes.values(), *self._makers.values()}:
             node.stop()
@@ -213,11 +213,11 @@ def on_each(lab: HostsFile, base: Path, work: Callable[[Host], T]) -> tuple[dict
                 with connected(attrs.evolve(lab, nodes={name: lab.nodes[name]}), base, folder) as nodes:
                     found[name] = work(nodes[name])
             except (HilError, OSError) as error:
-                failed[name] = told(name, error)
+                failed[name] = reason(name, error)
     return found, failed
 
 
-def told(name: str, error: Exception) -> str:
+def reason(name: str, error: Exception) -> str:
     """What is wrong with node ``name``, without its name; what the bench's own code on it refused has no traceback."""
     if isinstance(error, RemoteError) and error.kind in ("AdapterError", "AtWork", "NotReady"):
         return error.message
@@ -371,7 +371,7 @@ class HostPair(Pair):
             self.close()
             raise
 
-    def everybody(self) -> Mapping[str, Node]:
+    def all_nodes(self) -> Mapping[str, Node]:
         return self._lab.nodes
 
     def power(self, name: str) -> Power:

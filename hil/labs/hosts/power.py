@@ -1,4 +1,4 @@
-"""Power control of hosts by commands: whatever program switches a socket, a BMC or a virtual machine."""
+"""Power control of hosts by commands: programs that switch a socket, a BMC or a virtual machine."""
 
 # A NewType, and a frozen section: neither is a default that could change.
 # ruff: noqa: RUF009

@@ -19,7 +19,7 @@ ALIVE = ("-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=3", "-o", f"C
 
 
 class SshKind:
-    """Nodes that ssh leads to; nobody is asked for a password."""
+    """Nodes that ssh leads to, without asking for a password."""
 
     schema = SshNode
     carrier = "ssh"

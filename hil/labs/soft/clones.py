@@ -55,7 +55,7 @@ class Clones:
         self._record = record
         for name, node in self.nodes.items():
             node.move_console(console_of(folder, name))
-            # What came when nobody recorded is no evidence.
+            # Frames that came between two recordings are no evidence.
             drain(node.frames)
 
     def spoiled(self) -> str:
