@@ -184,9 +184,14 @@ class PublicNamesDirective(Generated):
         if not names:
             yield f"`{module.__name__}` lists no public names yet."
         for name in names:
-            yield f"```{{eval-rst}}\n.. {_autodoc(getattr(module, name))}:: {module.__name__}.{name}"
-            if inspect.isclass(getattr(module, name)):
+            thing = getattr(module, name)
+            yield f"```{{eval-rst}}\n.. {_directive(thing)}:: {module.__name__}.{name}"
+            if inspect.isclass(thing):
                 yield "   :members:\n   :show-inheritance:"
+                yield "" if issubclass(thing, BaseException) else "   :undoc-members:"
+            elif not callable(thing):
+                # autodoc would tell of the constant's type.
+                yield f"   :value: {thing!r}"
             yield "```\n"
 
 
@@ -202,12 +207,11 @@ class ErrorsDirective(Generated):
                 yield f"```{{eval-rst}}\n.. autoexception:: hil.errors.{name}\n   :show-inheritance:\n```\n"
 
 
-def _autodoc(thing: object) -> str:
+def _directive(thing: object) -> str:
+    """The directive that documents a public name."""
     if inspect.isclass(thing):
         return "autoexception" if issubclass(thing, BaseException) else "autoclass"
-    if inspect.ismodule(thing):
-        return "automodule"
-    return "autofunction" if callable(thing) and inspect.isroutine(thing) else "autodata"
+    return "autofunction" if callable(thing) else "py:data"
 
 
 # --- places in the code -----------------------------------------------------------------------------------------------
