@@ -22,6 +22,8 @@ ROLES = {
     "capture": "hil.agent.roles.capture",
     "terminal": "hil.agent.roles.terminal",
 }
+# Loaded by name, as the role of the provider is told; imported before workers are forked.
+LOADED_BY_NAME = ("hil.provider.provider", "hil.mutants.providers", "hil.mutants.sessions")
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -52,7 +54,7 @@ def leave_out_the_rest_of(package: str) -> None:
 def preload() -> None:
     """Import every role's code, and libraries that are slow to import, before workers are forked."""
     leave_out_the_rest_of("pyroute2")
-    for module in ROLES.values():
+    for module in (*ROLES.values(), *LOADED_BY_NAME):
         importlib.import_module(module)
 
 
@@ -70,7 +72,7 @@ def compile_loaded() -> None:
 def preload_present() -> None:
     """The same on a host that may lack a library: what cannot be imported is found missing when it is asked for."""
     leave_out_the_rest_of("pyroute2")
-    for module in ROLES.values():
+    for module in (*ROLES.values(), *LOADED_BY_NAME):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
 

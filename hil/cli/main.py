@@ -33,7 +33,7 @@ for verb in (
     contract.contract,
     verdicts.verdicts,
     faults.faults,
-    mutants.broken,
+    mutants.mutants,
     verify.verify,
     doctor.doctor,
     lab.lab,

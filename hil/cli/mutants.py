@@ -1,4 +1,4 @@
-"""``hil mutants``: does the contract find the providers that are wrong on purpose?"""
+"""``hil mutants``: does the contract find the mutants of the provider?"""
 
 import shutil
 import subprocess
@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
-from hil.cli.options import LAB
+from hil.cli.options import LAB, give_up
 from hil.cli.tests import JOBS, parallel, prepared, suite_arguments
 from hil.errors import HilError
 from hil.labs.kinds import jobs as jobs_on
+from hil.mutants import catalogue
+from hil.mutants.catalogue import Layer
 from hil.progress import step
 from hil.suite import CONTRACT
 
@@ -19,34 +21,37 @@ from hil.suite import CONTRACT
 @click.command()
 @LAB
 @JOBS
-@click.option("--all", "whole", is_flag=True, help="Every test of the contract, not only those of the areas broken.")
+@click.option(
+    "--all", "whole", is_flag=True, help="Every test of the contract, not only those of the areas that a mutant breaks."
+)
+@click.option("--list", "listed", is_flag=True, help="Name every mutant with its layer and the requirements it breaks.")
 @click.argument("names", nargs=-1)
-def broken(lab: Path, jobs: int | None, whole: bool, names: tuple[str, ...]) -> None:
-    """Run the contract against providers broken on purpose (default: all of them), and say which tests fail.
+def mutants(lab: Path, jobs: int | None, whole: bool, listed: bool, names: tuple[str, ...]) -> None:
+    """Run the contract against mutants of the provider (default: all of them), and say which tests fail.
 
-    Exit code 1 when some requirement is broken and no failed test names it. Evidence lies in results/broken/NAME.
+    Exit code 1 when a mutant breaks a requirement that no failed test names. Evidence lies in results/mutants/NAME.
     """
     from hil.report import mutants as report
 
-    known = report.broken_providers()
+    if listed:
+        click.echo("\n".join(report.listing(catalogue.mutants().values())))
+        return
+    known = {name: m for name, m in catalogue.mutants().items() if m.layer is Layer.PROVIDER and m.breaks}
     if unknown := set(names) - known.keys():
-        click.echo(
-            f"hil: error: no broken provider {', '.join(sorted(unknown))}; there are {', '.join(known)}", err=True
-        )
-        sys.exit(2)
+        give_up(f"there is no mutant {', '.join(sorted(unknown))} of the provider; there are {', '.join(known)}")
     jobs = jobs_on(prepared(lab), jobs)
-    chosen = [known[name] for name in names or known if known[name].breaks]
+    chosen = [known[name] for name in names or known]
     missed = 0
-    for provider in chosen:
-        folder = Path("results") / "broken" / provider.name
-        seen = report.sight(provider, _broken_run(provider.name, () if whole else provider.areas, folder, lab, jobs))
+    for mutant in chosen:
+        folder = Path("results") / "mutants" / mutant.name
+        seen = report.sight(mutant, _run(mutant.name, () if whole else mutant.areas, folder, lab, jobs))
         click.echo("\n".join(report.told(seen)))
         missed += not seen.found
-    click.echo(f"hil: {len(chosen) - missed} of {len(chosen)} broken providers were found")
+    click.echo(f"hil: {len(chosen) - missed} of {len(chosen)} mutants were found")
     sys.exit(int(missed > 0))
 
 
-def _broken_run(name: str, areas: tuple[str, ...], folder: Path, lab: Path, jobs: int) -> list[dict[str, Any]]:
+def _run(name: str, areas: tuple[str, ...], folder: Path, lab: Path, jobs: int) -> list[dict[str, Any]]:
     from hil.report.contract import read_verdicts
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -58,5 +63,4 @@ def _broken_run(name: str, areas: tuple[str, ...], folder: Path, lab: Path, jobs
     try:
         return read_verdicts(folder)
     except HilError as error:
-        click.echo(f"hil: error: {error}", err=True)
-        sys.exit(2)
+        give_up(error)

@@ -23,6 +23,7 @@ from hil.labs.kinds import jobs as jobs_on
     help="The tests of one requirement or area. Repeatable.",
 )
 @click.option("--provider", default="", help="The provider under test: PACKAGE.MODULE:FACTORY, or its installed name.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the provider. Repeatable.")
 @click.option("--thorough", is_flag=True, help="Repetition as well: every round of the races, long waits.")
 @click.option("--jitter", default="", metavar="SEED", help="Random naps where threads and machines meet; SEED or new.")
 @click.option("--needing", multiple=True, metavar="NEED", help="Only tests that have this need of the lab. Repeatable.")
@@ -35,6 +36,7 @@ def run(
     whole: bool,
     requirement: tuple[str, ...],
     provider: str,
+    settings: tuple[str, ...],
     thorough: bool,
     jitter: str,
     needing: tuple[str, ...],
@@ -60,6 +62,7 @@ def run(
     options = [f"--hil-results={folder}", f"--hil-lab={lab.absolute()}", f"--junit-xml={folder / 'junit.xml'}"]
     selected = [f"--hil-requirement={name}" for name in requirement] + [f"--hil-needing={need}" for need in needing]
     selected += [f"--hil-{name}={text}" for name, text in (("provider", provider), ("jitter", jitter)) if text]
+    selected += [f"--hil-set={text}" for text in settings]
     selected += ["--hil-thorough"] * thorough + ["--hil-fresh-pairs"] * fresh_pairs
     status = exit_code(pytest.main([*options, *selected, *parallel(jobs), *chosen]))
     if status == 2 and not (folder / "verdicts.json").exists():

@@ -201,6 +201,15 @@ def by_kind(section: type, seam: Seam[Any], default: str = "") -> None:
     _BY_KIND[section] = _ByKind(seam, default)
 
 
+def schemas_of(section: type) -> list[tuple[str, type]]:
+    """The bench's own schemas of a section, each with the kind that names it; an empty name where there is one only."""
+    named = _BY_KIND.get(section)
+    found = {name: named.seam.load(name).schema for name in named.seam.built_in} if named is not None else {}
+    if len(set(found.values())) <= 1:
+        return [("", next(iter(found.values()), section))]
+    return list(found.items())
+
+
 def value_of(kind: Any, hook: Callable[[Any, Any], Any]) -> None:
     """From now on values of the type ``kind`` are made by ``hook(value, kind)``, which raises ValueError."""
     _HOOKS[kind] = hook

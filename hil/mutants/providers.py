@@ -23,7 +23,7 @@ from hil.winsock.structures import WSABUF, WSAEVENT, WSANETWORKEVENTS, WSAOVERLA
 
 
 class NoDreq(Provider):
-    """Never tells the wire: breaks CLOSE-35."""
+    """Never tells the wire."""
 
     def _send_reset(self, socket: SanSocket) -> None:
         return
@@ -34,14 +34,14 @@ class NoDreq(Provider):
 
 
 class NoFlush(Provider):
-    """Leaves the peer's QP in RTS, so its receives never end: breaks RECV-13."""
+    """Leaves the peer's QP in RTS, so its receives never end."""
 
     def _flush_at_peer(self, connection: Connection) -> None:
         return
 
 
 class LeakMr(Provider):
-    """Forgets to deregister: breaks CLOSE-18."""
+    """Forgets to deregister."""
 
     _forgotten: ClassVar[list[object]] = []
 
@@ -54,7 +54,7 @@ class LeakMr(Provider):
 
 
 class ClosesAnyway(Provider):
-    """Returns 0 when a close fails, beside its code: breaks CLOSE-02."""
+    """Returns 0 when a close fails, beside its code."""
 
     def WSPCloseSocket(self, s: int, lpErrno: LpErrno) -> int:
         super().WSPCloseSocket(s, lpErrno)
@@ -62,21 +62,21 @@ class ClosesAnyway(Provider):
 
 
 class WrongCode(Provider):
-    """Reports the closer's own operations as reset by the peer: breaks CLOSE-13."""
+    """Reports the closer's own operations as reset by the peer."""
 
     def _flush_code(self, socket: SanSocket) -> Code:
         return Code.WSAECONNRESET
 
 
 class FalseSuccess(Provider):
-    """Tells the switch that what it cancelled was done: breaks CLOSE-11."""
+    """Tells the switch that what it cancelled was done."""
 
     def _flush_code(self, socket: SanSocket) -> Code:
         return Code.OK if socket.closing else super()._flush_code(socket)
 
 
 class HandleFirst(Provider):
-    """Closes the switch's handle before the completions: breaks CLOSE-23 and CLOSE-26."""
+    """Closes the switch's handle before the completions."""
 
     def _flush(self, socket: SanSocket, connection: Connection) -> None:
         self._upcalls.lpWPUCloseSocketHandle(socket.handle, LpErrno())
@@ -84,7 +84,7 @@ class HandleFirst(Provider):
 
 
 class Lingers(Provider):
-    """Gives pending operations time before the reset: breaks CLOSE-07."""
+    """Gives pending operations time before the reset."""
 
     def _send_reset(self, socket: SanSocket) -> None:
         time.sleep(1.5)
@@ -92,7 +92,7 @@ class Lingers(Provider):
 
 
 class LateDreq(Provider):
-    """Returns from the close and resets later: breaks CLOSE-35."""
+    """Returns from the close and resets later."""
 
     def _send_reset(self, socket: SanSocket) -> None:
         threading.Timer(0.8, super()._send_reset, (socket,)).start()
@@ -102,7 +102,7 @@ class LateDreq(Provider):
 
 
 class LeakExtra(Provider):
-    """Keeps a PD of its own for every operation: breaks CLOSE-18."""
+    """Keeps a PD of its own for every operation."""
 
     _kept: ClassVar[list[object]] = []
 
@@ -112,7 +112,7 @@ class LeakExtra(Provider):
 
 
 class LeakContext(Provider):
-    """Keeps the device open when it has cleaned up, with its completion channels: breaks CLEAN-04."""
+    """Keeps the device open when it has cleaned up, with its completion channels."""
 
     _kept: ClassVar[list[object]] = []
 
@@ -128,7 +128,7 @@ class LeakContext(Provider):
 
 
 class LeakThread(Provider):
-    """Leaves a thread behind for every operation: breaks CLOSE-27."""
+    """Leaves a thread behind for every operation."""
 
     def _start(self, socket: SanSocket, *arguments: Any) -> int:
         threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -136,7 +136,7 @@ class LeakThread(Provider):
 
 
 class LeakLocked(Provider):
-    """Locks a page of memory for every operation and never unlocks it: breaks CLOSE-27."""
+    """Locks a page of memory for every operation and never unlocks it."""
 
     _kept: ClassVar[list[object]] = []
 
@@ -148,7 +148,7 @@ class LeakLocked(Provider):
 
 
 class LeakDescriptor(Provider):
-    """Leaves a descriptor open for every operation: breaks CLOSE-27."""
+    """Leaves a descriptor open for every operation."""
 
     _kept: ClassVar[list[object]] = []
 
@@ -158,7 +158,7 @@ class LeakDescriptor(Provider):
 
 
 class StrayUpcall(Provider):
-    """Completes what nobody posted on a handle nobody made: breaks CLOSE-25."""
+    """Completes what nobody posted on a handle nobody made."""
 
     def _release_memory(self, socket: SanSocket) -> None:
         super()._release_memory(socket)
@@ -166,7 +166,7 @@ class StrayUpcall(Provider):
 
 
 class MemoryLast(Provider):
-    """Releases memory only after the completions, and keeps silent about it: breaks CLOSE-17."""
+    """Releases memory only after the completions, and keeps silent about it."""
 
     def _release_memory(self, socket: SanSocket) -> None:
         return
@@ -178,7 +178,7 @@ class MemoryLast(Provider):
 
 
 class EarlySuccess(Provider):
-    """Completes sends and RDMA writes as soon as the adapter has them: breaks SEND-09 and RDMA-11."""
+    """Completes sends and RDMA writes as soon as the adapter has them."""
 
     def _give(self, socket: SanSocket, connection: Connection, operation: Operation) -> None:
         super()._give(socket, connection, operation)
@@ -189,7 +189,7 @@ class EarlySuccess(Provider):
 
 
 class Unfenced(Provider):
-    """Lets a send overtake an RDMA read: breaks SEND-14."""
+    """Lets a send overtake an RDMA read."""
 
     def _give(self, socket: SanSocket, connection: Connection, operation: Operation) -> None:
         reads, socket.reads = socket.reads, 0
@@ -198,7 +198,7 @@ class Unfenced(Provider):
 
 
 class LateWrites(Provider):
-    """Lets sends overtake RDMA writes: breaks SEND-13 and RDMA-15."""
+    """Lets sends overtake RDMA writes."""
 
     def _give(self, socket: SanSocket, connection: Connection, operation: Operation) -> None:
         if operation.kind is Kind.WRITE:
@@ -213,7 +213,7 @@ class LateWrites(Provider):
 
 
 class AlwaysReset(Provider):
-    """Reports a transport failure as a reset by the peer: breaks RECV-17."""
+    """Reports a transport failure as a reset by the peer."""
 
     def _connection_broke(self, socket: SanSocket) -> None:
         super()._connection_broke(socket)
@@ -225,7 +225,7 @@ class AlwaysReset(Provider):
 
 
 class KeepsListening(Provider):
-    """Leaves a closed listener's CM id listening: breaks CLOSE-38."""
+    """Leaves a closed listener's CM id listening."""
 
     def _release_cm_id(self, socket: SanSocket) -> None:
         if socket.state is not State.LISTENING:
@@ -233,7 +233,7 @@ class KeepsListening(Provider):
 
 
 class ForgetsPolled(Provider):
-    """Leaves polled operations in progress for ever when it closes: breaks CLOSE-49."""
+    """Leaves polled operations in progress for ever when it closes."""
 
     def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
         if not (socket.closing and outcome.operation.overlapped.hEvent & 1):
@@ -241,7 +241,7 @@ class ForgetsPolled(Provider):
 
 
 class SignalsClose(Provider):
-    """Signals the event object of what it closes: breaks CLOSE-21."""
+    """Signals the event object of what it closes."""
 
     def _tear_down(self, socket: SanSocket) -> None:
         if socket.event is not None:
@@ -250,7 +250,7 @@ class SignalsClose(Provider):
 
 
 class SharedDomain(Provider):
-    """Has one protection domain for all its sockets: breaks RMEM-06 and RMEM-07."""
+    """Has one protection domain for all its sockets."""
 
     _shared: PD | None = None
 
@@ -266,7 +266,7 @@ class SharedDomain(Provider):
 
 
 class OpensLocal(Provider):
-    """Lets the peer reach whatever is registered: breaks MEM-13, RMEM-08 and RMEM-09."""
+    """Lets the peer reach whatever is registered."""
 
     def _new_registration(self, socket: SanSocket, address: int, length: int, flags: int, access: int) -> Registration:
         access = LOCAL_WRITE | REMOTE_WRITE | REMOTE_READ
@@ -274,7 +274,7 @@ class OpensLocal(Provider):
 
 
 class KeepsExposed(Provider):
-    """Caches what the peer could reach with its key: breaks RMEM-12 and CACHE-04."""
+    """Caches what the peer could reach with its key."""
 
     def _deregister_rdma(self, socket: SanSocket, descriptor: bytes) -> int:
         known = socket.exposed.pop(descriptor, None)
@@ -285,14 +285,14 @@ class KeepsExposed(Provider):
 
 
 class TrustsAddresses(Provider):
-    """Takes the same address for the same memory: breaks CACHE-09 and CACHE-11."""
+    """Takes the same address for the same memory."""
 
     def _forget_remapped(self, socket: SanSocket) -> None:
         return
 
 
 class FreesAtOnce(Provider):
-    """Keeps no count of registrations: breaks MEM-09, MEM-10 and RMEM-14."""
+    """Keeps no count of registrations."""
 
     def _deregister(self, socket: SanSocket, handle: int) -> int:
         for known in socket.registrations:
@@ -306,14 +306,14 @@ class FreesAtOnce(Provider):
 
 
 class IgnoresFlags(Provider):
-    """Uses registered memory for whatever the switch asks: breaks MEM-14."""
+    """Uses registered memory for whatever the switch asks."""
 
     def _registration(self, socket: SanSocket, buffer: WSABUF, need: int) -> Registration:
         return super()._registration(socket, buffer, MEM_READWRITE)
 
 
 class NotifiesPolled(Provider):
-    """Makes an up-call for polled operations too: breaks OVL-03."""
+    """Makes an up-call for polled operations too."""
 
     def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
         super()._complete(socket, outcome)
@@ -324,7 +324,7 @@ class NotifiesPolled(Provider):
 
 
 class LocksUpcalls(Provider):
-    """Holds a socket's lock while the switch is in an up-call: breaks OVL-25."""
+    """Holds a socket's lock while the switch is in an up-call."""
 
     def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
         with socket.lock:
@@ -332,7 +332,7 @@ class LocksUpcalls(Provider):
 
 
 class RefusesFirst(Provider):
-    """Tells the connector "no" while the condition function still thinks: breaks ACC-02."""
+    """Tells the connector "no" while the condition function still thinks."""
 
     def _ask(self, listener: SanSocket, request: Request, *arguments: Any) -> bytes:
         request.new_id.reject()
@@ -340,7 +340,7 @@ class RefusesFirst(Provider):
 
 
 class AlwaysCopies(Provider):
-    """Goes on receiving into private buffers when the early messages are drained: breaks NEG-06."""
+    """Goes on receiving into private buffers when the early messages are drained."""
 
     def _early_arrived(self, socket: SanSocket, completion: Completion) -> None:
         address = socket.early.slots[completion.wr_id]
@@ -353,7 +353,7 @@ class AlwaysCopies(Provider):
 
 
 class LateUpcalls(Provider):
-    """Tells of what WSPCleanup cancelled when that has returned: breaks CLEAN-08."""
+    """Tells of what WSPCleanup cancelled when that has returned."""
 
     def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
         if self._started:
@@ -363,7 +363,7 @@ class LateUpcalls(Provider):
 
 
 class RepeatsUpcalls(Provider):
-    """Tells again of an operation whose end the switch has not made visible yet: breaks UP-06."""
+    """Tells again of an operation whose end the switch has not made visible yet."""
 
     def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
         super()._complete(socket, outcome)
@@ -372,14 +372,14 @@ class RepeatsUpcalls(Provider):
 
 
 class LeavesBroken(Provider):
-    """Closes a connection that broke at its own end without telling the peer reliably: breaks CLOSE-32."""
+    """Closes a connection that broke at its own end without telling the peer reliably."""
 
     def _is_joined(self, socket: SanSocket) -> bool:
         return socket.state is State.CONNECTED
 
 
 class IgnoresReset(Provider):
-    """Goes on using a connection that its peer has reset, as an attacker would: breaks CLOSE-31."""
+    """Goes on using a connection that its peer has reset, as an attacker would."""
 
     def _on_disconnected(self, socket: SanSocket, event: CmEvent) -> None:
         return
@@ -390,7 +390,7 @@ class IgnoresReset(Provider):
 
 
 class CleansUpAtOnce(Provider):
-    """Does not count its starts: breaks STARTUP-12 and CLEAN-03."""
+    """Does not count its starts."""
 
     def WSPCleanup(self, lpErrno: LpErrno) -> int:
         self._started = min(self._started, 1)
@@ -398,7 +398,7 @@ class CleansUpAtOnce(Provider):
 
 
 class KeepsFailures(Provider):
-    """Keeps the record of a socket that got no switch handle: breaks SOCK-05."""
+    """Keeps the record of a socket that got no switch handle."""
 
     def _new_socket(self, family: int) -> SanSocket:
         try:
@@ -409,7 +409,7 @@ class KeepsFailures(Provider):
 
 
 class OwnPort(Provider):
-    """Connects from a port of its own choice: breaks BIND-01 and BIND-02."""
+    """Connects from a port of its own choice."""
 
     def _begin_connect(self, socket: SanSocket, name: SockAddr) -> None:
         self._release_cm_id(socket)
@@ -417,7 +417,7 @@ class OwnPort(Provider):
 
 
 class LosesWakeUps(Provider):
-    """Resets the event object a moment after it told what happened: breaks EVT-08."""
+    """Resets the event object a moment after it told what happened."""
 
     def _enum_events(self, socket: SanSocket, event: WSAEVENT | None, out: WSANETWORKEVENTS | None) -> int:
         result = super()._enum_events(socket, None, out)
@@ -428,14 +428,14 @@ class LosesWakeUps(Provider):
 
 
 class EndlessQueue(Provider):
-    """Queues every request, whatever the backlog: breaks LISTEN-07, LISTEN-08 and LISTEN-09."""
+    """Queues every request, whatever the backlog."""
 
     def _listen(self, socket: SanSocket, backlog: int) -> int:
         return super()._listen(socket, SOMAXCONN)
 
 
 class LooksAway(Provider):
-    """Its thread leaves completions where they are, so that only polling finds them: breaks OVL-04."""
+    """Its thread leaves completions where they are, so that only polling finds them."""
 
     def _on_completion_event(self, fd: int) -> None:
         socket = self._by_fd.get(fd)
@@ -444,7 +444,7 @@ class LooksAway(Provider):
 
 
 class TouchesOld(Provider):
-    """Marks what it told long ago as aborted when it closes: breaks OVL-24."""
+    """Marks what it told long ago as aborted when it closes."""
 
     _told: ClassVar[list[WSAOVERLAPPED]] = []
 
@@ -459,7 +459,7 @@ class TouchesOld(Provider):
 
 
 class CompletesTwice(Provider):
-    """What succeeds while a close is under way is told as done and as aborted: breaks CLOSE-14."""
+    """What succeeds while a close is under way is told as done and as aborted."""
 
     def _take(self, socket: SanSocket, completion: Completion) -> None:
         operation = socket.pending.get(completion.wr_id)
@@ -469,7 +469,7 @@ class CompletesTwice(Provider):
 
 
 class ForgetsOutcomes(Provider):
-    """Forgets what had completed and was not told yet when a close began: breaks CLOSE-12 and OVL-02."""
+    """Forgets what had completed and was not told yet when a close began."""
 
     def _tear_down(self, socket: SanSocket) -> None:
         with socket.lock:
@@ -478,7 +478,7 @@ class ForgetsOutcomes(Provider):
 
 
 class ReleasesInUse(Provider):
-    """Deregisters memory whatever still uses it: breaks MEM-12."""
+    """Deregisters memory whatever still uses it."""
 
     def _deregister(self, socket: SanSocket, handle: int) -> int:
         with socket.lock:
@@ -488,7 +488,7 @@ class ReleasesInUse(Provider):
 
 
 class TellsOnce(Provider):
-    """Does not tell again, after an accept, of the requests that wait behind: breaks ACC-07 and EVT-08."""
+    """Does not tell again, after an accept, of the requests that wait behind."""
 
     def _after_accept(self, listener: SanSocket, request: Request) -> None:
         with listener.lock:
@@ -498,7 +498,7 @@ class TellsOnce(Provider):
 
 
 class WaitsInUpcalls(Provider):
-    """Waits for another thread's up-call in a close that is made in an up-call: breaks OVL-25."""
+    """Waits for another thread's up-call in a close that is made in an up-call."""
 
     def _leave_to_deliverer(self, socket: SanSocket, connection: Connection | None) -> bool:
         return False
@@ -515,7 +515,7 @@ class KeepsOperations(Provider):
 
 
 class ClosesTwice(Provider):
-    """Two threads may close one descriptor: breaks CLOSE-02 and CLOSE-48."""
+    """Two threads may close one descriptor."""
 
     def _close_socket(self, descriptor: int) -> int:
         socket = self._sockets.get(descriptor)
@@ -527,7 +527,7 @@ class ClosesTwice(Provider):
 
 
 class ResetsOnce(Provider):
-    """Lets its CM id go with the reset, so that a lost DREQ is never repeated: breaks CLOSE-31 on a bad wire."""
+    """Lets its CM id go with the reset, so that a lost DREQ is never repeated on a bad wire."""
 
     def _linger(self, socket: SanSocket) -> None:
         cm_id = socket.cm_id
@@ -537,7 +537,7 @@ class ResetsOnce(Provider):
 
 
 class TrustsFirstPages(Provider):
-    """Takes memory for unchanged when its first page is: breaks CACHE-09, CACHE-11 and PROXY-04."""
+    """Takes memory for unchanged when its first page is."""
 
     def _forget_remapped(self, socket: SanSocket) -> None:
         for known in socket.cache:
@@ -548,7 +548,7 @@ class TrustsFirstPages(Provider):
 
 
 class WaitsForVisible(Provider):
-    """Does not go on after an up-call until the switch has stored the result: breaks UP-06."""
+    """Does not go on after an up-call until the switch has stored the result."""
 
     def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
         super()._complete(socket, outcome)
@@ -557,7 +557,7 @@ class WaitsForVisible(Provider):
 
 
 class CopiesForEver(Provider):
-    """Has a large private receive for every receive of the switch, for ever: breaks NEG-06."""
+    """Has a large private receive for every receive of the switch, for ever."""
 
     _SIZE = 16384
 
@@ -587,7 +587,7 @@ class CopiesForEver(Provider):
 
 
 class IgnoresReads(Provider):
-    """Takes memory that its own RDMA read fills for idle: breaks RMEM-13."""
+    """Takes memory that its own RDMA read fills for idle."""
 
     def _deregister_rdma(self, socket: SanSocket, descriptor: bytes) -> int:
         reads = [o for o in socket.pending.values() if o.kind is Kind.READ]
@@ -601,7 +601,7 @@ class IgnoresReads(Provider):
 
 
 class WaitsForPolledOnly(Provider):
-    """Takes fWait seriously only for operations without notification: breaks OVL-13."""
+    """Takes fWait seriously only for operations without notification."""
 
     def _result(
         self, socket: SanSocket, overlapped: WSAOVERLAPPED, transferred: list[int], wait: bool, flags: list[int]
@@ -610,7 +610,7 @@ class WaitsForPolledOnly(Provider):
 
 
 class KeepsCache(Provider):
-    """Empties the cache when the switch's handle is closed already: breaks CACHE-10."""
+    """Empties the cache when the switch's handle is closed already."""
 
     def _release_memory(self, socket: SanSocket) -> None:
         kept, socket.cache = socket.cache, []
@@ -624,7 +624,7 @@ class KeepsCache(Provider):
 
 
 class CleansMemoryLast(Provider):
-    """Its clean-up tells of what it cancelled before the memory is free, and lies about it: breaks CLEAN-06."""
+    """Its clean-up tells of what it cancelled before the memory is free, and lies about it."""
 
     def _release_memory(self, socket: SanSocket) -> None:
         if self._started or not socket.closing:
@@ -641,81 +641,15 @@ class CleansMemoryLast(Provider):
 
 
 class NeverAbandons(Provider):
-    """Waits for ever for the process that was to take a socket: breaks DUP-22."""
+    """Waits for ever for the process that was to take a socket."""
 
     def _expire_handed(self) -> float | None:
         return None
 
 
 class LosesUnread(Provider):
-    """Leaves unread messages in the process that hands a socket over: breaks DUP-14."""
+    """Leaves unread messages in the process that hands a socket over."""
 
     def _suspend(self, socket: SanSocket) -> None:
         super()._suspend(socket)
         socket.early.arrived.clear()
-
-
-_ALL = (
-    NoDreq,
-    NoFlush,
-    LeakMr,
-    ClosesAnyway,
-    WrongCode,
-    FalseSuccess,
-    HandleFirst,
-    Lingers,
-    LateDreq,
-    LeakExtra,
-    LeakContext,
-    LeakThread,
-    LeakLocked,
-    LeakDescriptor,
-    StrayUpcall,
-    MemoryLast,
-    EarlySuccess,
-    Unfenced,
-    LateWrites,
-    AlwaysReset,
-    KeepsListening,
-    ForgetsPolled,
-    SignalsClose,
-    SharedDomain,
-    OpensLocal,
-    KeepsExposed,
-    TrustsAddresses,
-    FreesAtOnce,
-    IgnoresFlags,
-    NotifiesPolled,
-    LocksUpcalls,
-    RefusesFirst,
-    AlwaysCopies,
-    LateUpcalls,
-    RepeatsUpcalls,
-    IgnoresReset,
-    CleansUpAtOnce,
-    KeepsFailures,
-    OwnPort,
-    LosesWakeUps,
-    EndlessQueue,
-    LooksAway,
-    TouchesOld,
-    CompletesTwice,
-    ForgetsOutcomes,
-    ReleasesInUse,
-    TellsOnce,
-    WaitsInUpcalls,
-    KeepsOperations,
-    ClosesTwice,
-    ResetsOnce,
-    LeavesBroken,
-    TrustsFirstPages,
-    WaitsForVisible,
-    CopiesForEver,
-    IgnoresReads,
-    WaitsForPolledOnly,
-    KeepsCache,
-    CleansMemoryLast,
-    NeverAbandons,
-    LosesUnread,
-)
-BROKEN: dict[str, type[Provider]] = {provider.__name__: provider for provider in _ALL}

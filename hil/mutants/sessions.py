@@ -1,5 +1,6 @@
 """Sessions that break one obligation of the switch each, and must say so themselves."""
 
+from hil.agent.roles.stream import AddressWatch
 from hil.switch.messages import LONGEST_HELLO, Kind
 from hil.switch.session import Session
 from hil.winsock import codes as w
@@ -7,7 +8,7 @@ from hil.winsock.codes import Code
 
 
 class NegotiatesFirst(Session):
-    """Speaks before it has posted its receives: breaks SWITCH-06."""
+    """Speaks before it has posted its receives."""
 
     def _post_receives(self) -> None:
         # An acceptor needs one, or it would never be spoken to.
@@ -21,21 +22,21 @@ class NegotiatesFirst(Session):
 
 
 class LongHello(Session):
-    """Tells a life story in its negotiation message: breaks SWITCH-07."""
+    """Tells a life story in its negotiation message."""
 
     def _say_hello(self) -> None:
         self._transmit(Kind.HELLO, self._hello().encode().ljust(LONGEST_HELLO + 1, b"?"))
 
 
 class NoCredits(Session):
-    """Sends whether or not the peer has a receive posted: breaks SWITCH-08."""
+    """Sends whether or not the peer has a receive posted."""
 
     def _may_send(self) -> bool:
         return True
 
 
 class LateRepost(Session):
-    """Posts consumed receives again only when the next message comes: breaks SWITCH-09."""
+    """Posts consumed receives again only when the next message comes."""
 
     _kept: int | None = None
 
@@ -46,49 +47,42 @@ class LateRepost(Session):
 
 
 class WrongPath(Session):
-    """Small data by RDMA, large data by message: breaks SWITCH-11."""
+    """Small data by RDMA, large data by message."""
 
     def _by_rdma(self, length: int) -> bool:
         return not super()._by_rdma(length)
 
 
 class SuspendsForEver(Session):
-    """Never ends a suspended session: breaks SWITCH-16."""
+    """Never ends a suspended session."""
 
     def _suspension_expired(self) -> None:
         return
 
 
 class EndsInSilence(Session):
-    """Says nothing when a transfer by RDMA has ended: breaks SWITCH-18."""
+    """Says nothing when a transfer by RDMA has ended."""
 
     def _announce(self, kind: Kind, number: int, code: Code = Code.OK) -> None:
         return
 
 
 class OtherCode(Session):
-    """A send that lacks memory ends as if its buffer were bad: breaks SWITCH-18."""
+    """A send that lacks memory ends as if its buffer were bad."""
 
     def _memory_code(self) -> Code:
         return Code.WSAEFAULT
 
 
 class UrgentFlag(Session):
-    """Passes MSG_OOB on to WSPSend: breaks SHUT-04."""
+    """Passes MSG_OOB on to WSPSend."""
 
     def _send_flags(self) -> int:
         return w.MSG_OOB if self.flow.peer is not None else 0
 
 
-_ALL = (
-    NegotiatesFirst,
-    LongHello,
-    NoCredits,
-    LateRepost,
-    WrongPath,
-    SuspendsForEver,
-    EndsInSilence,
-    OtherCode,
-    UrgentFlag,
-)
-MISBEHAVING: dict[str, type[Session]] = {session.__name__: session for session in _ALL}
+class Deaf(AddressWatch):
+    """Does not ask again when addresses change."""
+
+    def _on_change(self) -> None:
+        return

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from uuid import UUID
 
-from hil.provider.provider import Provider
+from hil.provider.seam import SanProvider
 from hil.winsock import codes as w
 from hil.winsock.catalogue import Catalogue
 from hil.winsock.structures import WSAPROTOCOL_INFOW
@@ -21,13 +21,13 @@ PROTOCOL_INFO = WSAPROTOCOL_INFOW(
 )
 
 
-def install(catalogue: Catalogue) -> None:
-    """What an installer does: publish the provider and record its GUID for the switch (INST-02)."""
-    catalogue.install(PROTOCOL_INFO, "SAN service provider over verbs")
+def install(catalogue: Catalogue, info: WSAPROTOCOL_INFOW = PROTOCOL_INFO) -> None:
+    """An installer's work: publish the provider and record its GUID for the switch (INST-02)."""
+    catalogue.install(info, "SAN service provider over verbs")
 
 
 class Library:
     """WSPStartupEx is all that a SAN service provider exports (STARTUP-01)."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: SanProvider) -> None:
         self.WSPStartupEx: Callable[..., int] = provider.WSPStartupEx

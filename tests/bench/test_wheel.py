@@ -1,6 +1,7 @@
 """The package as a stranger installs it: a wheel in an empty environment, used in an empty folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -170,3 +171,21 @@ def test_a_test_of_one_s_own_is_judged(run: Command, lab: str, tmp_path: Path) -
     assert done.returncode == 0 and "1 pass" in done.stdout, done.stdout + done.stderr
     for folder in ("r", "s"):
         assert run("hil", "verdicts", folder).stdout == "pass\ttest_mine.py::test_mine\n"
+
+
+def test_a_provider_of_one_s_own_is_run_through_the_contract(
+    run: Command, environment: Path, lab: str, tmp_path: Path
+) -> None:
+    """The example package is installed; its provider keeps the contract, and breaks it when it is told to be slow."""
+    install = [sys.executable, "-m", "pip", "--python", str(environment / "python"), "install", "--quiet"]
+    install += ["--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
+    example = shutil.copytree(ROOT / "docs" / "example", tmp_path / "example")
+    done = subprocess.run([*install, str(example)], capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    chosen = ["contract/test_hard_close.py", "contract/test_installation.py"]
+    done = run("hil", "run", f"--lab={lab}", "--results=r", "-j2", "--provider=example", *chosen)
+    assert done.returncode == 0 and " 0 fail, 0 invalid, 0 unsupported" in done.stdout, done.stdout + done.stderr
+    one = f"{chosen[0]}::test_close_with_nothing_pending"
+    for settings, status, reason in (("close_late_s=3", 1, "BROKE"), ("nothing=3", 2, "nothing: the provider has no")):
+        done = run("hil", "run", f"--lab={lab}", "--provider=example", f"--set={settings}", one)
+        assert done.returncode == status and reason in done.stdout, done.stdout + done.stderr

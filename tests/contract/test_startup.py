@@ -42,7 +42,7 @@ class Loaded(Endpoint):
 
     def start(self, **arguments: object) -> Code:
         """Load the provider and make its first WSPStartupEx; what that returned."""
-        return Code(self.ask("start", provider=self._provider, **arguments))
+        return Code(self.load(self._provider, **arguments))
 
     def start_again(self, **arguments: object) -> Code:
         """A further WSPStartupEx of the loaded provider."""

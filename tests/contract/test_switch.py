@@ -215,17 +215,17 @@ def test_a_start_without_its_cleanup_is_named(bench: Bench) -> None:
 
 
 def start(
-    bench: Bench, misbehaving: str = "", settings_b: Mapping[str, Any] | None = None
+    bench: Bench, mutant: str = "", settings_b: Mapping[str, Any] | None = None
 ) -> tuple[StreamEndpoint, StreamEndpoint]:
     """A switch on each node; node a's breaks an obligation."""
-    made = start_both(bench.pair, bench.provider, misbehaving, settings_b=settings_b)
+    made = start_both(bench.pair, bench.provider, mutant, settings_b=settings_b)
     bench.endpoints.update(made)
     return made["a"], made["b"]
 
 
-def connect(bench: Bench, misbehaving: str, **options: Any) -> tuple[Stream, Stream]:
+def connect(bench: Bench, mutant: str, **options: Any) -> tuple[Stream, Stream]:
     """(connector's, acceptor's) stream."""
-    a, b = start(bench, misbehaving)
+    a, b = start(bench, mutant)
     return join(a, b, b.listen(PORT, **options), CONNECTOR_PORT, PORT, **options)
 
 

@@ -32,27 +32,25 @@ NODE_ROOMS: dict[str, tuple[str, ...]] = {
     "switch": ("winsock",),
     "adapters": ("netlink",),
     "mutants.providers": ("winsock", "verbs", "provider"),
-    "mutants.sessions": ("winsock", "switch"),
-    "agent": (
-        *("winsock", "provider", "switch", "netlink", "adapters"),
-        *("mutants.providers", "mutants.sessions"),
-    ),
+    "agent": ("winsock", "provider", "switch", "netlink", "adapters"),
+    "mutants.sessions": ("winsock", "switch", "agent"),
 }
 """What runs on a node, and what each room imports."""
 
 CONTROLLER_ROOMS: dict[str, tuple[str, ...]] = {
+    "mutants.catalogue": ("winsock",),
     "roce": (),
     "capture": ("roce",),
     "wire": ("capture", "roce"),
     "mutants.wires": ("wire", "roce"),
     "evidence": ("capture", "roce", "winsock"),
-    "report": ("evidence", "capture", "roce", "winsock"),
-    "labs": ("evidence", "wire", "capture", "agent", "adapters"),
+    "report": ("evidence", "capture", "roce", "winsock", "mutants.catalogue"),
+    "labs": ("evidence", "wire", "capture", "agent", "adapters", "mutants.catalogue"),
     "labs.soft": ("labs", "evidence", "wire", "capture", "agent"),
     "labs.hosts": ("labs", "wire", "capture", "agent", "adapters"),
     "suite": (),
-    "testing": ("suite", "labs", "report", "evidence", "capture", "roce", "winsock", "provider"),
-    "cli": ("suite", "report", "labs", "adapters"),
+    "testing": ("suite", "labs", "report", "evidence", "capture", "roce", "winsock", "provider", "mutants.catalogue"),
+    "cli": ("suite", "report", "labs", "adapters", "mutants.catalogue"),
     "__main__": ("cli",),
 }
 """What runs on the controller. Nothing may import ``labs.soft`` or ``labs.hosts``: labs are found by name."""
@@ -60,6 +58,7 @@ CONTROLLER_ROOMS: dict[str, tuple[str, ...]] = {
 ROOMS = NODE_ROOMS | CONTROLLER_ROOMS
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("hil.provider.seam", "hil.adapters.network"): "a factory is given the node's network, which has its type there",
     ("hil.wire.matrix", "hil.winsock.codes"): "the fault matrix says with which code each cell ends",
     ("hil.report.grid", "hil.wire.matrix"): "the grid shows the matrix, which is data",
     ("hil.report.adapters", "hil.adapters.find"): "what nodes tell of their adapters has its type there",

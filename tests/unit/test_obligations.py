@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hil.mutants.sessions import MISBEHAVING
+from hil.mutants import sessions as mutants
 from hil.switch.messages import HEADER, BadMessage, Flow, Hello, Kind, Message, decode, parse_transfer, transfer
 from hil.switch.obligations import Obligations
 from hil.switch.requests import Options, StreamError
@@ -225,9 +225,9 @@ def make() -> Iterator[Callable[..., Cable]]:
         cable.stop()
 
 
-def sessions(cable: Cable, misbehaving: str = "", **options: Any) -> tuple[Session, Session]:
-    """(connector, acceptor), negotiated. ``misbehaving``: the connector's."""
-    kinds = (MISBEHAVING.get(misbehaving, Session), Session)
+def sessions(cable: Cable, mutant: str = "", **options: Any) -> tuple[Session, Session]:
+    """(connector, acceptor), negotiated. ``mutant``: the connector's class."""
+    kinds = (getattr(mutants, mutant) if mutant else Session, Session)
     made = [
         kind(end.switch, 1, connector=not end.number, options=Options(**options))
         for kind, end in zip(kinds, cable.ends, strict=True)
@@ -416,7 +416,7 @@ def stream_a_little(one: Session, two: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    ("misbehaving", "requirement"),
+    ("mutant", "requirement"),
     [
         ("NegotiatesFirst", "SWITCH-06"),
         ("LateRepost", "SWITCH-09"),
@@ -424,18 +424,18 @@ def stream_a_little(one: Session, two: Session) -> None:
         ("UrgentFlag", "SHUT-04"),
     ],
 )
-def test_a_session_says_what_it_breaks(make: Callable[..., Cable], misbehaving: str, requirement: str) -> None:
-    """The check is not the part that misbehaves."""
+def test_a_session_says_what_it_breaks(make: Callable[..., Cable], mutant: str, requirement: str) -> None:
+    """The check is not the part that is wrong."""
     cable = make()
     with contextlib.suppress(StreamError):
-        stream_a_little(*sessions(cable, misbehaving, receives=4))
+        stream_a_little(*sessions(cable, mutant, receives=4))
     assert cable.ends[0].misbehaved() == {requirement}
 
 
 def test_sending_without_a_credit_is_said(make: Callable[..., Cable]) -> None:
     """The peer tells of four receives and of none again (SWITCH-08): the fifth message is one too many."""
     cable = make()
-    session = MISBEHAVING["NoCredits"](cable.ends[1].switch, 1, connector=False)
+    session = mutants.NoCredits(cable.ends[1].switch, 1, connector=False)
     Hostile(cable.ends[0]).send(Message(Kind.HELLO, Hello(4, 1012, 65536, MAX_RDMA, True).encode()).encode())
     session.open(WAIT_S)
     for _ in range(3):
@@ -470,7 +470,7 @@ def test_the_last_credit_gives_credits_back(make: Callable[..., Cable]) -> None:
 def test_a_long_negotiation_message_is_said_and_refused(make: Callable[..., Cable]) -> None:
     """By the sender (SWITCH-07), and by the peer."""
     cable = make()
-    one = MISBEHAVING["LongHello"](cable.ends[0].switch, 1, connector=True)
+    one = mutants.LongHello(cable.ends[0].switch, 1, connector=True)
     two = Session(cable.ends[1].switch, 1, connector=False)
     assert both(lambda: one.open(1), lambda: two.open(1)) == [Code.WSAECONNRESET, Code.WSAECONNABORTED]
     assert cable.ends[0].misbehaved() == {"SWITCH-07"}

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hil.adapters.network import Network
-from hil.mutants.providers import BROKEN
+from hil.agent.loading import bring, load
 from hil.provider.library import PROTOCOL_INFO, Library, install
-from hil.provider.provider import Provider
-from hil.provider.settings import Settings
+from hil.provider.seam import settings_of
 from hil.switch.switch import Switch, length_of, name_of
 from hil.winsock import codes as w
 from hil.winsock.catalogue import Catalogue
@@ -67,21 +66,25 @@ class Service:
 
     def start(
         self,
-        provider: str = "",
+        provider: str,
+        code: bytes = b"",
         version: int = w.WINSOCK_2_2,
         settings: Mapping[str, Any] | None = None,
         missing: str = "",
     ) -> int:
         """Load the provider and call WSPStartupEx.
 
-        ``provider`` names a broken one, ``settings`` are the provider's, ``missing`` an argument to leave out.
+        ``provider`` is the factory as ``MODULE:NAME``, ``code`` a zip archive that has it where the node does not,
+        ``settings`` are the provider's, ``missing`` is an argument to leave out.
         """
-        maker = BROKEN[provider] if provider else Provider
+        bring(code)
+        factory = load(provider)
         self._network = self._network or Network()
-        self._provider = maker(self._switch.journal, self._network, Settings(**(settings or {})))
+        self._provider = factory(self._switch.journal, self._network, settings_of(factory, settings or {}))
+        self._info = getattr(factory, "protocol_info", PROTOCOL_INFO)
         self._catalogue = Catalogue()
-        install(self._catalogue)
-        self._libraries = {PROTOCOL_INFO.ProviderId: Library(self._provider)}
+        install(self._catalogue, self._info)
+        self._libraries = {self._info.ProviderId: Library(self._provider)}
         self._library = self._libraries[self._catalogue.san_provider().ProviderId]
         return self.start_again(version, missing)
 
@@ -89,7 +92,7 @@ class Service:
         """A further WSPStartupEx of the loaded provider; ``own_info`` with its own protocol info, not TCP/IP's."""
         assert self._library is not None
         data, begun_ns = WSPDATA(), time.monotonic_ns()
-        info = PROTOCOL_INFO if own_info else TCP
+        info = self._info if own_info else TCP
         code = self._library.WSPStartupEx(
             version,
             None if missing == "lpWSPData" else data,

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hil.adapters.network import Network
+from hil.agent.loading import load
 from hil.agent.roles.provider import Service, pattern
-from hil.mutants.sessions import MISBEHAVING
 from hil.switch.carrier import free
 from hil.switch.requests import Options, StreamError
 from hil.switch.session import Session
@@ -110,22 +110,22 @@ class StreamService:
 
     def start(
         self,
-        provider: str = "",
+        provider: str,
+        code: bytes = b"",
         settings: Mapping[str, Any] | None = None,
-        misbehaving: str = "",
+        mutant: str = "",
         family: int = w.AF_INET,
     ) -> int:
-        """Start the provider and ask it for its addresses. ``misbehaving`` names a session of
-        ``MISBEHAVING``, or Deaf."""
-        self._session = MISBEHAVING.get(misbehaving, Session)
-        watch = Deaf if misbehaving == Deaf.__name__ else AddressWatch
-        if misbehaving and self._session is Session and watch is AddressWatch:
-            raise ValueError(f"there is no switch {misbehaving}")
-        code = self._service.start(provider, settings=settings)
-        if not code:
+        """Start the provider and ask it for its addresses. ``mutant``: a class, as ``MODULE:NAME``, that replaces the
+        switch's session or its watch over addresses."""
+        wrong: type[Any] = load(mutant) if mutant else Session
+        watch = wrong if issubclass(wrong, AddressWatch) else AddressWatch
+        self._session: type[Session] = wrong if issubclass(wrong, Session) else Session
+        status = self._service.start(provider, code, settings=settings)
+        if not status:
             # A socket for what is asked of the provider before there is any connection (STARTUP-16).
-            self._watch = watch(self._switch, _result(self._service.WSPSocket(family)))
-        return code
+            self._watch: AddressWatch = watch(self._switch, _result(self._service.WSPSocket(family)))
+        return status
 
     def end(self) -> list[dict[str, Any]]:
         """Close every stream abortively and call WSPCleanup; all the answers."""
@@ -343,10 +343,3 @@ def _answer(work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
         return {"code": int(Code.OK)} | (work() or {})
     except StreamError as error:
         return {"code": int(error.code), "done": error.done}
-
-
-class Deaf(AddressWatch):
-    """Does not ask again when addresses change: breaks SWITCH-17."""
-
-    def _on_change(self) -> None:
-        return

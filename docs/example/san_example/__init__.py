@@ -1,0 +1,1 @@
+"""Extends san-hil from outside: start here when you bring a provider of your own."""

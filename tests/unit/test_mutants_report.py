@@ -1,0 +1,72 @@
+"""The catalogue of mutants, and the report of a run against one."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hil.mutants
+from hil.mutants.catalogue import Layer, Mutant, mutants
+from hil.report.mutants import listing, sight, told
+from hil.winsock.requirements import requirements
+
+UNFENCED = Mutant("Unfenced", Layer.PROVIDER, "Lets a send overtake an RDMA read.", ("SEND-14",), "x:Unfenced")
+
+
+def record(test: str, verdict: str, *rules: str) -> dict[str, Any]:
+    return {"test": test, "verdict": verdict, "requirements": list(rules), "links": []}
+
+
+def test_every_mutant_breaks_requirements_that_exist() -> None:
+    """Two break none: no requirement speaks of a provider's own records, or of a wire."""
+    known = mutants()
+    assert {name for name, mutant in known.items() if not mutant.breaks} == {"KeepsOperations", "Denies"}
+    assert all(name in requirements() for mutant in known.values() for name in mutant.breaks)
+
+
+@pytest.mark.parametrize(
+    ("module", "bases", "layers"),
+    [
+        ("providers", {"Provider"}, {Layer.PROVIDER}),
+        ("sessions", {"Session", "AddressWatch"}, {Layer.SWITCH}),
+        ("wires", {"Forwarder"}, {Layer.WIRE}),
+    ],
+)
+def test_the_catalogue_lists_every_class_and_nothing_else(module: str, bases: set[str], layers: set[Layer]) -> None:
+    """Each class of the mutants' modules that changes a sound one, with the sentence of its docstring."""
+    text = (Path(str(hil.mutants.__file__)).parent / f"{module}.py").read_text()
+    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    named = {node.name for node in classes}
+    wrong = {
+        node.name: ast.get_docstring(node)
+        for node in classes
+        if {base.id for base in node.bases if isinstance(base, ast.Name)} & (bases | named)
+    }
+    listed = {name: m.sentence for name, m in mutants().items() if m.layer in layers}
+    assert {name: m.home for name, m in mutants().items() if m.layer in layers} == {
+        name: f"hil.mutants.{module}:{name}" for name in listed
+    }
+    assert wrong == listed
+
+
+def test_the_listing_tells_every_mutant() -> None:
+    """A line each: name, layer, sentence, requirements."""
+    lines = listing(mutants().values())
+    assert len(lines) == len(mutants())
+    assert "NoDreq" in lines[0] and lines[0].endswith("provider  Never tells the wire. [CLOSE-35]")
+
+
+def test_a_mutant_is_found_when_a_failed_test_names_each_of_its_rules() -> None:
+    """Failed tests that name the rule are told apart from those that do not."""
+    seen = sight(UNFENCED, [record("a", "fail", "SEND-14"), record("b", "fail", "RDMA-01"), record("c", "pass")])
+    assert (seen.found, seen.named, seen.others, seen.count) == (True, ("a",), ("b",), 3)
+    assert told(seen)[1:] == ["  found; 3 tests ran", "  failed     a", "  failed too b"]
+
+
+def test_a_mutant_that_only_other_tests_notice_is_not_found() -> None:
+    """A test that fails and names another rule, or that could not judge, is no sight of it."""
+    seen = sight(UNFENCED, [record("a", "pass", "SEND-14"), record("b", "fail", "RDMA-01"), record("c", "invalid")])
+    assert not seen.found
+    assert "NOT FOUND: no failed test names SEND-14" in told(seen)[1]
+    assert seen.invalid == ("c",)
