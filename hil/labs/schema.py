@@ -46,6 +46,10 @@ LabKindName = NewType("LabKindName", str)
 """The name of a kind of lab."""
 Words = NewType("Words", tuple[str, ...])
 """A command and its arguments: one text at least, and the first not empty."""
+ProviderName = NewType("ProviderName", str)
+"""PACKAGE.MODULE:FACTORY or a name; empty is none."""
+SettingValue = NewType("SettingValue", object)
+"""A number, a text, true or false."""
 Seconds = NewType("Seconds", int)
 """How long something may take: 1 to 3600."""
 
@@ -61,6 +65,18 @@ class LabSection:
 
     name: Name = Name("soft-pair")
     kind: LabKindName = LabKindName("soft-pair")
+
+
+@attrs.frozen
+class ProviderSection:
+    """``[provider]``: the provider under test, unless the command names another.
+
+    ``use`` is PACKAGE.MODULE:FACTORY, or the name of an installed provider; empty is the bench's own. ``settings`` are
+    numbers, texts, true or false.
+    """
+
+    use: ProviderName = ProviderName("")
+    settings: dict[str, SettingValue] = attrs.field(factory=dict)
 
 
 class LabFile(Protocol):
@@ -166,6 +182,19 @@ def _words(value: Any, _: Any) -> tuple[str, ...]:
     return tuple(_strict(str)(word, str) for word in value)
 
 
+def _provider(value: Any, of: Any) -> str:
+    text: str = _strict(str)(value, of)
+    if text and not re.fullmatch(r"[\w.:-]+", text):
+        raise ValueError(f"{text!r} is no provider: PACKAGE.MODULE:FACTORY, or the name of an installed one")
+    return text
+
+
+def _setting(value: Any, _: Any) -> object:
+    if type(value) not in (bool, int, float, str):
+        raise ValueError(f"{value!r} is not a number, a text, true or false")
+    return value
+
+
 def _choice(value: Any, choices: Any) -> Any:
     if value not in get_args(choices):
         raise ValueError(f"{value!r} is not one of {', '.join(map(str, get_args(choices)))}")
@@ -259,6 +288,8 @@ def lab_converter(*, strict: bool = True) -> cattrs.Converter:
     converter.register_structure_hook(Namespace, _name_or_none)
     converter.register_structure_hook(Host, _host)
     converter.register_structure_hook(Words, _words)
+    converter.register_structure_hook(ProviderName, _provider)
+    converter.register_structure_hook(SettingValue, _setting)
     converter.register_structure_hook(Seconds, _between(1, 3600))
 
     def factory(cls: type) -> Any:

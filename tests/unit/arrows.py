@@ -42,7 +42,7 @@ CONTROLLER_ROOMS: dict[str, tuple[str, ...]] = {
     "roce": (),
     "capture": ("roce",),
     "wire": ("capture", "roce"),
-    "mutants.wires": ("wire", "roce"),
+    "mutants.wires": ("wire", "roce", "mutants.catalogue"),
     "evidence": ("capture", "roce", "winsock"),
     "report": ("evidence", "capture", "roce", "winsock", "mutants.catalogue"),
     "labs": ("evidence", "wire", "capture", "agent", "adapters", "mutants.catalogue"),

@@ -59,7 +59,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place(tmp_path: Path) -
         f"{path}: [guest.suite] 'sid' is not one of trixie, bookworm",
         f"{path}: [guest.memory_mib] 12 is out of range: 384 to 16384",
         f"{path}: [link.mtu] True is not an integer",
-        f"{path}: [top level] unknown zzz; known are lab, guest, guest_b, link",
+        f"{path}: [top level] unknown zzz; known are lab, guest, guest_b, link, provider",
     ]
 
 
@@ -535,3 +535,16 @@ def test_kernels_are_a_list_of_sources(tmp_path: Path, kernel: str) -> None:
     with pytest.raises(LabFileError) as told:
         read_lab_file(path)
     assert str(told.value).count("[guest.kernel") == 1, told.value
+
+
+def test_a_lab_names_the_provider_under_test(tmp_path: Path) -> None:
+    """The section is there in every kind of lab; settings are numbers, texts, true or false."""
+    path = tmp_path / "lab.toml"
+    path.write_text('[provider]\nuse = "theirs.san:Mine"\nsettings = {cache = false, max_clients = 3, late_s = 0.5}\n')
+    found = read_lab_file(path).provider
+    assert (found.use, found.settings) == ("theirs.san:Mine", {"cache": False, "max_clients": 3, "late_s": 0.5})
+    path.write_text('[provider]\nuse = "rm -rf"\nsettings = {cache = [1]}\nother = 1\n')
+    with pytest.raises(LabFileError) as refused:
+        read_lab_file(path)
+    for mistake in ("'rm -rf' is no provider", "[1] is not a number, a text, true or false", "other"):
+        assert mistake in str(refused.value)

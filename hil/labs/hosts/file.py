@@ -20,6 +20,7 @@ from hil.labs.schema import (
     Namespace,
     NetdevName,
     Priority,
+    ProviderSection,
     TcpPort,
     TrafficClass,
 )
@@ -154,3 +155,4 @@ class HostsFile:
     nodes: dict[Name, NodeSection]
     capture: CaptureSection = attrs.field(metadata={STAND_IN: {"kind": "none"}})
     link: Cable = Cable()
+    provider: ProviderSection = ProviderSection()

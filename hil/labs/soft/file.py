@@ -9,7 +9,7 @@ from typing import Any, Literal, NewType
 
 import attrs
 
-from hil.labs.schema import LabSection, MemoryMib, Mtu, NodeCount, value_of
+from hil.labs.schema import LabSection, MemoryMib, Mtu, NodeCount, ProviderSection, value_of
 
 KernelSource = NewType("KernelSource", str)
 """SUITE/PACKAGE, or the path of a tree."""
@@ -53,6 +53,7 @@ class SoftPairFile:
     guest: Guest = Guest()
     guest_b: Guest | None = None
     link: Link = Link()
+    provider: ProviderSection = ProviderSection()
 
 
 @attrs.frozen
@@ -70,6 +71,7 @@ class SoftBridgeFile:
     guest: Guest = Guest()
     bridge: BridgeSection = BridgeSection()
     link: Link = Link()
+    provider: ProviderSection = ProviderSection()
 
 
 SoftFile = SoftPairFile | SoftBridgeFile
