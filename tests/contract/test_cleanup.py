@@ -268,7 +268,7 @@ def test_the_last_cleanup_frees_everything(bench: Bench) -> None:
 @pytest.mark.requirement("CLEAN-10", "CLEAN-12")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "with messages under way"])
 def test_a_killed_process_is_noticed_and_its_resources_are_reclaimed(bench: Bench, busy: bool) -> None:
-    """The kernel's own DREQ ends the peer's receives with WSAECONNRESET, and the kernel frees the dead process's resources."""
+    """After SIGKILL the kernel's DREQ ends the peer's receives with WSAECONNRESET, and all resources are freed."""
     survivor, victim = bench.connect()
     victim.at.expose(victim.socket, MEM_READWRITE)
     receives = [survivor.recv(offset=256 * n) for n in range(3)]

@@ -82,7 +82,7 @@ def test_the_new_process_goes_on_with_the_connection(bench: Bench, who: str) -> 
 
 @pytest.mark.requirement("DUP-15", "DUP-16")
 def test_the_peer_notices_nothing(bench: Bench) -> None:
-    """The peer's receives stay pending through a hand-over, its switch gets no up-call, and the next message fits."""
+    """Through a hand-over the peer's receives stay pending without an up-call, and the next message fills the first."""
     former, peer = bench.connect()
     receives = [peer.recv(offset=256 * i) for i in range(3)]
     memory, descriptor = peer.at.expose(peer.socket, 3)

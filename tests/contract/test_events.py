@@ -130,7 +130,7 @@ def test_each_request_is_signalled_and_reported_once(bench: Bench) -> None:
 
 @pytest.mark.requirement("EVT-04", "EVT-05", "EVT-06", "EVT-10")
 def test_a_connects_result_is_reported_at_its_place(bench: Bench) -> None:
-    """iErrorCode[4] is WSAECONNREFUSED for a refused connect and 0 for an accepted one; other places keep their values."""
+    """iErrorCode[4] is WSAECONNREFUSED for a refused connect, 0 for an accepted one; other places stay unchanged."""
     a, b = bench.start()
     listener = b.listen(PORT)
 
@@ -156,7 +156,7 @@ def tells(b: Endpoint, listener: Socket) -> bool:
         if enumerate_events(b, listener).more["events"]:
             return True
         state = b.ask("event_state", event=listener.event)
-        assert state["set"] or state["set_count"] == signals, "the event object was reset before the request was reported"
+        assert state["set"] or state["set_count"] == signals, "the event object was reset before a report"
     return False
 
 
