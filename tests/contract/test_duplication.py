@@ -1,4 +1,4 @@
-"""DUP: a socket is handed over from one process to another, and the peer notices nothing."""
+"""WSPDuplicateSocket (DUP): a socket moves from one process to another, and the peer does not notice."""
 
 import time
 
@@ -21,18 +21,18 @@ def make_idle(end: End) -> None:
 
 
 def duplicate(end: End, to: Endpoint) -> int:
-    """Hand ``end`` over to process ``to``; the token."""
+    """Hand ``end`` over to process ``to``. Returns the token."""
     return int(end.at.must("WSPDuplicateSocket", s=end.socket.s, pid=to.pid).more["token"])
 
 
 def taken(by: Endpoint, token: int) -> End:
-    """The socket behind ``token`` in process ``by``, with a buffer of its own."""
+    """The socket of ``token`` in process ``by``, with a new buffer."""
     s = by.must("WSPSocket", token=token).result
     return End(by, by.with_memory(Socket(s, by.handle_of(s), by.ask("event"))))
 
 
 def swapped(bench: Bench) -> tuple[End, End, End]:
-    """(former, new, peer): a connection whose connector went to a further process on the same node."""
+    """(former, new, peer): a connection whose connector was handed to another process on the same node."""
     former, peer = bench.connect()
     other = bench.another("a")
     make_idle(former)
@@ -40,7 +40,7 @@ def swapped(bench: Bench) -> tuple[End, End, End]:
 
 
 def exchange(sender: End, receiver: End, message: bytes) -> None:
-    """One message arrives whole."""
+    """Send one message and check that it arrives whole."""
     receive = receiver.recv()
     send = sender.send(message)
     assert sender.completion(send) == (Code.OK, len(message))
@@ -59,7 +59,7 @@ def cm_messages(bench: Bench) -> list[str]:
 @pytest.mark.requirement("DUP-01", "DUP-09", "DUP-10", "DUP-13", "CLOSE-46")
 @pytest.mark.parametrize("who", ["connector", "acceptor"])
 def test_the_new_process_goes_on_with_the_connection(bench: Bench, who: str) -> None:
-    """Either end can be handed over: messages flow both ways from the new process, also once the old has closed."""
+    """After a hand-over of either end messages flow both ways, also once the old process has closed its descriptor."""
     ends = bench.connect()
     former, peer = ends if who == "connector" else ends[::-1]
     other = bench.another(former.at.node.name)
@@ -73,7 +73,7 @@ def test_the_new_process_goes_on_with_the_connection(bench: Bench, who: str) -> 
     assert former.close() == (0, Code.OK)
     exchange(peer, new, b"to the new process")
     exchange(new, peer, b"again")
-    # The connection is made anew: REQ, REP and RTU of the new one, DREQ and DREP of the old.
+    # The hand-over makes a new connection: REQ, REP and RTU of the new one, DREQ and DREP of the old one.
     seen = cm_messages(bench)
     assert (seen.count("REQ"), seen.count("DREQ"), seen.count("DREP")) == (2, 1, 1), seen
     assert new.close() == (0, Code.OK)
@@ -82,7 +82,7 @@ def test_the_new_process_goes_on_with_the_connection(bench: Bench, who: str) -> 
 
 @pytest.mark.requirement("DUP-15", "DUP-16")
 def test_the_peer_notices_nothing(bench: Bench) -> None:
-    """The peer's receives stay pending, the next message fills the first of them, and its switch hears nothing."""
+    """Through a hand-over the peer's receives stay pending without an up-call, and the next message fills the first."""
     former, peer = bench.connect()
     receives = [peer.recv(offset=256 * i) for i in range(3)]
     memory, descriptor = peer.at.expose(peer.socket, 3)
@@ -99,7 +99,7 @@ def test_the_peer_notices_nothing(bench: Bench) -> None:
         new.send(message)
         assert peer.completion(receive) == (Code.OK, len(message))
     assert peer.at.data(peer.socket, 3, 0) == b"one" and peer.at.data(peer.socket, 5, 512) == b"three"
-    # What the peer had exposed for RDMA is reached from the new process with the same descriptor.
+    # The new process reaches the peer's exposed memory with the same descriptor.
     new.at.ask("write_memory", memory=new.socket.memory, offset=0, data=b"written")
     write = new.at.rdma("WSPRdmaWrite", new.socket, descriptor, 7, offset=100)
     assert new.completion(write) == (Code.OK, 7)
@@ -111,9 +111,9 @@ def test_the_peer_notices_nothing(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-05", "DUP-06")
 def test_pending_receives_complete_with_success_and_nothing(bench: Bench) -> None:
-    """WSPDuplicateSocket completes each outstanding receive with success and zero bytes, and releases their memory.
+    """WSPDuplicateSocket completes each pending receive with success and zero bytes, and releases its memory.
 
-    Those to be polled end in their structure, without an up-call (Q22, as Q1).
+    Polled receives end in their structure, without an up-call (Q22, as Q1).
     """
     former, peer = bench.connect()
     receives = [former.recv(offset=256 * i) for i in range(4)]
@@ -138,7 +138,7 @@ def test_pending_receives_complete_with_success_and_nothing(bench: Bench) -> Non
 
 @pytest.mark.requirement("DUP-02", "DUP-03", "DUP-24")
 def test_a_token_is_unique_for_one_process_and_for_one_use(bench: Bench) -> None:
-    """Two sockets have two tokens; a third process cannot use one, and nobody can use it twice."""
+    """Two sockets have two tokens; a third process cannot use a token, and no process can use one twice."""
     one, peer = bench.connect()
     two, peer_two = bench.connect(port=6001)
     other, third = bench.another("a"), bench.another("a")
@@ -163,7 +163,7 @@ def test_a_token_is_unique_for_one_process_and_for_one_use(bench: Bench) -> None
 
 @pytest.mark.requirement("DUP-08")
 def test_the_old_descriptor_stays_until_it_is_closed(bench: Bench) -> None:
-    """No new socket of the old process gets its value, and its close succeeds once."""
+    """No new socket of the old process gets the handed-over descriptor's value, and its close succeeds once."""
     former, new, peer = swapped(bench)
 
     made = [former.at.must("WSPSocket").result for _ in range(8)]
@@ -177,7 +177,7 @@ def test_the_old_descriptor_stays_until_it_is_closed(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-07", "DUP-18", "DUP-20")
 def test_only_the_close_may_follow_and_the_switch_is_held_to_it(bench: Bench) -> None:
-    """Other calls on the old descriptor, idle memory and sends in progress are the switch's fault, and named so."""
+    """The bench names other calls on the old descriptor, idle memory and sends in progress as the switch's mistakes."""
     former, _ = bench.connect()
     other = bench.another("a")
     former.send(b"in progress")
@@ -198,7 +198,7 @@ def test_only_the_close_may_follow_and_the_switch_is_held_to_it(bench: Bench) ->
 
 @pytest.mark.requirement("DUP-11")
 def test_the_socket_comes_back_to_the_process_that_had_it(bench: Bench) -> None:
-    """Handed away and back, the former descriptor lives again, with its handle, and no new handle is made."""
+    """A socket that comes back to its first process has its old descriptor and handle, and no new handle is made."""
     former, new, peer = swapped(bench)
     exchange(new, peer, b"away")
     handles = len(upcalls(bench, "a", "WPUCreateSocketHandle"))
@@ -219,7 +219,7 @@ def test_the_socket_comes_back_to_the_process_that_had_it(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-14")
 def test_the_state_goes_with_the_socket(bench: Bench) -> None:
-    """Options, connectedness and a message the peer could not deliver before are there in the new process."""
+    """The new process has the socket's options and connection, and gets a message that the peer had not delivered."""
     former, peer = bench.connect()
     former.at.must("WSPSetSockOpt", s=former.socket.s, level=SOL_SOCKET, name=SO_DEBUG, value=1)
     undelivered = peer.send(b"sent too early")
@@ -239,8 +239,8 @@ def test_the_state_goes_with_the_socket(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("DUP-14", "DUP-09", "NEG-05")
-def test_messages_nobody_has_read_yet_go_with_the_socket(bench: Bench) -> None:
-    """With private receives: what the old process had and what comes later reach the new one, in order, both ways."""
+def test_unread_messages_go_with_the_socket(bench: Bench) -> None:
+    """With private receives, unread and later messages reach the new process, in order, both ways."""
     former, peer = with_private_receives(bench)
     send_each(peer, b"unread")
     other = bench.another("a", **PRIVATE)
@@ -257,7 +257,7 @@ def test_messages_nobody_has_read_yet_go_with_the_socket(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-11", "DUP-14")
 def test_a_message_is_not_found_again_when_the_socket_comes_back(bench: Bench) -> None:
-    """A message that no process has read goes away and back with its socket, and is there once, before later ones."""
+    """An unread message goes away and back with its socket, and is read once, before later messages."""
     former, peer = with_private_receives(bench)
     send_each(peer, b"unread")
     other = bench.another("a", **PRIVATE)
@@ -280,13 +280,13 @@ def with_private_receives(bench: Bench) -> tuple[End, End]:
 
 
 def send_each(end: End, *messages: bytes) -> None:
-    """Send the messages, each from memory of its own."""
+    """Send the messages, each from its own memory."""
     for n, message in enumerate(messages):
         end.send(message, offset=32768 + 64 * n)
 
 
 def read_each(end: End, count: int) -> list[bytes]:
-    """The next ``count`` messages, one a receive; b"" for one that did not come."""
+    """The next ``count`` messages, one for each receive; b"" for a message that did not come."""
     receives = [end.recv(offset=256 * n) for n in range(count)]
     lengths = [(end.completion(receive) or (None, 0))[1] for receive in receives]
     return [end.at.data(end.socket, length, 256 * n) for n, length in enumerate(lengths)]
@@ -294,7 +294,7 @@ def read_each(end: End, count: int) -> list[bytes]:
 
 @pytest.mark.requirement("DUP-11", "DUP-14", "EVT-04", "CONN-22")
 def test_the_connect_of_a_hand_over_is_not_the_switchs(bench: Bench) -> None:
-    """Back in the process that connected no event is signalled, and its WSPConnect's lpCalleeData is left alone."""
+    """A socket's return to the connecting process signals no event and leaves its WSPConnect's lpCalleeData alone."""
     a, b = bench.start()
     listener, socket = b.listen(PORT), a.socket(6000, FD_CONNECT)
     callee = a.ask("memory", size=4096)["memory"]
@@ -319,7 +319,7 @@ def test_the_connect_of_a_hand_over_is_not_the_switchs(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-04", "DUP-21")
 def test_misuse_is_refused(bench: Bench) -> None:
-    """No such process, a socket that is not connected, sends in progress, a connection that was reset: WSAEINVAL."""
+    """An unknown process, an unconnected socket, sends in progress or a reset connection gives WSAEINVAL."""
     end, peer = bench.connect()
     other = bench.another("a")
     fresh = end.at.socket(6100, FD_ACCEPT)
@@ -342,7 +342,7 @@ def test_misuse_is_refused(bench: Bench) -> None:
 
 
 def waits_until_reset(end: End) -> None:
-    """Until the peer's reset is known at ``end``."""
+    """Wait until ``end`` knows of the peer's reset."""
     overlapped = end.at.ask("overlapped")
     buffers = [[64, end.socket.address]]
     deadline = time.monotonic() + 10
@@ -352,9 +352,11 @@ def waits_until_reset(end: End) -> None:
 
 
 @pytest.mark.requirement("DUP-21")
-def test_a_shortage_in_the_new_process_is_told(bench: Bench) -> None:
-    """Without a free descriptor there the new process gets WSAEMFILE, without a handle or a CM id WSAENOBUFS: no
-    failure uses the token up, and with room again the socket is there."""
+def test_a_shortage_in_the_new_process_is_reported(bench: Bench) -> None:
+    """A new process without a descriptor gets WSAEMFILE, and without a handle or CM id WSAENOBUFS.
+
+    No failure uses up the token: with room again the socket is there.
+    """
     former, peer = bench.connect()
     other = bench.another("a", max_sockets=1)
     in_the_way = other.must("WSPSocket").result
@@ -376,7 +378,7 @@ def test_a_shortage_in_the_new_process_is_told(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-21")
 def test_a_shortage_in_the_old_process_leaves_the_connection(bench: Bench) -> None:
-    """Where a token cannot be made for want of descriptors WSPDuplicateSocket gives WSAEMFILE and changes nothing."""
+    """Without descriptors for a token WSPDuplicateSocket gives WSAEMFILE, and the connection stays as it is."""
     former, peer = bench.connect()
     other = bench.another("a")
     pending = former.recv(offset=1024)
@@ -395,8 +397,8 @@ def test_a_shortage_in_the_old_process_leaves_the_connection(bench: Bench) -> No
 
 
 @pytest.mark.requirement("DUP-22")
-def test_a_hand_over_that_nobody_finishes_resets_the_peer(bench: Bench) -> None:
-    """The process that was to take the connection dies: after the provider's time for it the peer is reset."""
+def test_an_unfinished_hand_over_resets_the_peer(bench: Bench) -> None:
+    """The receiving process dies before it takes the connection, and the provider's time-out resets the peer."""
     bench.start(settings_a={"handover_timeout_s": 5.0})
     former, peer = bench.connect()
     pending = peer.recv()
@@ -416,7 +418,7 @@ def test_a_hand_over_that_nobody_finishes_resets_the_peer(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-22")
 def test_an_interrupted_hand_over_resets_the_peer(bench: Bench) -> None:
-    """The process that has the connection dies before another took it: the peer's receives end with WSAECONNRESET."""
+    """The old process dies before the new one takes the connection, and the peer's receives end with WSAECONNRESET."""
     former, peer = bench.connect()
     pending = peer.recv()
     other = bench.another("a")
@@ -437,7 +439,7 @@ def test_an_interrupted_hand_over_resets_the_peer(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-23")
 def test_every_process_can_close_its_descriptor(bench: Bench) -> None:
-    """The switch closes the socket in both processes, new one first: both succeed, the peer is reset once."""
+    """Closing the socket in both processes, the new one first, succeeds twice and resets the peer once."""
     former, new, peer = swapped(bench)
     pending = peer.recv()
 
@@ -450,7 +452,7 @@ def test_every_process_can_close_its_descriptor(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-23", "CLOSE-46")
 def test_the_old_descriptor_may_close_before_the_new_process_takes_the_socket(bench: Bench) -> None:
-    """The close of the former descriptor between WSPDuplicateSocket and WSPSocket does not end the connection."""
+    """Closing the old descriptor between WSPDuplicateSocket and WSPSocket does not end the connection."""
     former, peer = bench.connect()
     pending = peer.recv()
     other = bench.another("a")
@@ -468,7 +470,7 @@ def test_the_old_descriptor_may_close_before_the_new_process_takes_the_socket(be
 
 @pytest.mark.requirement("DUP-19")
 def test_a_listener_is_handed_over(bench: Bench) -> None:
-    """The new process accepts; requests around the swap are refused with a code, never lost in silence."""
+    """The new process accepts for a handed-over listener; requests during the hand-over are refused with a code."""
     a, b = bench.start()
     listener = b.listen(PORT)
     other = bench.another("b")
@@ -493,7 +495,7 @@ def test_a_listener_is_handed_over(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-12")
 def test_many_swaps_leave_nothing_behind(bench: Bench) -> None:
-    """Ten times to and fro between two processes: the connection works, and nothing piles up in kernel or process."""
+    """After ten hand-overs to and fro the connection works, and neither kernel nor process holds more than before."""
     end, peer = bench.connect()
     home, other = end.at, bench.another("a")
     sizes = []
@@ -512,7 +514,7 @@ def test_many_swaps_leave_nothing_behind(bench: Bench) -> None:
 
 
 def test_traffic_of_a_third_party_cannot_take_a_connection(bench: Bench) -> None:
-    """A connect to the hand-over port without the connection's secret is refused and harms nobody."""
+    """A connect to the hand-over port without the connection's secret is refused, and the connection goes on."""
     end, peer = bench.connect()
     ports = [port for port in hand_over_ports(bench) if port]
     stranger = end.at.socket(6300, 0x10)
@@ -525,7 +527,7 @@ def test_traffic_of_a_third_party_cannot_take_a_connection(bench: Bench) -> None
 
 
 def hand_over_ports(bench: Bench) -> list[int]:
-    """Ports of node b's listeners that are not the test's."""
+    """Ports of node b's listeners that the test did not make."""
     done = bench.pair.nodes["b"].system("run", command=["rdma", "res", "show", "cm_id"])
     ports = [int(word.rsplit(":", 1)[1]) for word in done["stdout"].split() if word.startswith("0.0.0.0:")]
     return [port for port in ports if port not in (0, PORT)]

@@ -1,7 +1,7 @@
-"""Messages that come before the switch has posted a receive for them (NEG).
+"""Messages that arrive before the switch has posted a receive for them (NEG).
 
-Two ways to keep them: the transport asks the sender to try again (RNR NAK), or, for an adapter without flow control of
-its own, the provider takes them into private receives. The second is tested with the sender's patience switched off.
+There are two ways to keep them. The transport asks the sender to repeat them (RNR NAK). For an adapter without flow
+control, the provider takes them into private receives; the tests of those switch the sender's repeats off.
 """
 
 import pytest
@@ -14,34 +14,34 @@ pytestmark = pytest.mark.used_pair
 
 IMPATIENT = {"rnr_retry_count": 0}
 PRIVATE = {"early_messages": 8, **IMPATIENT}
-# What a private receive holds: the provider's RDMA threshold, above which the switch sends no messages.
+# The size of a private receive: the provider's RDMA threshold. The switch sends no longer messages.
 PRIVATE_SIZE = 4096
-# Longer than seven tries that each wait for the longest time an RNR NAK can ask for, 655 ms (9.7.5.2.8).
+# Longer than seven tries with the longest wait that an RNR NAK can ask for, 655 ms each (9.7.5.2.8).
 LATE_S = 8.0
 
 sender = pytest.mark.parametrize("sender", ["connector", "acceptor"])
 
 
 def ends(bench: Bench, sender: str = "connector") -> tuple[End, End]:
-    """(the end that sends first, the other) of a new connection."""
+    """(first sender, the other end) of a new connection."""
     connector, acceptor = bench.connect()
     return (connector, acceptor) if sender == "connector" else (acceptor, connector)
 
 
 def private(bench: Bench) -> None:
-    """Providers with private receives, whose peers do not try again."""
+    """Start providers with private receives, whose senders do not repeat a message."""
     bench.start(settings_a=PRIVATE, settings_b=PRIVATE)
 
 
 def received(end: End, receive: int, offset: int = 0) -> bytes:
-    """The message a receive was completed with."""
+    """The message that completed a receive."""
     code, length = end.completion(receive) or (None, 0)
     assert code is Code.OK, f"the receive ended with {code}"
     return end.at.data(end.socket, length, offset)
 
 
 def goes_on(one: End, other: End) -> None:
-    """The connection carries a message each way."""
+    """Check that the connection carries a message each way."""
     for source, target in ((one, other), (other, one)):
         receive = target.recv()
         send = source.send(b"later")
@@ -54,7 +54,7 @@ def goes_on(one: End, other: End) -> None:
 @pytest.mark.requirement("NEG-01", "NEG-02", "NEG-07", "SEND-16")
 @sender
 def test_the_transport_holds_a_message_until_a_receive_is_posted(bench: Bench, sender: str) -> None:
-    """Whichever side sends first: the other's adapter says "not ready", nothing fails, and the late receive gets it."""
+    """A message sent first by either side gets RNR NAKs until a late receive is posted, and fills it."""
     first, late = ends(bench, sender)
     send = first.send(b"are you there?")
     bench.wait_packets(is_rnr_nak)
@@ -72,7 +72,7 @@ def test_the_transport_holds_a_message_until_a_receive_is_posted(bench: Bench, s
 @pytest.mark.requirement("NEG-02", "NEG-01")
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_transport_holds_messages_for_as_long_as_it_takes(bench: Bench, count: int) -> None:
-    """A receiver that posts nothing for longer than all tries of an unanswered packet take loses nothing by it."""
+    """A receive posted later than all tries of an unanswered packet would take still gets its message."""
     first, late = bench.connect()
     messages = [b"%d: still there?" % n for n in range(count)]
     sends = send_each(first, messages)
@@ -90,7 +90,7 @@ def test_the_transport_holds_messages_for_as_long_as_it_takes(bench: Bench, coun
 
 @pytest.mark.requirement("SEND-16")
 def test_without_patience_or_private_receives_the_connection_breaks_visibly(bench: Bench) -> None:
-    """Where the sender may not try again its send fails as a transport error: the message is not silently dropped."""
+    """A send that may not be repeated fails as a transport error; the message is not silently dropped."""
     bench.start(settings_a=IMPATIENT, settings_b=IMPATIENT)
     first, _ = ends(bench)
 
@@ -109,7 +109,7 @@ def test_without_patience_or_private_receives_the_connection_breaks_visibly(benc
 @pytest.mark.requirement("NEG-01", "NEG-02", "NEG-03", "NEG-07")
 @sender
 def test_private_receives_take_messages_where_the_sender_does_not_try_again(bench: Bench, sender: str) -> None:
-    """Whichever side sends first: its send succeeds before any receive is posted, and the late receive gets it."""
+    """A send first by either side succeeds before a receive is posted, and the late receive gets the message."""
     private(bench)
     first, late = ends(bench, sender)
     send = first.send(b"are you there?")
@@ -127,7 +127,7 @@ def test_private_receives_take_messages_where_the_sender_does_not_try_again(benc
 @pytest.mark.requirement("NEG-04")
 @pytest.mark.parametrize("length", [1, 256, PRIVATE_SIZE])
 def test_a_private_receive_holds_a_whole_negotiation_message(bench: Bench, length: int) -> None:
-    """A first message of 256 bytes, the longest of a negotiation, arrives whole; so do one byte and the threshold."""
+    """A first message of one byte, of 256 bytes (the longest of a negotiation) or of the threshold arrives whole."""
     private(bench)
     first, late = ends(bench)
     message = bytes(n % 251 for n in range(length))
@@ -140,7 +140,7 @@ def test_a_private_receive_holds_a_whole_negotiation_message(bench: Bench, lengt
 
 @pytest.mark.requirement("NEG-05")
 def test_early_messages_fill_one_receive_each_in_order_before_later_ones(bench: Bench) -> None:
-    """Five early and two later messages of different lengths: seven completions, each message whole, in order."""
+    """Five early and two later messages of different lengths fill seven receives, whole and in order."""
     private(bench)
     first, late = ends(bench)
     messages = [b"%d" % n * (10 + n) for n in range(7)]
@@ -159,7 +159,7 @@ def test_early_messages_fill_one_receive_each_in_order_before_later_ones(bench: 
 
 @pytest.mark.requirement("NEG-01", "NEG-05")
 def test_more_early_messages_than_private_receives_stay_in_order(bench: Bench) -> None:
-    """Two private receives, four early messages: the transport holds those that find no room, and the order is kept."""
+    """With two private receives and four early messages the transport holds two, and the order is kept."""
     settings = {"early_messages": 2}
     bench.start(settings_a=settings, settings_b=settings)
     first, late = ends(bench)
@@ -176,7 +176,7 @@ def test_more_early_messages_than_private_receives_stay_in_order(bench: Bench) -
 
 @pytest.mark.requirement("NEG-01", "RECV-14")
 def test_early_messages_outlive_the_connection(bench: Bench) -> None:
-    """The sender closes before a receive is posted: its messages are still handed over, then WSAECONNRESET."""
+    """After the sender closed, late receives still get its early messages, and then WSAECONNRESET."""
     private(bench)
     first, late = ends(bench)
     sends = [first.send(message, offset=32768 + 64 * n) for n, message in enumerate((b"one", b"two"))]
@@ -193,8 +193,10 @@ def test_early_messages_outlive_the_connection(bench: Bench) -> None:
 
 @pytest.mark.requirement("NEG-06")
 def test_later_messages_are_larger_than_all_private_memory(bench: Bench) -> None:
-    """Once the private receives are used up, many messages arrive, each larger than all the memory that the provider
-    has registered for itself: they can only have gone into the switch's own buffer."""
+    """Messages larger than all private memory arrive once the private receives are used up.
+
+    The provider has registered less memory for itself, so they went into the switch's own buffer.
+    """
     private(bench)
     first, late = ends(bench)
     for n in range(PRIVATE["early_messages"]):
@@ -216,7 +218,7 @@ def test_later_messages_are_larger_than_all_private_memory(bench: Bench) -> None
 
 @pytest.mark.requirement("NEG-06")
 def test_a_drained_store_is_out_of_the_way(bench: Bench) -> None:
-    """After eight receives the private ones are used up: a message that fits none lands in the switch's own buffer."""
+    """Once eight receives have used up the private ones, a larger message lands in the switch's own buffer."""
     private(bench)
     first, late = ends(bench)
     for n in range(PRIVATE["early_messages"]):
