@@ -18,10 +18,11 @@ from typing import Any
 import click
 
 from hil.cache import building, cache_folder
-from hil.labs.file import SoftPairFile, read_lab_file
+from hil.labs.file import read_lab_file
 from hil.labs.named import DEFAULT, lab_path
 from hil.labs.node import Node
 from hil.labs.soft.clone import Clone
+from hil.labs.soft.file import SoftPairFile
 from hil.labs.soft.kinds import soft_guest
 from hil.labs.soft.machine import frame_sockets
 from hil.labs.soft.pair import PLACES, SoftPair

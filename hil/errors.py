@@ -4,7 +4,7 @@ HilError                  anything the bench says about itself
   SetupError              a prerequisite is missing or broken: exit code 2, never a pass
     LabFileError          a lab file holds mistakes
     ImageError            the guest image could not be built
-    KernelError           a User-Mode Linux kernel could not be built
+    KernelError           a kernel for guests could not be built
     SnapshotError         a node could not be booted or snapshotted
     AdapterError          there is no such adapter, or it could not be provisioned or restored
       AtWork                another bench works with what was to be restored
@@ -31,12 +31,16 @@ class LabFileError(SetupError):
     """A lab file holds mistakes; the message lists each with its place."""
 
 
+class SeamError(SetupError):
+    """What an installed package adds to the bench cannot be used; the message names the package."""
+
+
 class ImageError(SetupError):
     """The guest image could not be built."""
 
 
 class KernelError(SetupError):
-    """A User-Mode Linux kernel could not be built."""
+    """A kernel for guests could not be built."""
 
 
 class SnapshotError(SetupError):

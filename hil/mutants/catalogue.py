@@ -7,7 +7,10 @@ this list. It cannot import the providers' code, which needs pyverbs.
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from typing import Protocol
 
+from hil.errors import SeamError
+from hil.seams import Seam
 from hil.winsock.requirements import requirements
 
 
@@ -161,7 +164,37 @@ _OWN = (
 )
 
 
+class MutantEntry(Protocol):
+    """The shape of an object behind an entry point of the group ``hil.mutants``: a ``Mutant`` named as the entry.
+
+    The bench reads it in its main thread when a mutant is listed or chosen. For a mutant of the provider, ``home`` is a
+    provider factory, loaded on the nodes (``hil.provider.seam``). For a mutant of the wire it is a subclass of
+    ``hil.wire.forwarder.Forwarder``, loaded in the wire's own process. The switch is the bench's own: packages add no
+    mutants of it.
+    """
+
+    name: str
+    layer: Layer
+    sentence: str
+    breaks: tuple[str, ...]
+    home: str
+
+
+SEAM: Seam[Mutant] = Seam("hil.mutants", "mutant", MutantEntry, {})
+
+
 @cache
 def mutants() -> dict[str, Mutant]:
-    """Every mutant by its name."""
-    return {mutant.name: mutant for mutant in _OWN}
+    """Every mutant by its name: the bench's own, and those of installed packages.
+
+    Raises SeamError for an entry that is no mutant, has another's name, or breaks a requirement that does not exist.
+    """
+    found = {mutant.name: mutant for mutant in _OWN}
+    for name in SEAM.names():
+        mutant = SEAM.load(name)
+        unknown = set(mutant.breaks) - requirements().keys()
+        if mutant.name != name or name in found or unknown:
+            reason = f"there is no requirement {', '.join(sorted(unknown))}" if unknown else "its name is another's"
+            raise SeamError(f"mutant {name} of an installed package cannot be used: {reason}")
+        found[name] = mutant
+    return found

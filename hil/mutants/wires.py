@@ -1,7 +1,9 @@
 """Mutant wires. They report other actions than they take, and the bench must notice."""
 
+import importlib
 import sys
 
+from hil.mutants.catalogue import mutants
 from hil.roce.outline import Outline
 from hil.wire.forwarder import TO, Forwarder, serve
 from hil.wire.rules import Action, Drop
@@ -23,4 +25,5 @@ class Denies(Forwarder):
 
 
 if __name__ == "__main__":
-    serve(globals()[sys.argv[5]])
+    module, _, name = mutants()[sys.argv[5]].home.partition(":")
+    serve(getattr(importlib.import_module(module), name))

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-SIDES = ("a", "b")
+from hil.capture.sides import SIDES
+
 OTHER = {"a": "b", "b": "a"}
 
 

@@ -24,11 +24,10 @@ from typing import Any, BinaryIO
 
 from hil import jitter
 from hil.capture.pcapng import PcapngWriter
-from hil.capture.sides import INTERFACES
+from hil.capture.sides import INTERFACES, SIDES
 from hil.errors import RuleError
 from hil.roce.outline import Outline
 from hil.wire.changes import change
-from hil.wire.counts import SIDES
 from hil.wire.later import Later, Waiting
 from hil.wire.log import Log
 from hil.wire.picking import Hit, Rules

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from hil.capture.sides import SIDES
 from hil.errors import Unsupported
-from hil.wire.counts import SIDES, PlainCounts
+from hil.wire.counts import PlainCounts
 from hil.wire.rules import Rule
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class CapturePoint(Protocol):
     uncertainty_ns: int
 
     def counts(self) -> Counts:
-        """Counts now; whatever they count is in the file. Raises CaptureError when nothing records any more."""
+        """Counts now; all that they count is in the file. Raises CaptureError when nothing records any more."""
 
     def log(self) -> list[dict[str, Any]]:
         """What was done to the frames, in order, each entry with ``t_ns`` on the monotonic clock and ``kind``."""

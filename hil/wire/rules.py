@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from hil.capture.sides import SIDES
 from hil.errors import RuleError
 
-SIDES = ("a", "b")
 LONGEST_NS = 600 * 10**9
 ETHERNET_HEADER = 14
 # More than any adapter's jumbo frames have.

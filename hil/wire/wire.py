@@ -6,15 +6,16 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hil import jitter
+from hil.capture.sides import SIDES
 from hil.children import die_with_parent
 from hil.errors import CaptureError, RuleError, UnhitRule
-from hil.wire.counts import SIDES, WireCounts
+from hil.waiting import wait_until
+from hil.wire.counts import WireCounts
 from hil.wire.rules import ETHERNET_HEADER, Rule
 
 ANSWER_TIMEOUT_S = 10.0
@@ -50,11 +51,10 @@ class RuleHandle:
 
     def wait_hits(self, count: int = 1, timeout_s: float = HITS_TIMEOUT_S) -> int:
         """The hits once there are ``count`` of them. Raises UnhitRule when they do not come in time."""
-        end_ns = time.monotonic_ns() + int(timeout_s * 1e9)
-        while (hits := self.hits()) < count:
-            if time.monotonic_ns() > end_ns:
-                raise UnhitRule(f"rule {self.rule.name}: {hits} of {count} hits in {timeout_s} s")
-            time.sleep(_POLL_S)
+        phase = f"hits of rule {self.rule.name}"
+        hits = wait_until(self.hits, timeout_s, phase, enough=lambda seen: seen >= count, strict=False, poll_s=_POLL_S)
+        if hits < count:
+            raise UnhitRule(f"rule {self.rule.name}: {hits} of {count} hits in {timeout_s} s")
         return hits
 
     def remove(self) -> None:
@@ -65,22 +65,22 @@ class RuleHandle:
 class Wire:
     """Joins two frame sockets and records to ``path``. Use as a context manager.
 
-    ``liar`` names one of hil.mutants.wires's, for tests of the bench.
+    ``mutant`` names one of hil.mutants.wires.
     """
 
     sides: tuple[str, ...] = SIDES
     late_ns = 0
     uncertainty_ns = 0
 
-    def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path, liar: str = "") -> None:
+    def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path, mutant: str = "") -> None:
         self.path = path
         self._stopped = False
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_TIMEOUT_S)
         fds = [side_a.fileno(), side_b.fileno(), theirs.fileno()]
-        module = "hil.mutants.wires" if liar else "hil.wire.forwarder"
-        command = [sys.executable, "-m", module, *map(str, fds), str(path), *([liar] if liar else [])]
+        module = "hil.mutants.wires" if mutant else "hil.wire.forwarder"
+        command = [sys.executable, "-m", module, *map(str, fds), str(path), *([mutant] if mutant else [])]
         self._process = subprocess.Popen(
             command,
             pass_fds=fds,

@@ -17,11 +17,11 @@ from difflib import unified_diff
 from pathlib import Path
 
 import pytest
+from foreign import ForeignHosts, make_key
 
 from hil.capture.pcapng import read_pcapng
 from hil.evidence.packets import roce_packets
-from hil.labs.file import Guest
-from hil.testing.foreign import ForeignHosts, make_key
+from hil.labs.soft.file import Guest
 
 ROOT = Path(__file__).parents[2]
 RUN_TIMEOUT_S = 900.0

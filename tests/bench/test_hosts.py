@@ -16,9 +16,9 @@ import pytest
 
 from hil.capture.pcapng import read_pcapng
 from hil.errors import CaptureError, NodeDied, RemoteError, SetupError, Unsupported
-from hil.labs.file import LocalNode, SshNode
 from hil.labs.hosts import host as hosts
 from hil.labs.hosts.capture import NodeCapture
+from hil.labs.hosts.file import LocalNode, SshNode
 from hil.labs.hosts.host import Host
 
 NOTICED_WITHIN_S = 20.0

@@ -106,7 +106,7 @@ def test_cleanup_never_gives_wsaeinval(bench: Bench, network: str) -> None:
     a.must("WSPSocket")
     a.listen(7001)
     pending = a.socket(7002, FD_CONNECT)
-    a.connect(pending, bench.nobody, PORT)
+    a.connect(pending, bench.unused_address, PORT)
     if network == "down":
         bench.pair.wire.cut()
         bench.run("a", "ip", "link", "set", "eth0", "down")
@@ -211,7 +211,7 @@ def test_no_upcall_follows_the_last_cleanup(bench: Bench) -> None:
     for n in range(3):
         connector.recv(offset=256 * n)
     pending = a.socket(7002, FD_CONNECT)
-    a.connect(pending, bench.nobody, PORT)
+    a.connect(pending, bench.unused_address, PORT)
     acceptor.send(b"crosses the clean-up")
 
     clean_up(bench, a)

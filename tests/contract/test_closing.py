@@ -495,7 +495,7 @@ def test_a_connect_whose_address_is_being_resolved_is_aborted(bench: Bench) -> N
     """A close during address resolution is prompt, leaves no CM id, and signals no event object."""
     a, _ = bench.start()
     none = owned(a, "CM_ID")
-    socket = unconnected(a, CONNECTOR_PORT, bench.nobody)
+    socket = unconnected(a, CONNECTOR_PORT, bench.unused_address)
 
     assert a.close(socket).code is Code.OK
 
@@ -545,7 +545,7 @@ def test_a_failed_connect_is_closed(bench: Bench, code: Code) -> None:
     before = owned(a, "CM_ID", "QP")
     if code is Code.WSAETIMEDOUT:
         bench.pair.wire.cut()
-    address = bench.nobody if code is Code.WSAEHOSTUNREACH else b.ip
+    address = bench.unused_address if code is Code.WSAEHOSTUNREACH else b.ip
     socket = unconnected(a, 6001, address, PORT + (code is Code.WSAECONNRESET))
     if code is Code.WSAECONNREFUSED:
         assert bench.listener is not None

@@ -366,13 +366,13 @@ def test_the_host_does_not_exist(bench: Bench, family: str) -> None:
     """A connect to an address without a host gives WSAEHOSTUNREACH, because TCP/IP could not reach it either."""
     a, _ = bench.start(ipv6=family == "ipv6")
 
-    socket, code = attempt(a, bench.pair.nobody(ipv6=family == "ipv6"))
+    socket, code = attempt(a, bench.pair.unused_address(ipv6=family == "ipv6"))
 
     assert code is Code.WSAEHOSTUNREACH
     assert not cm_packets(bench, "REQ")
     if family == "ipv4":
         arps = [e[ARP] for e in (Ether(f.data) for f in read_pcapng(bench.pair.wire.path)) if e.haslayer(ARP)]
-        assert {arp.op for arp in arps if bench.nobody in (arp.psrc, arp.pdst)} == {1}
+        assert {arp.op for arp in arps if bench.unused_address in (arp.psrc, arp.pdst)} == {1}
     assert left_after_close(a, socket) == []
     bench.judge()
 
@@ -537,7 +537,7 @@ def test_a_close_cancels_a_pending_connect(bench: Bench, while_it: str) -> None:
         bench.run("a", "ping", "-c", "1", b.ip)
         bench.pair.wire.cut()
         socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
-        a.connect(socket, b.ip if while_it == "waits for an answer" else bench.nobody, PORT)
+        a.connect(socket, b.ip if while_it == "waits for an answer" else bench.unused_address, PORT)
     asked = while_it != "resolves the address"
     if asked:
         bench.wait_packets(lambda p: p.cm == "REQ")

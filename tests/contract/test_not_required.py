@@ -19,7 +19,7 @@ def test_a_whole_life_needs_no_shutdown_and_no_cancelling(bench: Bench) -> None:
     connector, acceptor = bench.connect()
     a = connector.at
     cancelled = a.socket(CONNECTOR_PORT + 1, FD_CONNECT)
-    a.connect(cancelled, bench.nobody, 5000)
+    a.connect(cancelled, bench.unused_address, 5000)
     assert a.close(cancelled).code is Code.OK
     receive = acceptor.recv()
     connector.send(b"goodbye")

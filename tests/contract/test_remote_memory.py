@@ -258,7 +258,7 @@ def test_another_host_is_ignored(bench: Bench) -> None:
     exposed = Exposed(owner)
     assert rdma(peer, "WSPRdmaWrite", exposed.descriptor) == DONE
     written = last_packet(bench, WRITE_ONLY)
-    stranger = rewritten(written, b"from a stranger".ljust(len(FORGERY)), source=bench.nobody)
+    stranger = rewritten(written, b"from a stranger".ljust(len(FORGERY)), source=bench.unused_address)
     genuine = rewritten(written, b"from the peer".ljust(len(FORGERY)))
 
     put_on_wire(bench, "a", stranger)
@@ -269,7 +269,7 @@ def test_another_host_is_ignored(bench: Bench) -> None:
         time.sleep(0.001)
     assert found == b"from the peer".ljust(len(FORGERY))
     writes = first_sent(p for p in carried(bench) if p.opcode == WRITE_ONLY)
-    assert [p.source for p in writes] == [peer.at.ip, bench.nobody, peer.at.ip]
+    assert [p.source for p in writes] == [peer.at.ip, bench.unused_address, peer.at.ip]
     bench.judge()
 
 

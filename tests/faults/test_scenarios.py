@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from hil.capture.pcapng import read_pcapng
-from hil.labs.soft.pair import SoftPair
+from hil.labs.pair import Pair
 from hil.roce.frames import CmAttribute
 from hil.testing.bench import CONNECTOR_PORT, Bench, End
 from hil.testing.data import ABORTED, BROKEN, RESET, completions
@@ -208,7 +208,7 @@ def test_the_connection_had_broken_at_the_closer_alone(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-47", "RECV-15")
 @pytest.mark.needs("power control")
-def test_the_peers_machine_is_gone_without_a_word(pair: SoftPair) -> None:
+def test_the_peers_machine_is_gone_without_a_word(pair: Pair) -> None:
     """The peer's machine is lost, pending sends end with WSAECONNABORTED after the retries, and the close is prompt.
 
     This machine's kernel keeps only the CM id that repeats the DREQ until CM gives up. The other machine is not judged.
@@ -218,7 +218,7 @@ def test_the_peers_machine_is_gone_without_a_word(pair: SoftPair) -> None:
     idle, _ = bench.connect(6001)
     kept = idle.recv()
     receive = gone.recv()
-    pair.nodes["b"].machine.stop()
+    pair.power("b").cut()
 
     send = gone.send(b"into the void")
 

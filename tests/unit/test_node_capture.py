@@ -257,7 +257,7 @@ def test_only_what_was_given_away_and_did_not_come_is_lost(
 ) -> None:
     """A piece whose answer came too late makes the capture incomplete for good; a count is asked for again."""
     monkeypatch.setattr(nodecapture, "LOOK_S", 0.01)
-    monkeypatch.setattr(nodecapture, "MUCH", 1 << 20)
+    monkeypatch.setattr(nodecapture, "BACKLOG_LIMIT_BYTES", 1 << 20)
     program(MUCH)
     capture = recording(tmp_path, Losing(call, fails))
     end_ns = time.monotonic_ns() + 20 * 10**9
