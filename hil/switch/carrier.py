@@ -125,7 +125,7 @@ class Carrier:
     def _say(self, event: str, **facts: Any) -> None:
         self.switch.journal("session", socket=self.s, event=event, **facts)
 
-    # --- for what is carried -----------------------------------------------------------------------------------------
+    # --- methods of the session --------------------------------------------------------------------------------------
 
     def _admit(self, request: Request) -> None:
         raise NotImplementedError

@@ -328,7 +328,7 @@ def test_a_request_the_condition_function_thinks_about_keeps_its_place(bench: Be
     bench.judge()
 
 
-# --- what WSPAccept refuses ------------------------------------------------------------------------------------------
+# --- refused calls ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("ACC-09")

@@ -136,7 +136,7 @@ def test_the_cache_is_emptied_before_the_adapter_is_called_full(bench: Bench) ->
     bench.judge()
 
 
-# --- what the peer sees of it ----------------------------------------------------------------------------------------
+# --- the peer's access -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("CACHE-04", "CACHE-05")

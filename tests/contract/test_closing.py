@@ -208,7 +208,7 @@ def test_the_other_functions_do_not_know_the_closed_descriptor_either(bench: Ben
     bench.judge(bench.hard_close(closer, peer))
 
 
-# --- what it cancels -------------------------------------------------------------------------------------------------
+# --- cancelled operations --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("CLOSE-11", "CLOSE-12", "CLOSE-13", "CLOSE-16", "CLOSE-19", "CLOSE-36")
@@ -329,7 +329,7 @@ def test_a_dead_peer_does_not_hold_it_up(bench: Bench) -> None:
     bench.judge(bench.hard_close(closer, peer))
 
 
-# --- what it gives back ----------------------------------------------------------------------------------------------
+# --- freed resources -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("CLOSE-17")

@@ -435,7 +435,7 @@ def test_a_connect_to_oneself_is_left_to_tcp(bench: Bench, address: str) -> None
     bench.judge()
 
 
-# --- what WSPConnect refuses at once ---------------------------------------------------------------------------------
+# --- calls refused at once -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("CONN-12")

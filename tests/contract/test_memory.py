@@ -195,7 +195,7 @@ def test_a_buffer_outside_every_registration_is_refused(bench: Bench) -> None:
     bench.judge()
 
 
-# --- whose it is, and for what ---------------------------------------------------------------------------------------
+# --- owners and permitted uses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("MEM-07")

@@ -73,7 +73,7 @@ def in_a_row(end: End, function: str, target: Exposed, size: int, count: int) ->
     return operations
 
 
-# --- what goes where -------------------------------------------------------------------------------------------------
+# --- placement of the data -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-01", "RDMA-08", "RDMA-10")
@@ -208,7 +208,7 @@ def test_other_operations_go_on_during_a_long_write(bench: Bench) -> None:
     bench.judge()
 
 
-# --- what a completion promises --------------------------------------------------------------------------------------
+# --- guarantees of a completion --------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-11")
@@ -258,7 +258,7 @@ def test_a_read_is_complete_when_all_of_it_has_come(bench: Bench) -> None:
     bench.judge()
 
 
-# --- what the target refuses -----------------------------------------------------------------------------------------
+# --- refusals by the target ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-13")
@@ -305,7 +305,7 @@ def test_a_descriptor_of_another_connection_is_worth_nothing(bench: Bench, funct
     bench.judge()
 
 
-# --- what is refused at once -----------------------------------------------------------------------------------------
+# --- calls refused at once -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-05")
@@ -355,7 +355,7 @@ def test_a_socket_that_is_not_connected_cannot_transfer(bench: Bench) -> None:
     bench.judge()
 
 
-# --- what is left to the provider ------------------------------------------------------------------------------------
+# --- optional behaviour ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-14")

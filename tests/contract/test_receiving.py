@@ -207,7 +207,7 @@ def test_a_lost_connection_and_a_reset_have_different_codes(bench: Bench) -> Non
     bench.judge(bench.hard_close(closer, reset))
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused calls ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RECV-09")

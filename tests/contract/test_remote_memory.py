@@ -218,7 +218,7 @@ def test_memory_in_a_transfer_of_ones_own_is_not_taken_back(bench: Bench, functi
     bench.judge()
 
 
-# --- who may reach it ------------------------------------------------------------------------------------------------
+# --- access by other connections -------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RMEM-06")
@@ -273,7 +273,7 @@ def test_another_host_is_ignored(bench: Bench) -> None:
     bench.judge()
 
 
-# --- for what --------------------------------------------------------------------------------------------------------
+# --- permitted uses --------------------------------------------------------------------------------------------------
 
 
 def both_ways(bench: Bench) -> list[tuple[End, End]]:

@@ -162,7 +162,7 @@ def test_a_burst_beyond_the_queue_depth_is_queued(bench: Bench) -> None:
     bench.judge()
 
 
-# --- what a completion promises --------------------------------------------------------------------------------------
+# --- guarantees of a completion --------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("SEND-09")
@@ -286,7 +286,7 @@ def test_a_send_does_not_overtake_a_read(bench: Bench) -> None:
     assert sent(packets, reader, SENDS)[0].frame > sent(packets, source, READ_RESPONSE_ENDS)[0].frame
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused calls ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("SEND-03")

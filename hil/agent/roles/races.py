@@ -238,7 +238,7 @@ class Races(Rounds):
         hand.close()
         hand.retire()
 
-    # --- the peer deregisters what is being written ------------------------------------------------------------------
+    # --- the peer deregisters memory during a write ------------------------------------------------------------------
 
     def _race_withdraw(self, n: int) -> None:
         """The peer deregisters its RDMA memory while this end writes to it."""
