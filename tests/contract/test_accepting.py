@@ -9,18 +9,9 @@ from typing import Any
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
-from hil.winsock.codes import (
-    CF_ACCEPT,
-    CF_DEFER,
-    CF_REJECT,
-    FD_ACCEPT_BIT,
-    MEM_READWRITE,
-    SO_DEBUG,
-    SOL_SOCKET,
-    Code,
-)
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Bench, End, Endpoint, Socket
+from hil.winsock.codes import CF_ACCEPT, CF_DEFER, CF_REJECT, FD_ACCEPT_BIT, MEM_READWRITE, SO_DEBUG, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from hil import Code
 from hil.capture.pcapng import read_pcapng
 from hil.evidence.packets import roce_packets
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench
-from hil.testing.endpoint import FD_CONNECT, Answer, Endpoint
-from hil.winsock.codes import AF_INET, AF_INET6, SIO_ADDRESS_LIST_QUERY, Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Answer, Bench, Endpoint
+from hil.winsock.codes import AF_INET, AF_INET6, SIO_ADDRESS_LIST_QUERY
 
 pytestmark = pytest.mark.used_pair
 

@@ -5,11 +5,10 @@ import struct
 
 import pytest
 
+from hil import Code
 from hil.capture.pcapng import read_pcapng
 from hil.roce.frames import CMREQ, dissect
-from hil.testing.bench import PORT, Bench
-from hil.testing.endpoint import FD_CONNECT, Endpoint
-from hil.winsock.codes import Code
+from hil.testing import FD_CONNECT, PORT, Bench, Endpoint
 
 pytestmark = pytest.mark.used_pair
 

@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hil.testing.bench import Bench, End
+from hil import Code
+from hil.testing import Bench, End
 from hil.testing.data import NAK_REMOTE_ACCESS, held
 from hil.testing.memory import answers, carried, no_more_objects, regions
-from hil.winsock.codes import EXTENSIONS, MEM_READ, MEM_READWRITE, MEM_WRITE, SIO_GET_EXTENSION_FUNCTION_POINTER, Code
+from hil.winsock.codes import EXTENSIONS, MEM_READ, MEM_READWRITE, MEM_WRITE, SIO_GET_EXTENSION_FUNCTION_POINTER
 
 pytestmark = pytest.mark.used_pair
 

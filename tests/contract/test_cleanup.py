@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint
 from hil.testing.data import ABORTED, NAK_REMOTE_ACCESS, RESET, held, sent, with_memory
-from hil.testing.endpoint import FD_CONNECT, Endpoint
 from hil.testing.memory import regions
-from hil.winsock.codes import MEM_READ, MEM_READWRITE, Code
+from hil.winsock.codes import MEM_READ, MEM_READWRITE
 
 pytestmark = pytest.mark.used_pair
 

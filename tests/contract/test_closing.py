@@ -10,9 +10,8 @@ from typing import TypeVar
 
 import pytest
 
-from hil.evidence.evidence import Evidence
-from hil.evidence.packets import RocePacket
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil import Code, Evidence, RocePacket
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint, Socket, UnexpectedResult
 from hil.testing.data import (
     ABORTED,
     NAK_REMOTE_ACCESS,
@@ -31,7 +30,6 @@ from hil.testing.data import (
     sent,
     with_memory,
 )
-from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket, UnexpectedResult
 from hil.testing.memory import WRITE_ONLY, answers, last_packet, put_on_wire, regions, rewritten
 from hil.winsock.codes import (
     CF_REJECT,
@@ -41,7 +39,6 @@ from hil.winsock.codes import (
     SO_LINGER,
     SOL_SOCKET,
     WSS_OPERATION_IN_PROGRESS,
-    Code,
 )
 
 pytestmark = pytest.mark.used_pair

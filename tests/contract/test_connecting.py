@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from scapy.layers.l2 import ARP, Ether
 
+from hil import Code, RocePacket
 from hil.capture.pcapng import read_pcapng
-from hil.evidence.packets import RocePacket
 from hil.roce.frames import CMREQ, IPCM, CmAttribute, dissect
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
-from hil.winsock.codes import CF_REJECT, FD_CONNECT_BIT, MEM_READWRITE, MEM_WRITE, Code
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Bench, Endpoint, Socket
+from hil.winsock.codes import CF_REJECT, FD_CONNECT_BIT, MEM_READWRITE, MEM_WRITE
 from hil.wire.faults import Corrupt, Fault, Match
 
 pytestmark = pytest.mark.used_pair

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from hil.testing.bench import PORT, Bench, End
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
-from hil.winsock.codes import SO_DEBUG, SOL_SOCKET, Code
+from hil import Code
+from hil.testing import FD_ACCEPT, FD_CONNECT, PORT, Answer, Bench, End, Endpoint, Socket
+from hil.winsock.codes import SO_DEBUG, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 

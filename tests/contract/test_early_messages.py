@@ -6,9 +6,9 @@ control, the provider takes them into private receives; the tests of those switc
 
 import pytest
 
-from hil.testing.bench import Bench, End
+from hil import Code
+from hil.testing import Bench, End
 from hil.testing.data import SENDS, completions, is_rnr_nak, pieces, recv_each, send_each, sent, with_memory
-from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair
 

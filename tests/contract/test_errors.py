@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
+from hil import Code
 from hil.capture.pcapng import read_pcapng
 from hil.roce.frames import dissect
 from hil.roce.layers.cm import CMREQ
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Bench, End, Endpoint, Socket
 from hil.testing.data import RESET
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import (
     MEM_READ,
     MEM_READWRITE,
@@ -17,7 +17,6 @@ from hil.winsock.codes import (
     SO_DEBUG,
     SO_MAX_MSG_SIZE,
     SOL_SOCKET,
-    Code,
     failed,
 )
 

@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
-from hil.winsock.codes import CF_REJECT, FD_ACCEPT_BIT, FD_CONNECT_BIT, FD_MAX_EVENTS, WSS_OPERATION_IN_PROGRESS, Code
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Answer, Bench, End, Endpoint, Socket
+from hil.winsock.codes import CF_REJECT, FD_ACCEPT_BIT, FD_CONNECT_BIT, FD_MAX_EVENTS, WSS_OPERATION_IN_PROGRESS
 
 pytestmark = pytest.mark.used_pair
 

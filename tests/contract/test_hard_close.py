@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from hil.testing.bench import Bench
-from hil.winsock.codes import Code
+from hil import Code
+from hil.testing import Bench
 
 RESET = (Code.WSAECONNRESET, 0)
 ABORTED = (Code.WSA_OPERATION_ABORTED, 0)

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Bench
 from hil.winsock import codes as w
 from hil.winsock.catalogue import TCP_ON_SAN
-from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from hil.testing.bench import PORT, Bench
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
-from hil.winsock.codes import CF_ACCEPT, CF_REJECT, FD_CONNECT_BIT, SOMAXCONN, Code
+from hil import Code
+from hil.testing import FD_ACCEPT, FD_CONNECT, PORT, Answer, Bench, Endpoint, Socket
+from hil.winsock.codes import CF_ACCEPT, CF_REJECT, FD_CONNECT_BIT, SOMAXCONN
 
 pytestmark = pytest.mark.used_pair
 

@@ -4,9 +4,8 @@ import threading
 
 import pytest
 
-from hil.testing.bench import PORT, Bench, End
-from hil.testing.endpoint import Endpoint
-from hil.winsock.codes import Code
+from hil import Code
+from hil.testing import PORT, Bench, End, Endpoint
 
 FIRST_PORT = 6000
 

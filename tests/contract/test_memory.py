@@ -2,9 +2,9 @@
 
 import pytest
 
-from hil.testing.bench import Bench, End
+from hil import Code
+from hil.testing import FD_CONNECT, Answer, Bench, End
 from hil.testing.data import NAK_REMOTE_ACCESS, RESET
-from hil.testing.endpoint import FD_CONNECT, Answer
 from hil.testing.memory import (
     SEND_ONLY,
     answers,
@@ -18,7 +18,7 @@ from hil.testing.memory import (
     regions,
     rewritten,
 )
-from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
+from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE
 
 pytestmark = pytest.mark.used_pair
 

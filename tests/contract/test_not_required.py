@@ -2,10 +2,10 @@
 
 import pytest
 
+from hil import Code
 from hil.evidence.rules import broken
-from hil.testing.bench import CONNECTOR_PORT, Bench
-from hil.testing.endpoint import FD_CONNECT
-from hil.winsock.codes import EXTENSIONS, Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, Bench
+from hil.winsock.codes import EXTENSIONS
 
 pytestmark = pytest.mark.used_pair
 

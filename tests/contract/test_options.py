@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 
+from hil import Code
 from hil.evidence.rules import broken
-from hil.testing.bench import PORT, Bench, End
-from hil.testing.endpoint import FD_CONNECT, Endpoint
+from hil.testing import FD_CONNECT, PORT, Bench, End, Endpoint
 from hil.winsock import codes as w
-from hil.winsock.codes import MEM_READWRITE, SOL_SOCKET, Code
+from hil.winsock.codes import MEM_READWRITE, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 

@@ -6,16 +6,10 @@ from typing import Any
 
 import pytest
 
-from hil.testing.bench import PORT, Bench, End
+from hil import Code
+from hil.testing import FD_CONNECT, PORT, Bench, End, Socket
 from hil.testing.data import ABORTED, RESET, completions, held, pieces, recv_each, send_each
-from hil.testing.endpoint import FD_CONNECT, Socket
-from hil.winsock.codes import (
-    INVALID_HANDLE_VALUE,
-    MEM_READWRITE,
-    SIO_ADDRESS_LIST_QUERY,
-    WSS_OPERATION_IN_PROGRESS,
-    Code,
-)
+from hil.winsock.codes import INVALID_HANDLE_VALUE, MEM_READWRITE, SIO_ADDRESS_LIST_QUERY, WSS_OPERATION_IN_PROGRESS
 
 pytestmark = pytest.mark.used_pair
 

@@ -5,12 +5,12 @@ import time
 
 import pytest
 
+from hil import Code
 from hil.adapters.provision import gid_of
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint, Socket
 from hil.testing.data import RESET
-from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket
 from hil.testing.memory import regions
-from hil.winsock.codes import MEM_READWRITE, SIO_ADDRESS_LIST_QUERY, Code
+from hil.winsock.codes import MEM_READWRITE, SIO_ADDRESS_LIST_QUERY
 
 pytestmark = pytest.mark.used_pair
 

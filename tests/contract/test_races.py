@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 import pytest
 
-from hil.evidence.packets import RocePacket
-from hil.testing.bench import Bench
+from hil import RocePacket
+from hil.testing import Bench
 from hil.testing.races import PARTS, Outcome, Racer, connected_racers, race
 
 ROUNDS_PORT = 5001

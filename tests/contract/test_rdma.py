@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from hil.evidence.packets import RocePacket
+from hil import Code, RocePacket
 from hil.provider.descriptor import DESCRIPTOR
-from hil.testing.bench import Bench, End
+from hil.testing import FD_CONNECT, Bench, End
 from hil.testing.data import (
     BROKEN,
     NAK_REMOTE_ACCESS,
@@ -23,9 +23,8 @@ from hil.testing.data import (
     sent,
     with_memory,
 )
-from hil.testing.endpoint import FD_CONNECT
 from hil.testing.memory import answers, forged
-from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, SO_MAX_RDMA_SIZE, SOL_SOCKET, Code
+from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, SO_MAX_RDMA_SIZE, SOL_SOCKET
 from hil.wire.faults import Drop, Fault, Match, Span
 
 pytestmark = pytest.mark.used_pair

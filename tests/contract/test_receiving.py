@@ -2,7 +2,8 @@
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End
 from hil.testing.data import (
     BROKEN,
     RESET,
@@ -14,8 +15,6 @@ from hil.testing.data import (
     send_each,
     sent,
 )
-from hil.testing.endpoint import FD_CONNECT
-from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair
 

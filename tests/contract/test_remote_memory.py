@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from hil.testing.bench import Bench, End
+from hil import Code
+from hil.testing import FD_CONNECT, Answer, Bench, End, Socket
 from hil.testing.data import NAK_REMOTE_ACCESS, READ_RESPONSES, RESET, first_sent
-from hil.testing.endpoint import FD_CONNECT, Answer, Socket
 from hil.testing.memory import (
     ACKS,
     WRITE_ONLY,
@@ -21,7 +21,7 @@ from hil.testing.memory import (
     regions,
     rewritten,
 )
-from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
+from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE
 from hil.wire.faults import Drop, Fault, Match, Span
 
 pytestmark = pytest.mark.used_pair

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from hil.testing.bench import PORT, Bench
-from hil.testing.endpoint import Endpoint, Socket
-from hil.winsock.codes import Code
+from hil import Code
+from hil.testing import PORT, Bench, Endpoint, Socket
 
 SOCKETS = 500
 CHUNK = 25

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from hil.testing.bench import Bench
+from hil import Code
+from hil.testing import Bench
 from hil.testing.data import (
     BROKEN,
     READ_REQUEST,
@@ -25,7 +26,7 @@ from hil.testing.data import (
     sent,
     with_memory,
 )
-from hil.winsock.codes import MEM_READ, MEM_WRITE, MSG_OOB, SO_MAX_MSG_SIZE, SOL_SOCKET, Code
+from hil.winsock.codes import MEM_READ, MEM_WRITE, MSG_OOB, SO_MAX_MSG_SIZE, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 

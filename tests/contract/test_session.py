@@ -12,15 +12,27 @@ from typing import Any
 
 import pytest
 
+from hil import Code, RocePacket
 from hil.capture.pcapng import read_pcapng
-from hil.evidence.packets import RocePacket
 from hil.provider.descriptor import DESCRIPTOR
 from hil.switch.messages import Hello, Kind, Message, transfer
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import (
+    CONNECTOR_PORT,
+    FD_CONNECT,
+    PORT,
+    Bench,
+    Done,
+    End,
+    Endpoint,
+    Socket,
+    Stream,
+    StreamEndpoint,
+    at_once,
+    join,
+    start_both,
+)
 from hil.testing.data import READ_REQUEST, SENDS, WRITES, is_rnr_nak
-from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket
-from hil.testing.stream import Done, Stream, StreamEndpoint, at_once, join, start_both
-from hil.winsock.codes import SO_DEBUG, SO_KEEPALIVE, SO_LINGER, SO_MAX_RDMA_SIZE, SO_SNDBUF, SOL_SOCKET, Code
+from hil.winsock.codes import SO_DEBUG, SO_KEEPALIVE, SO_LINGER, SO_MAX_RDMA_SIZE, SO_SNDBUF, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hil.testing.bench import PORT, Bench
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT
-from hil.winsock.codes import SO_DEBUG, SOL_SOCKET, Code
+from hil import Code
+from hil.testing import FD_ACCEPT, FD_CONNECT, PORT, Bench
+from hil.winsock.codes import SO_DEBUG, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 

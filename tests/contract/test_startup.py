@@ -2,9 +2,9 @@
 
 import pytest
 
-from hil.testing.bench import Bench
-from hil.testing.endpoint import Endpoint
-from hil.winsock.codes import EXTENSIONS, SIO_ADDRESS_LIST_QUERY, SIO_GET_EXTENSION_FUNCTION_POINTER, WINSOCK_2_2, Code
+from hil import Code
+from hil.testing import Bench, Endpoint
+from hil.winsock.codes import EXTENSIONS, SIO_ADDRESS_LIST_QUERY, SIO_GET_EXTENSION_FUNCTION_POINTER, WINSOCK_2_2
 
 pytestmark = pytest.mark.used_pair
 

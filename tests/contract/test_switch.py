@@ -9,12 +9,23 @@ from typing import Any
 
 import pytest
 
+from hil import Code
 from hil.evidence.rules import broken
 from hil.switch.messages import Hello, Kind, Message
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import (
+    CONNECTOR_PORT,
+    PORT,
+    Bench,
+    Done,
+    End,
+    Endpoint,
+    Stream,
+    StreamEndpoint,
+    at_once,
+    join,
+    start_both,
+)
 from hil.testing.data import is_rnr_nak
-from hil.testing.endpoint import Endpoint
-from hil.testing.stream import Done, Stream, StreamEndpoint, at_once, join, start_both
 from hil.winsock.codes import (
     MEM_READ,
     MEM_READWRITE,
@@ -23,7 +34,6 @@ from hil.winsock.codes import (
     SO_MAX_MSG_SIZE,
     SO_MAX_RDMA_SIZE,
     SOL_SOCKET,
-    Code,
 )
 
 pytestmark = pytest.mark.used_pair

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from hil import Code
 from hil.evidence.rules import broken
 from hil.switch.switch import Switch
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.testing.endpoint import FD_CONNECT, Endpoint
-from hil.winsock.codes import WSS_OPERATION_IN_PROGRESS, Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint
+from hil.winsock.codes import WSS_OPERATION_IN_PROGRESS
 from hil.winsock.structures import WSAOVERLAPPED, LpErrno
 
 pytestmark = pytest.mark.used_pair

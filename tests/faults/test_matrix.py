@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from hil import Code
 from hil.errors import UnhitFault
 from hil.evidence.rules import broken, disconnect_links
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Socket
 from hil.testing.data import Exposed, completions, digest, expose, fill, rdma
-from hil.testing.endpoint import FD_CONNECT, Socket
-from hil.winsock.codes import CF_REJECT, Code
+from hil.winsock.codes import CF_REJECT
 from hil.wire.matrix import Cell, Expectation, Life, cells
 from hil.wire.wire import FaultHandle
 

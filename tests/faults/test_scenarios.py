@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
+from hil import Code
 from hil.capture.pcapng import read_pcapng
 from hil.labs.pair import Pair
 from hil.roce.frames import CmAttribute
-from hil.testing.bench import CONNECTOR_PORT, Bench, End
+from hil.testing import CONNECTOR_PORT, Bench, End
 from hil.testing.data import ABORTED, BROKEN, RESET, completions
-from hil.winsock.codes import Code
 from hil.wire.faults import CutCable, Delay, Drop, Fault, Match, Span, only
 
 pytestmark = pytest.mark.needs("inline wire")
