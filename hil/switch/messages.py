@@ -66,7 +66,7 @@ def transfer(number: int, value: int, descriptor: bytes = b"") -> bytes:
 
 
 def parse_transfer(payload: bytes) -> tuple[int, int, bytes]:
-    """Number, length or code, and descriptor. Raises BadMessage."""
+    """(number, length or code, descriptor) of a transfer's payload. Raises BadMessage."""
     if len(payload) < _TRANSFER.size:
         raise BadMessage(f"{len(payload)} bytes are too short for a transfer")
     number, value = _TRANSFER.unpack_from(payload)

@@ -442,7 +442,7 @@ def test_a_connect_to_oneself_is_left_to_tcp(bench: Bench, address: str) -> None
 
 @pytest.mark.requirement("CONN-12")
 def test_a_second_connect_while_one_runs_gives_wsaealready(bench: Bench) -> None:
-    """The second call is refused, and the first connect goes on undisturbed."""
+    """A second WSPConnect is refused with WSAEALREADY, and the first connect goes on."""
     a, b = bench.start()
     socket, listener = pending_connect(a, b)
 

@@ -46,7 +46,7 @@ def address_list(end: End, hEvent: int = NOTIFIED) -> int:
 
 
 def poll(end: End, overlapped: int, *, wait: bool = False, **more: Any) -> tuple[bool, Code, int, int]:
-    """(result, code, bytes, flags) of WSPGetOverlappedResult, which stores over other values."""
+    """(result, code, bytes, flags) of WSPGetOverlappedResult. Bytes and flags hold other values before."""
     answer = end.wsp("WSPGetOverlappedResult", overlapped=overlapped, wait=wait, fill=0xABCD, **more)
     return answer.result, answer.code, answer.more["transferred"], answer.more["flags"]
 

@@ -62,18 +62,18 @@ def hard_close(bench: Bench, closer: Stream, peer: Stream, **more: bool) -> Any:
 
 
 def requests(bench: Bench) -> list[RocePacket]:
-    """The data packets so far, without acknowledgements: the last of those may still be on its way."""
+    """The data packets so far, without acknowledgements, because the last of those may still be on its way."""
     return [p for p in bench.pair.packets() if not p.cm and p.opcode != ACKNOWLEDGE]
 
 
 def opcodes(bench: Bench, source: str = "") -> set[int]:
-    """The opcodes of the data packets so far, or of those that ``source`` sent."""
+    """The opcodes of the data packets so far, with ``source`` only of those that it sent."""
     packets = [p for p in bench.pair.packets() if not p.cm and p.opcode < 0x20]
     return {p.opcode for p in packets if source in ("", p.source)}
 
 
 def messages(bench: Bench, node: str, event: str = "sends") -> list[str]:
-    """The session messages that a node sent, or had another ``event`` with."""
+    """The session messages of a node with this ``event``, by default those it sent."""
     return [e["message"] for e in bench.pair.journal(node) if e["kind"] == "session" and e["event"] == event]
 
 
