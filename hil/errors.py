@@ -14,8 +14,8 @@ HilError                  anything the bench says about itself
     RemoteError           code on the node raised; carries the remote traceback
   Unsupported               the lab lacks what was asked of it: the verdict is unsupported
   CaptureError            a capture cannot be read or is incomplete
-  RuleError               a rule for the wire holds a mistake, or is not set
-  UnhitRule               a rule for the wire picked no frame, so a test that stands on it shows nothing
+  FaultError               a rule for the wire holds a mistake, or is not set
+  UnhitFault               a rule for the wire picked no frame, so a test that stands on it shows nothing
 """
 
 
@@ -83,11 +83,11 @@ class CaptureError(HilError):
     """A capture cannot be read or is incomplete."""
 
 
-class RuleError(HilError):
+class FaultError(HilError):
     """A rule for the wire holds a mistake, or is not set."""
 
 
-class UnhitRule(HilError):
+class UnhitFault(HilError):
     """A rule for the wire picked no frame, so a test that stands on it shows nothing."""
 
 

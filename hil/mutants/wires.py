@@ -5,8 +5,8 @@ import sys
 
 from hil.mutants.catalogue import mutants
 from hil.roce.outline import Outline
+from hil.wire.faults import Action, Drop
 from hil.wire.forwarder import TO, Forwarder, serve
-from hil.wire.rules import Action, Drop
 
 # A frame of a local experimental EtherType (IEEE 802). No adapter reacts to it.
 ALIBI = bytes.fromhex("ffffffffffff 02000000002a 88b5").ljust(60, b"\0")

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hil.winsock.codes import Code
-from hil.wire.rules import (
+from hil.wire.faults import (
     Action,
     Corrupt,
     CutCable,
     Delay,
     Drop,
     Duplicate,
+    Fault,
     MarkEcn,
     Match,
     Reorder,
-    Rule,
     Truncate,
     only,
 )
@@ -143,10 +143,10 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.frame.name}/{self.fault}"
 
-    def rule(self) -> Rule:
-        """The wire's rule for the fault."""
+    def wire_fault(self) -> Fault:
+        """The fault of this cell, as the wire is given it."""
         action = self.frame.lie if self.fault == REPAIRED else FAULTS[self.fault]
-        return Rule(str(self), action, self.frame.match())
+        return Fault(str(self), action, self.frame.match())
 
     def expectation(self) -> Expectation:
         """The expected end of this cell."""

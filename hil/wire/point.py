@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from hil.capture.sides import SIDES
 from hil.errors import Unsupported
 from hil.wire.counts import PlainCounts
-from hil.wire.rules import Rule
+from hil.wire.faults import Fault
 
 if TYPE_CHECKING:
-    from hil.wire.wire import RuleHandle
+    from hil.wire.wire import FaultHandle
 
 
 class Counts(Protocol):
@@ -57,11 +57,11 @@ class CapturePoint(Protocol):
     def log(self) -> list[dict[str, Any]]:
         """What was done to the frames, in order, each entry with ``t_ns`` on the monotonic clock and ``kind``."""
 
-    def add_rule(self, rule: Rule) -> "RuleHandle":
-        """Change frames by a rule. Raises RuleError, and Unsupported where frames do not pass through."""
+    def add_fault(self, fault: Fault) -> "FaultHandle":
+        """Change frames by a fault. Raises FaultError, and Unsupported where frames do not pass through."""
 
     def inject(self, side: str, frame: bytes) -> int:
-        """Send a frame to a node. Raises RuleError, and Unsupported where frames do not pass through."""
+        """Send a frame to a node. Raises FaultError, and Unsupported where frames do not pass through."""
 
     def cut(self) -> Counts:
         """Carry nothing from now on. Raises Unsupported where frames do not pass through."""
@@ -83,7 +83,7 @@ class Onlooker:
         """Empty: nothing is done to any frame."""
         return []
 
-    def add_rule(self, rule: Rule) -> NoReturn:
+    def add_fault(self, fault: Fault) -> NoReturn:
         """Raises Unsupported."""
         raise Unsupported("no frame can be changed: the lab has no inline wire")
 

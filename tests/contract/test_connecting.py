@@ -18,7 +18,7 @@ from hil.roce.frames import CMREQ, IPCM, CmAttribute, dissect
 from hil.testing.bench import CONNECTOR_PORT, PORT, Bench
 from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import CF_REJECT, FD_CONNECT_BIT, MEM_READWRITE, MEM_WRITE, Code
-from hil.wire.rules import Corrupt, Match, Rule
+from hil.wire.faults import Corrupt, Fault, Match
 
 pytestmark = pytest.mark.used_pair
 
@@ -349,7 +349,7 @@ def test_only_a_refusal_that_tcp_would_meet_too_is_final(bench: Bench, reason: i
     listener = b.listen(PORT)
     if changed := reason ^ REJ_CONSUMER:
         lie = Corrupt(offset=REJ_REASON, mask=changed, repaired=True)
-        bench.pair.wire.add_rule(Rule("another reason", lie, Match(cm=(CmAttribute.REJ,))))
+        bench.pair.wire.add_fault(Fault("another reason", lie, Match(cm=(CmAttribute.REJ,))))
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
     a.connect(socket, b.ip, PORT)
     b.wait_request(listener)

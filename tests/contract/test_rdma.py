@@ -26,7 +26,7 @@ from hil.testing.data import (
 from hil.testing.endpoint import FD_CONNECT
 from hil.testing.memory import answers, forged
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, SO_MAX_RDMA_SIZE, SOL_SOCKET, Code
-from hil.wire.rules import Drop, Match, Rule, Span
+from hil.wire.faults import Drop, Fault, Match, Span
 
 pytestmark = pytest.mark.used_pair
 
@@ -220,14 +220,14 @@ def test_a_write_that_is_not_placed_is_no_success(bench: Bench, peer_is: str) ->
     size = 4 << 20
     own, target = with_memory(writer, size), expose(peer, MEM_WRITE, size)
 
-    stopped = bench.pair.wire.add_rule(Rule("stopped", Drop(), Match(opcodes=WRITES, occurrences=Span(64))))
+    stopped = bench.pair.wire.add_fault(Fault("stopped", Drop(), Match(opcodes=WRITES, occurrences=Span(64))))
     write = rdma(own, "WSPRdmaWrite", target, (size, 0))
     bench.wait_packets(lambda p: p.opcode in WRITES, count=64)
     if peer_is == "killed":
         peer.at.node.channel.kill(peer.at.worker)
     else:
         bench.pair.wire.cut()
-    bench.pair.wire.remove_rule(stopped)
+    bench.pair.wire.remove_fault(stopped)
 
     code, transferred = writer.completion(write, 15) or (Code.WSA_IO_PENDING, 0)
     assert code in (Code.WSAECONNRESET, Code.WSAECONNABORTED) and transferred == 0

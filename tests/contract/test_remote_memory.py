@@ -22,7 +22,7 @@ from hil.testing.memory import (
     rewritten,
 )
 from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
-from hil.wire.rules import Drop, Match, Rule, Span
+from hil.wire.faults import Drop, Fault, Match, Span
 
 pytestmark = pytest.mark.used_pair
 
@@ -391,11 +391,11 @@ def test_a_read_whose_rest_is_refused_is_not_complete(bench: Bench) -> None:
 
     Soft-RoCE of Linux 6.1 reports success without the data.
     """
-    lost = bench.pair.wire.add_rule(Rule("lost", Drop(), Match(opcodes=READ_RESPONSES, occurrences=Span(16))))
+    lost = bench.pair.wire.add_fault(Fault("lost", Drop(), Match(opcodes=READ_RESPONSES, occurrences=Span(16))))
     peer, exposed, _, read = begin_reading(bench)
 
     assert exposed.deregister() is Code.OK
-    bench.pair.wire.remove_rule(lost)
+    bench.pair.wire.remove_fault(lost)
 
     code, transferred = peer.completion(read) or (Code.OK, 0)
     assert (code is not Code.OK, transferred) == (True, 0)

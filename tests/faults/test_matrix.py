@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from hil.errors import UnhitRule
+from hil.errors import UnhitFault
 from hil.evidence.rules import broken, disconnect_links
 from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
 from hil.testing.data import Exposed, completions, digest, expose, fill, rdma
 from hil.testing.endpoint import FD_CONNECT, Socket
 from hil.winsock.codes import CF_REJECT, Code
 from hil.wire.matrix import Cell, Expectation, Life, cells
-from hil.wire.wire import RuleHandle
+from hil.wire.wire import FaultHandle
 
 pytestmark = [pytest.mark.needs("inline wire"), pytest.mark.used_pair]
 
@@ -48,18 +48,18 @@ def test_a_hard_close_ends_as_the_contract_says(bench: Bench, cell: Cell) -> Non
     bench.start(settings_a={"connect_timeout_s": CONNECT_S})
     handle = LIVES[cell.frame.life](bench, cell)
     if not handle.hits():
-        raise UnhitRule(f"{cell}: no such frame came, so the cell shows nothing")
+        raise UnhitFault(f"{cell}: no such frame came, so the cell shows nothing")
 
 
 # --- lives -----------------------------------------------------------------------------------------------------------
 
 
-def connect_under(bench: Bench, cell: Cell) -> RuleHandle:
+def connect_under(bench: Bench, cell: Cell) -> FaultHandle:
     """Apply the fault to the connection's set-up. If that fails as it must, close another connection."""
     a, b, expected = bench.endpoints["a"], bench.endpoints["b"], cell.expectation()
     bench.listener = b.listen(PORT)
     bench.pair.note_baseline()
-    handle = bench.pair.wire.add_rule(cell.rule())
+    handle = bench.pair.wire.add_fault(cell.wire_fault())
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
     a.connect(socket, b.ip, PORT)
     if expected.connect is not Code.OK:
@@ -101,7 +101,7 @@ def wait_request(bench: Bench) -> None:
     assert bench.endpoints["b"].ask("wait_event", event=event, timeout_s=WAIT_S), "no connection request came"
 
 
-def transfer_under(bench: Bench, cell: Cell) -> RuleHandle:
+def transfer_under(bench: Bench, cell: Cell) -> FaultHandle:
     """Close as soon as the fault hit the closer's transfer, which may be done before or is aborted."""
     closer, peer = bench.connect()
     life, expected = cell.frame.life, cell.expectation()
@@ -110,7 +110,7 @@ def transfer_under(bench: Bench, cell: Cell) -> RuleHandle:
     wanted = target.fill(LENGTH, seed=2)
     receives = (peer.recv(LENGTH),) if life is Life.SEND else ()
     pending = Pending(closer.recv(offset=BEHIND), peer.recv(offset=BEHIND), receives=receives)
-    handle = bench.pair.wire.add_rule(cell.rule())
+    handle = bench.pair.wire.add_fault(cell.wire_fault())
     pending.operation = begin(closer, life, target)
     handle.wait_hits()
 
@@ -136,15 +136,15 @@ def begin(closer: End, life: Life, target: Exposed) -> int:
     return overlapped
 
 
-def close_under(bench: Bench, cell: Cell) -> RuleHandle:
+def close_under(bench: Bench, cell: Cell) -> FaultHandle:
     """Apply the fault to the close itself."""
     closer, peer = bench.connect()
-    handle = bench.pair.wire.add_rule(cell.rule())
+    handle = bench.pair.wire.add_fault(cell.wire_fault())
     close_and_judge(bench, closer, peer, cell.expectation())
     return handle
 
 
-LIVES: dict[Life, Callable[[Bench, Cell], RuleHandle]] = {
+LIVES: dict[Life, Callable[[Bench, Cell], FaultHandle]] = {
     Life.CONNECT: connect_under,
     Life.REFUSE: connect_under,
     Life.SEND: transfer_under,

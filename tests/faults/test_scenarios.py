@@ -11,7 +11,7 @@ from hil.roce.frames import CmAttribute
 from hil.testing.bench import CONNECTOR_PORT, Bench, End
 from hil.testing.data import ABORTED, BROKEN, RESET, completions
 from hil.winsock.codes import Code
-from hil.wire.rules import CutCable, Delay, Drop, Match, Rule, Span, only
+from hil.wire.faults import CutCable, Delay, Drop, Fault, Match, Span, only
 
 pytestmark = pytest.mark.needs("inline wire")
 
@@ -37,7 +37,7 @@ def test_all_dreqs_are_lost(bench: Bench) -> None:
     """
     closer, peer = bench.connect()
     own, theirs = closer.recv(), peer.recv()
-    deaf = bench.pair.wire.add_rule(Rule("all DREQs lost", Drop(), DREQS))
+    deaf = bench.pair.wire.add_fault(Fault("all DREQs lost", Drop(), DREQS))
 
     assert closer.close() == CLOSED
 
@@ -60,7 +60,7 @@ def test_every_drep_is_lost_until_cm_gives_up(bench: Bench) -> None:
     """
     closer, peer = bench.connect()
     own, theirs = closer.recv(), peer.recv()
-    bench.pair.wire.add_rule(Rule("every DREP lost", Drop(), DREPS))
+    bench.pair.wire.add_fault(Fault("every DREP lost", Drop(), DREPS))
 
     assert closer.close() == CLOSED
 
@@ -100,8 +100,8 @@ def test_crossed_dreqs(bench: Bench) -> None:
     """Both ends close, the wire delays each DREQ until the other is sent, and each side aborts its own operations."""
     one, two = bench.connect()
     own = [(end, end.recv()) for end in (one, two)]
-    rule = Rule("crossed", Delay(S), Match(cm=(CmAttribute.DREQ,), occurrences=Span(1, 2)))
-    crossed = bench.pair.wire.add_rule(rule)
+    rule = Fault("crossed", Delay(S), Match(cm=(CmAttribute.DREQ,), occurrences=Span(1, 2)))
+    crossed = bench.pair.wire.add_fault(rule)
 
     at_once(one.close, two.close)
 
@@ -153,7 +153,7 @@ def test_the_cable_is_cut_by_the_close(bench: Bench) -> None:
     closer, peer = bench.connect()
     own, theirs = pending(closer, peer)
     match = Match(cm=(CmAttribute.DREP,), occurrences=only(1))
-    bench.pair.wire.add_rule(Rule("cut by the DREP", CutCable(5 * S), match))
+    bench.pair.wire.add_fault(Fault("cut by the DREP", CutCable(5 * S), match))
 
     assert closer.close() == CLOSED
 
@@ -189,12 +189,12 @@ def test_the_connection_had_broken_at_the_closer_alone(bench: Bench) -> None:
     """
     closer, peer = bench.connect()
     own, theirs = pending(closer, peer)
-    lost = bench.pair.wire.add_rule(Rule("every SEND lost", Drop(), Match(side="a", opcodes=(SEND_ONLY,))))
+    lost = bench.pair.wire.add_fault(Fault("every SEND lost", Drop(), Match(side="a", opcodes=(SEND_ONLY,))))
     send = closer.send(b"is anybody there")
     assert completions(closer, [send, own], HEARD_S) == [BROKEN] * 2
     assert peer.completion(theirs, 0) is None
     lost.remove()
-    first = bench.pair.wire.add_rule(Rule("the first DREQ lost", Drop(), Match(cm=DREQS.cm, occurrences=only(1))))
+    first = bench.pair.wire.add_fault(Fault("the first DREQ lost", Drop(), Match(cm=DREQS.cm, occurrences=only(1))))
 
     assert closer.close() == CLOSED
 
