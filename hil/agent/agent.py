@@ -182,9 +182,9 @@ class Agent:
         for body in worker.frames.feed(data):
             self._send(decode(body) | {"from": worker.number})
         if not data:
-            self._bury(worker)
+            self._reap(worker)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _reap(self, worker: _Worker) -> None:
         self._selector.unregister(worker.sock)
         worker.sock.close()
         del self._workers[worker.number]

@@ -66,9 +66,9 @@ def transfer(number: int, value: int, descriptor: bytes = b"") -> bytes:
 
 
 def parse_transfer(payload: bytes) -> tuple[int, int, bytes]:
-    """Number, length or code, and descriptor. Raises BadMessage."""
+    """(number, length or code, descriptor) of a transfer's payload. Raises BadMessage."""
     if len(payload) < _TRANSFER.size:
-        raise BadMessage(f"{len(payload)} bytes name no transfer")
+        raise BadMessage(f"{len(payload)} bytes are too short for a transfer")
     number, value = _TRANSFER.unpack_from(payload)
     return number, value, payload[_TRANSFER.size :]
 
@@ -98,7 +98,7 @@ class Hello:
             raise BadMessage(f"a negotiation message of {len(payload) + HEADER.size} bytes")
         magic, version, receives, size, window, most, can_pull = _HELLO.unpack_from(payload)
         if (magic, version) != (MAGIC, VERSION):
-            raise BadMessage(f"{magic!r} version {version} is not spoken here")
+            raise BadMessage(f"{magic!r} version {version} is not supported")
         if receives < FEWEST_RECEIVES or size < LONGEST_HELLO or not window or not most:
             raise BadMessage(f"{receives} receives of {size} bytes, window {window}, RDMA up to {most}")
         return cls(receives, size, window, most, bool(can_pull))

@@ -187,7 +187,7 @@ class Session(Carrier):
     def _progress(self) -> None:
         self._serve()
         if self._unannounced:
-            seen = f"RDMA transfers {sorted(self._unannounced)} ended and no message says so"
+            seen = f"RDMA transfers {sorted(self._unannounced)} ended without a message"
             self.switch.misbehaves("SWITCH-18", seen)
             self._unannounced.clear()
         if self.error is None and self._lost is None:
@@ -606,7 +606,7 @@ class Session(Carrier):
 
     def _on_suspended(self, payload: bytes) -> None:
         if self._ours is None or self._ours.answered:
-            raise BadMessage("an answer that nobody asked for")
+            raise BadMessage("a SUSPENDED without a SUSPEND")
         self._ours.answered = True
 
     def _end_suspension(self, request: Resume) -> None:
@@ -621,7 +621,7 @@ class Session(Carrier):
 
     def _on_resume(self, payload: bytes) -> None:
         if self._theirs is None or not self._theirs.quiet:
-            raise BadMessage("nobody was suspended")
+            raise BadMessage("a RESUME without a suspension")
         self._theirs = None
         self._unbound_suspension()
         if (request := self._next_ours) is not None:

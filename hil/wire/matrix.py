@@ -144,7 +144,7 @@ class Cell:
         return f"{self.frame.name}/{self.fault}"
 
     def wire_fault(self) -> Fault:
-        """The fault of this cell, as the wire is given it."""
+        """The wire's fault for this cell."""
         action = self.frame.lie if self.fault == REPAIRED else FAULTS[self.fault]
         return Fault(str(self), action, self.frame.match())
 

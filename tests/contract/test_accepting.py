@@ -94,9 +94,9 @@ def test_the_condition_function_is_told_who_calls_whom(bench: Bench, family: str
 
 
 @pytest.mark.requirement("ACC-02")
-@pytest.mark.parametrize(("decision", "told"), [(CF_ACCEPT, "REP"), (CF_REJECT, "REJ")], ids=["accept", "reject"])
+@pytest.mark.parametrize(("decision", "expected"), [(CF_ACCEPT, "REP"), (CF_REJECT, "REJ")], ids=["accept", "reject"])
 def test_the_peer_is_told_nothing_before_the_condition_function_has_answered(
-    bench: Bench, decision: int, told: str
+    bench: Bench, decision: int, expected: str
 ) -> None:
     """The REP or REJ leaves only after the condition function's answer, even when the answer takes seconds."""
     a, b, listener = listening(bench)
@@ -108,7 +108,7 @@ def test_the_peer_is_told_nothing_before_the_condition_function_has_answered(
     evidence = bench.pair.evidence(audit=False)
     (answered,) = evidence.of("b", "condition", event="answers")
     answers = [p for p in evidence.packets if p.source == b.ip and p.cm in ("REP", "REJ")]
-    assert [p.cm for p in answers] == [told]
+    assert [p.cm for p in answers] == [expected]
     assert evidence.packet_times_ns[answers[0].frame] > answered["at_ns"] - evidence.uncertainty_ns
     bench.judge()
 
@@ -157,8 +157,8 @@ def test_addr_receives_the_connectors_address(bench: Bench, family: str) -> None
 
     answer = b.must("WSPAccept", s=listener.s, room=128)
 
-    told = (answer.more["address"], answer.more["port"], answer.more["addrlen"])
-    assert told == (a.ip, 6123, SOCKADDR_LENGTH[family])
+    stored = (answer.more["address"], answer.more["port"], answer.more["addrlen"])
+    assert stored == (a.ip, 6123, SOCKADDR_LENGTH[family])
     bench.judge()
 
 

@@ -186,9 +186,9 @@ def test_the_cache_is_empty_before_the_connection_is_closed(bench: Bench) -> Non
     receive = a.recv()
     assert len(regions(bench, "a", LENGTH)) == 1
 
-    with ThreadPoolExecutor(1) as pool, held(a.at, "WPUCompleteOverlappedRequest") as told:
+    with ThreadPoolExecutor(1) as pool, held(a.at, "WPUCompleteOverlappedRequest") as held_upcall:
         closing = pool.submit(a.close)
-        told.wait()
+        held_upcall.wait()
         during = regions(bench, "a", LENGTH)
 
     assert (closing.result(), during) == ((0, Code.OK), [])

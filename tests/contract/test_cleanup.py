@@ -19,7 +19,7 @@ pytestmark = pytest.mark.used_pair
 
 POLLED = 1
 # No other buffer on a node has this length, so the kernel's list of regions can be searched for it.
-ODD = 0x7000
+UNIQUE_LENGTH = 0x7000
 # BTH opcodes of RDMA WRITE only and RDMA READ request (9.2).
 WRITE_ONLY, READ_REQUEST = 0x0A, 0x0C
 
@@ -151,13 +151,13 @@ def test_inside_a_cancelled_operations_upcall_its_memory_is_released(bench: Benc
     """Inside WSPCleanup's up-call for an aborted operation, the kernel holds no region for its buffer."""
     connector, _ = bench.connect()
     a = connector.at
-    receive = with_memory(connector, ODD).recv()
-    assert len(regions(bench, "a", ODD)) == 1
+    receive = with_memory(connector, UNIQUE_LENGTH).recv()
+    assert len(regions(bench, "a", UNIQUE_LENGTH)) == 1
 
-    with ThreadPoolExecutor(1) as pool, held(a, "WPUCompleteOverlappedRequest") as told:
+    with ThreadPoolExecutor(1) as pool, held(a, "WPUCompleteOverlappedRequest") as held_upcall:
         cleaning = pool.submit(clean_up, bench, a)
-        told.wait()
-        during = regions(bench, "a", ODD)
+        held_upcall.wait()
+        during = regions(bench, "a", UNIQUE_LENGTH)
 
     cleaning.result()
     assert during == []
@@ -220,16 +220,16 @@ def test_no_upcall_follows_the_last_cleanup(bench: Bench) -> None:
     acceptor.close()
     evidence = bench.judge()
     (returned,) = evidence.of("a", "call", function="WSPCleanup")
-    told = evidence.of("a", "upcall")
-    assert len([e for e in told if e["function"] == "WPUCompleteOverlappedRequest"]) == 3
-    assert [e["function"] for e in told if e["t_ns"] > returned["t_ns"]] == []
+    upcalls = evidence.of("a", "upcall")
+    assert len([e for e in upcalls if e["function"] == "WPUCompleteOverlappedRequest"]) == 3
+    assert [e["function"] for e in upcalls if e["t_ns"] > returned["t_ns"]] == []
     assert not a.ask("event_state", event=pending.event)["set"]
 
 
 # --- freeing ---------------------------------------------------------------------------------------------------------
 
 
-def live(bench: Bench, port: int) -> None:
+def allocate_most(bench: Bench, port: int) -> None:
     """Make the provider allocate most kinds of resource: connect, send a message, expose and cache memory."""
     connector, acceptor = bench.connect(port)
     receive = acceptor.recv()
@@ -245,14 +245,14 @@ def live(bench: Bench, port: int) -> None:
 def test_the_last_cleanup_frees_everything(bench: Bench) -> None:
     """WSPCleanup leaves no kernel resource and no thread, and a second start and clean-up add no file descriptor."""
     a, _ = bench.start()
-    live(bench, 6000)
+    allocate_most(bench, 6000)
     a.end()
     assert left(bench, "a") == []
     assert threads(a) == 1
     first = a.ask("process")
 
     assert a.ask("start_again") == Code.OK
-    live(bench, 6001)
+    allocate_most(bench, 6001)
     a.end()
 
     assert left(bench, "a") == []

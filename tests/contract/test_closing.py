@@ -48,7 +48,7 @@ CLOSED = (0, Code.OK)
 COMPLETE, CLOSE_HANDLE = "WPUCompleteOverlappedRequest", "WPUCloseSocketHandle"
 REJ_NO_SUCH_SERVICE, REJ_BY_CONSUMER = 8, 28
 # No other buffer on a node has this length, so the kernel's list of regions can be searched for it.
-ODD = 0x7000
+UNIQUE_LENGTH = 0x7000
 # Long enough for the first packets of a transfer, too short for 64 MiB at 100 Gbit/s.
 UNDER_WAY_S = 0.0003
 
@@ -333,13 +333,13 @@ def test_a_dead_peer_does_not_hold_it_up(bench: Bench) -> None:
 def test_inside_an_aborted_operations_upcall_its_memory_is_released(bench: Bench) -> None:
     """Inside the up-call for an aborted operation, the kernel holds no region for its buffer."""
     closer, peer = bench.connect()
-    receive = with_memory(closer, ODD).recv()
-    assert len(regions(bench, "a", ODD)) == 1
+    receive = with_memory(closer, UNIQUE_LENGTH).recv()
+    assert len(regions(bench, "a", UNIQUE_LENGTH)) == 1
 
-    with held(closer.at, COMPLETE) as told:
+    with held(closer.at, COMPLETE) as held_upcall:
         close = in_background(closer.close)
-        told.wait()
-        assert regions(bench, "a", ODD) == []
+        held_upcall.wait()
+        assert regions(bench, "a", UNIQUE_LENGTH) == []
 
     assert close.result(10) == CLOSED
     assert closer.completion(receive, 1) == ABORTED

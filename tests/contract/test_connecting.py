@@ -39,7 +39,7 @@ def attempt(a: Endpoint, address: str, port: int = PORT) -> tuple[Socket, Code]:
     return socket, a.connect_result(socket)
 
 
-def calling(a: Endpoint, b: Endpoint) -> tuple[Socket, Socket]:
+def pending_connect(a: Endpoint, b: Endpoint) -> tuple[Socket, Socket]:
     """A socket of ``a`` with a pending connect, and the listener of ``b`` at which its request waits."""
     listener = b.listen(PORT)
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
@@ -53,12 +53,14 @@ def left_after_close(endpoint: Endpoint, socket: Socket) -> list[dict[str, Any]]
     answer = endpoint.close(socket)
     assert (answer.result, answer.code) == (0, Code.OK)
     end = time.monotonic() + 15
-    while (left := [r for r in endpoint.node.system("resources") if not lasting(r)]) and time.monotonic() < end:
+    while (
+        left := [r for r in endpoint.node.system("resources") if not is_the_providers(r)]
+    ) and time.monotonic() < end:
         time.sleep(0.05)
     return left
 
 
-def lasting(resource: dict[str, Any]) -> bool:
+def is_the_providers(resource: dict[str, Any]) -> bool:
     """Whether a resource lives as long as the provider: librdmacm's idle PD, or a listening id for hand-overs."""
     idle = resource["kind"] == "PD" and not resource.get("use_count")
     return idle or (resource["kind"] == "CM_ID" and resource.get("state") == RDMA_CM_LISTEN)
@@ -86,7 +88,7 @@ def ip_protocol(frame: bytes) -> int:
     return {b"\x08\x00": frame[23], b"\x86\xdd": frame[20]}.get(frame[12:14], -1)
 
 
-def plain(address: bytes) -> str:
+def address_text(address: bytes) -> str:
     """The text of a 16-byte address of the RDMA IP CM service. An IPv4 address fills the last four bytes."""
     return str(ipaddress.ip_address(address.removeprefix(bytes(12))))
 
@@ -111,7 +113,7 @@ def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
 def test_a_connect_pends_and_goes_on_in_a_thread_of_the_providers(bench: Bench) -> None:
     """WSPConnect returns WSAEWOULDBLOCK before the peer accepts; another thread does every later step."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
 
     b.must("WSPAccept", s=listener.s)
 
@@ -132,7 +134,7 @@ def test_a_connect_pends_and_goes_on_in_a_thread_of_the_providers(bench: Bench) 
 def test_the_end_of_a_connect_signals_fd_connect_with_its_code(bench: Bench, decision: int, code: Code) -> None:
     """The event object is set when the connect ends, not before; FD_CONNECT is reported once, with the final code."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
     assert not is_set(a, socket)
 
     b.wsp("WSPAccept", s=listener.s, decision=decision)
@@ -149,7 +151,7 @@ def test_the_end_of_a_connect_signals_fd_connect_with_its_code(bench: Bench, dec
 def test_success_is_reported_only_when_the_peers_switch_has_accepted(bench: Bench) -> None:
     """The connect pends while the request waits and while the condition function runs; the answer ends it."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
     assert not is_set(a, socket)
     accepting = in_background(lambda: b.must("WSPAccept", s=listener.s, delay_s=3.0))
 
@@ -169,7 +171,7 @@ def test_success_is_reported_only_when_the_peers_switch_has_accepted(bench: Benc
 def test_a_connected_socket_can_be_used_at_once(bench: Bench) -> None:
     """WSPRegisterMemory and WSPRecv succeed right after success, and the first message fills the receive."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
     accepted = b.accept(listener)
     memory, overlapped = a.ask("memory", size=4096), a.ask("overlapped")
     assert a.connect_result(socket) is Code.OK
@@ -222,7 +224,7 @@ def test_the_request_goes_to_the_address_called_and_names_the_bound_one(bench: B
     assert (packet.source, packet.destination, packet.local_gid, packet.remote_gid) == (a.ip, b.ip, a.ip, b.ip)
     ((request, addresses),) = requests_on_the_wire(bench)
     assert (request.service_id & 0xFFFF, addresses.source_port) == (PORT, 6123)
-    assert [plain(addresses.source_address), plain(addresses.destination_address)] == [a.ip, b.ip]
+    assert [address_text(addresses.source_address), address_text(addresses.destination_address)] == [a.ip, b.ip]
     assert (accepted["address"], accepted["port"]) == (a.ip, 6123)
     assert accepted["asked"]["caller_id"] == [a.ip, 6123]
     bench.judge()
@@ -439,9 +441,9 @@ def test_a_connect_to_oneself_is_left_to_tcp(bench: Bench, address: str) -> None
 
 @pytest.mark.requirement("CONN-12")
 def test_a_second_connect_while_one_runs_gives_wsaealready(bench: Bench) -> None:
-    """The second call is refused, and the first connect goes on undisturbed."""
+    """A second WSPConnect is refused with WSAEALREADY, and the first connect goes on."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
 
     second = a.wsp("WSPConnect", s=socket.s, address=b.ip, port=PORT)
 
@@ -531,7 +533,7 @@ def test_a_close_cancels_a_pending_connect(bench: Bench, while_it: str) -> None:
     """A close is prompt and withdraws the pending connect's request; FD_CONNECT is never signalled, nothing is left."""
     a, b = bench.start()
     if while_it == "waits for acceptance":
-        socket, _ = calling(a, b)
+        socket, _ = pending_connect(a, b)
     else:
         bench.run("a", "ping", "-c", "1", b.ip)
         bench.pair.wire.cut()

@@ -25,18 +25,18 @@ def duplicate(end: End, to: Endpoint) -> int:
     return int(end.at.must("WSPDuplicateSocket", s=end.socket.s, pid=to.pid).more["token"])
 
 
-def taken(by: Endpoint, token: int) -> End:
+def socket_of(by: Endpoint, token: int) -> End:
     """The socket of ``token`` in process ``by``, with a new buffer."""
     s = by.must("WSPSocket", token=token).result
     return End(by, by.with_memory(Socket(s, by.handle_of(s), by.ask("event"))))
 
 
-def swapped(bench: Bench) -> tuple[End, End, End]:
+def handed_over(bench: Bench) -> tuple[End, End, End]:
     """(former, new, peer): a connection whose connector was handed to another process on the same node."""
     former, peer = bench.connect()
     other = bench.another("a")
     make_idle(former)
-    return former, taken(other, duplicate(former, other)), peer
+    return former, socket_of(other, duplicate(former, other)), peer
 
 
 def exchange(sender: End, receiver: End, message: bytes) -> None:
@@ -66,7 +66,7 @@ def test_the_new_process_goes_on_with_the_connection(bench: Bench, who: str) -> 
     make_idle(former)
     handles = len(upcalls(bench, former.at.node.name, "WPUCreateSocketHandle"))
 
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
 
     assert len(upcalls(bench, former.at.node.name, "WPUCreateSocketHandle")) == handles + 1
     exchange(new, peer, b"from the new process")
@@ -91,7 +91,7 @@ def test_the_peer_notices_nothing(bench: Bench) -> None:
     other = bench.another("a")
     make_idle(former)
 
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
 
     assert len(bench.pair.evidence(audit=False).of("b", "upcall")) == quiet
     assert peer.at.ask("event_state", event=peer.socket.event) == event
@@ -125,11 +125,11 @@ def test_pending_receives_complete_with_success_and_nothing(bench: Bench) -> Non
     assert [former.completion(r, 1) for r in receives] == [(Code.OK, 0)] * 4
     states = [former.at.ask("overlapped_state", overlapped=o) for o in polled]
     assert [(o["Internal"], o["OffsetHigh"], o["InternalHigh"]) for o in states] == [(0, Code.OK, 0)] * 4
-    told = {e["overlapped"] for e in bench.pair.evidence(audit=False).of("a", "upcall") if "overlapped" in e}
-    assert told == set(receives)
+    reported = {e["overlapped"] for e in bench.pair.evidence(audit=False).of("a", "upcall") if "overlapped" in e}
+    assert reported == set(receives)
     held = bench.pair.nodes["a"].system("resources")
     assert not [r for r in held if r["kind"] in ("MR", "QP") and r["pid"] == former.at.pid], held
-    new = taken(other, token)
+    new = socket_of(other, token)
     exchange(new, peer, b"hello")
     former.close()
     new.close()
@@ -152,8 +152,8 @@ def test_a_token_is_unique_for_one_process_and_for_one_use(bench: Bench) -> None
     guessed = other.wsp("WSPSocket", token=(tokens[0] ^ 0x5A5A) or 1)
     assert (guessed.result, guessed.code) == ("INVALID_SOCKET", Code.WSAEINVAL)
 
-    new_two = taken(other, tokens[1])
-    new = taken(other, tokens[0])
+    new_two = socket_of(other, tokens[1])
+    new = socket_of(other, tokens[0])
     again = other.wsp("WSPSocket", token=tokens[0])
     assert (again.result, again.code) == ("INVALID_SOCKET", Code.WSAEINVAL)
     exchange(new, peer, b"first")
@@ -164,7 +164,7 @@ def test_a_token_is_unique_for_one_process_and_for_one_use(bench: Bench) -> None
 @pytest.mark.requirement("DUP-08")
 def test_the_old_descriptor_stays_until_it_is_closed(bench: Bench) -> None:
     """No new socket of the old process gets the handed-over descriptor's value, and its close succeeds once."""
-    former, new, peer = swapped(bench)
+    former, new, peer = handed_over(bench)
 
     made = [former.at.must("WSPSocket").result for _ in range(8)]
 
@@ -199,7 +199,7 @@ def test_only_the_close_may_follow_and_the_switch_is_held_to_it(bench: Bench) ->
 @pytest.mark.requirement("DUP-11")
 def test_the_socket_comes_back_to_the_process_that_had_it(bench: Bench) -> None:
     """A socket that comes back to its first process has its old descriptor and handle, and no new handle is made."""
-    former, new, peer = swapped(bench)
+    former, new, peer = handed_over(bench)
     exchange(new, peer, b"away")
     handles = len(upcalls(bench, "a", "WPUCreateSocketHandle"))
     make_idle(new)
@@ -226,7 +226,7 @@ def test_the_state_goes_with_the_socket(bench: Bench) -> None:
     other = bench.another("a")
     make_idle(former)
 
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
 
     receive = new.recv()
     assert new.completion(receive) == (Code.OK, 14)
@@ -246,7 +246,7 @@ def test_unread_messages_go_with_the_socket(bench: Bench) -> None:
     other = bench.another("a", **PRIVATE)
     make_idle(former)
 
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
 
     send_each(peer, b"one", b"two", b"three")
     assert read_each(new, 4) == [b"unread", b"one", b"two", b"three"]
@@ -262,7 +262,7 @@ def test_a_message_is_not_found_again_when_the_socket_comes_back(bench: Bench) -
     send_each(peer, b"unread")
     other = bench.another("a", **PRIVATE)
     make_idle(former)
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
     make_idle(new)
 
     back = former.at.must("WSPSocket", token=duplicate(new, former.at)).result
@@ -306,7 +306,7 @@ def test_the_connect_of_a_hand_over_is_not_the_switchs(bench: Bench) -> None:
     event = a.ask("event_state", event=socket.event)
     other = bench.another("a")
     make_idle(former)
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
     make_idle(new)
 
     assert a.must("WSPSocket", token=duplicate(new, a)).result == socket.s
@@ -372,7 +372,7 @@ def test_a_shortage_in_the_new_process_is_reported(bench: Bench) -> None:
     assert (full.result, full.code) == ("INVALID_SOCKET", Code.WSAEMFILE)
     assert (nameless.result, nameless.code) == ("INVALID_SOCKET", Code.WSAENOBUFS)
     assert (starved["result"], starved["code"]) == ("INVALID_SOCKET", Code.WSAENOBUFS)
-    exchange(taken(other, token), peer, b"in the end")
+    exchange(socket_of(other, token), peer, b"in the end")
     bench.judge()
 
 
@@ -392,7 +392,7 @@ def test_a_shortage_in_the_old_process_leaves_the_connection(bench: Bench) -> No
     peer.send(b"still here")
     assert former.completion(pending) == (Code.OK, 10)
     make_idle(former)
-    exchange(taken(other, duplicate(former, other)), peer, b"handed over")
+    exchange(socket_of(other, duplicate(former, other)), peer, b"handed over")
     bench.judge()
 
 
@@ -440,7 +440,7 @@ def test_an_interrupted_hand_over_resets_the_peer(bench: Bench) -> None:
 @pytest.mark.requirement("DUP-23")
 def test_every_process_can_close_its_descriptor(bench: Bench) -> None:
     """Closing the socket in both processes, the new one first, succeeds twice and resets the peer once."""
-    former, new, peer = swapped(bench)
+    former, new, peer = handed_over(bench)
     pending = peer.recv()
 
     assert new.close() == (0, Code.OK)
@@ -461,7 +461,7 @@ def test_the_old_descriptor_may_close_before_the_new_process_takes_the_socket(be
 
     assert former.close() == (0, Code.OK)
 
-    new = taken(other, token)
+    new = socket_of(other, token)
     new.send(b"still here")
     assert peer.completion(pending) == (Code.OK, 10)
     new.close()

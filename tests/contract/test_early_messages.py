@@ -12,8 +12,8 @@ from hil.testing.data import SENDS, completions, is_rnr_nak, pieces, recv_each, 
 
 pytestmark = pytest.mark.used_pair
 
-IMPATIENT = {"rnr_retry_count": 0}
-PRIVATE = {"early_messages": 8, **IMPATIENT}
+NO_RNR_RETRY = {"rnr_retry_count": 0}
+PRIVATE_RECEIVES = {"early_messages": 8, **NO_RNR_RETRY}
 # The size of a private receive: the provider's RDMA threshold. The switch sends no longer messages.
 PRIVATE_SIZE = 4096
 # Longer than seven tries with the longest wait that an RNR NAK can ask for, 655 ms each (9.7.5.2.8).
@@ -28,9 +28,9 @@ def ends(bench: Bench, sender: str = "connector") -> tuple[End, End]:
     return (connector, acceptor) if sender == "connector" else (acceptor, connector)
 
 
-def private(bench: Bench) -> None:
+def start_with_private_receives(bench: Bench) -> None:
     """Start providers with private receives, whose senders do not repeat a message."""
-    bench.start(settings_a=PRIVATE, settings_b=PRIVATE)
+    bench.start(settings_a=PRIVATE_RECEIVES, settings_b=PRIVATE_RECEIVES)
 
 
 def received(end: End, receive: int, offset: int = 0) -> bytes:
@@ -40,7 +40,7 @@ def received(end: End, receive: int, offset: int = 0) -> bytes:
     return end.at.data(end.socket, length, offset)
 
 
-def goes_on(one: End, other: End) -> None:
+def check_both_ways(one: End, other: End) -> None:
     """Check that the connection carries a message each way."""
     for source, target in ((one, other), (other, one)):
         receive = target.recv()
@@ -64,7 +64,7 @@ def test_the_transport_holds_a_message_until_a_receive_is_posted(bench: Bench, s
 
     assert received(late, receive) == b"are you there?"
     assert first.completion(send) == (Code.OK, 14)
-    goes_on(first, late)
+    check_both_ways(first, late)
     assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
     bench.judge()
 
@@ -84,14 +84,14 @@ def test_the_transport_holds_messages_for_as_long_as_it_takes(bench: Bench, coun
     assert completions(late, receives) == [(Code.OK, len(m)) for m in messages]
     assert pieces(late, map(len, messages)) == messages
     assert completions(first, sends) == [(Code.OK, len(m)) for m in messages]
-    goes_on(first, late)
+    check_both_ways(first, late)
     bench.judge()
 
 
 @pytest.mark.requirement("SEND-16")
 def test_without_patience_or_private_receives_the_connection_breaks_visibly(bench: Bench) -> None:
     """A send that may not be repeated fails as a transport error; the message is not silently dropped."""
-    bench.start(settings_a=IMPATIENT, settings_b=IMPATIENT)
+    bench.start(settings_a=NO_RNR_RETRY, settings_b=NO_RNR_RETRY)
     first, _ = ends(bench)
 
     send = first.send(b"are you there?")
@@ -110,7 +110,7 @@ def test_without_patience_or_private_receives_the_connection_breaks_visibly(benc
 @sender
 def test_private_receives_take_messages_where_the_sender_does_not_try_again(bench: Bench, sender: str) -> None:
     """A send first by either side succeeds before a receive is posted, and the late receive gets the message."""
-    private(bench)
+    start_with_private_receives(bench)
     first, late = ends(bench, sender)
     send = first.send(b"are you there?")
     assert first.completion(send) == (Code.OK, 14)
@@ -118,7 +118,7 @@ def test_private_receives_take_messages_where_the_sender_does_not_try_again(benc
     receive = late.recv()
 
     assert received(late, receive) == b"are you there?"
-    goes_on(first, late)
+    check_both_ways(first, late)
     assert not [p for p in bench.pair.packets() if is_rnr_nak(p)]
     assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
     bench.judge()
@@ -128,7 +128,7 @@ def test_private_receives_take_messages_where_the_sender_does_not_try_again(benc
 @pytest.mark.parametrize("length", [1, 256, PRIVATE_SIZE])
 def test_a_private_receive_holds_a_whole_negotiation_message(bench: Bench, length: int) -> None:
     """A first message of one byte, of 256 bytes (the longest of a negotiation) or of the threshold arrives whole."""
-    private(bench)
+    start_with_private_receives(bench)
     first, late = ends(bench)
     message = bytes(n % 251 for n in range(length))
     send = first.send(message)
@@ -141,7 +141,7 @@ def test_a_private_receive_holds_a_whole_negotiation_message(bench: Bench, lengt
 @pytest.mark.requirement("NEG-05")
 def test_early_messages_fill_one_receive_each_in_order_before_later_ones(bench: Bench) -> None:
     """Five early and two later messages of different lengths fill seven receives, whole and in order."""
-    private(bench)
+    start_with_private_receives(bench)
     first, late = ends(bench)
     messages = [b"%d" % n * (10 + n) for n in range(7)]
     early = [first.send(m, offset=32768 + 64 * n) for n, m in enumerate(messages[:5])]
@@ -177,7 +177,7 @@ def test_more_early_messages_than_private_receives_stay_in_order(bench: Bench) -
 @pytest.mark.requirement("NEG-01", "RECV-14")
 def test_early_messages_outlive_the_connection(bench: Bench) -> None:
     """After the sender closed, late receives still get its early messages, and then WSAECONNRESET."""
-    private(bench)
+    start_with_private_receives(bench)
     first, late = ends(bench)
     sends = [first.send(message, offset=32768 + 64 * n) for n, message in enumerate((b"one", b"two"))]
     assert [first.completion(send) for send in sends] == [(Code.OK, 3)] * 2
@@ -197,9 +197,9 @@ def test_later_messages_are_larger_than_all_private_memory(bench: Bench) -> None
 
     The provider has registered less memory for itself, so they went into the switch's own buffer.
     """
-    private(bench)
+    start_with_private_receives(bench)
     first, late = ends(bench)
-    for n in range(PRIVATE["early_messages"]):
+    for n in range(PRIVATE_RECEIVES["early_messages"]):
         first.send(b"early %d" % n)
         assert received(late, late.recv()) == b"early %d" % n
     own = [r["length"] for r in bench.pair.nodes["b"].system("resources") if r["kind"] == "MR" and "length" in r]
@@ -219,9 +219,9 @@ def test_later_messages_are_larger_than_all_private_memory(bench: Bench) -> None
 @pytest.mark.requirement("NEG-06")
 def test_a_drained_store_is_out_of_the_way(bench: Bench) -> None:
     """Once eight receives have used up the private ones, a larger message lands in the switch's own buffer."""
-    private(bench)
+    start_with_private_receives(bench)
     first, late = ends(bench)
-    for n in range(PRIVATE["early_messages"]):
+    for n in range(PRIVATE_RECEIVES["early_messages"]):
         first.send(b"early %d" % n)
         assert received(late, late.recv()) == b"early %d" % n
 

@@ -23,10 +23,10 @@ from hil.winsock.codes import (
 pytestmark = pytest.mark.used_pair
 
 INVALID_SOCKET = (1 << 64) - 1
-NOBODY = 1 << 22
+UNUSED_PID = 1 << 22
 IPV6, ARP = bytes.fromhex("86dd"), bytes.fromhex("0806")
 # The sweeps break these obligations of the switch, because they call functions that a state does not allow.
-ANYWAY = ["SWITCH-01", "SWITCH-02", "SWITCH-04", "SWITCH-05", "SWITCH-12", "SWITCH-15"]
+BROKEN_OBLIGATIONS = ["SWITCH-01", "SWITCH-02", "SWITCH-04", "SWITCH-05", "SWITCH-12", "SWITCH-15"]
 
 
 def functions(endpoint: Endpoint, peer_ip: str) -> dict[str, dict[str, Any]]:
@@ -35,22 +35,22 @@ def functions(endpoint: Endpoint, peer_ip: str) -> dict[str, dict[str, Any]]:
     Functions that can change a socket's state come last.
     """
     overlapped, memory = endpoint.ask("overlapped"), endpoint.ask("memory", size=4096)
-    data = {"buffers": [[8, memory["address"]]], "overlapped": overlapped, "deliberately": ANYWAY}
+    data = {"buffers": [[8, memory["address"]]], "overlapped": overlapped, "deliberately": BROKEN_OBLIGATIONS}
     return {
         "WSPEventSelect": {"event": endpoint.ask("event"), "mask": FD_ACCEPT | FD_CONNECT},
         "WSPEnumNetworkEvents": {"event": 0},
-        "WSPGetOverlappedResult": {"overlapped": overlapped, "deliberately": ANYWAY},
+        "WSPGetOverlappedResult": {"overlapped": overlapped, "deliberately": BROKEN_OBLIGATIONS},
         "WSPGetQOSByName": {},
         "WSPGetSockOpt": {"level": SOL_SOCKET, "name": SO_MAX_MSG_SIZE},
-        "WSPSetSockOpt": {"level": SOL_SOCKET, "name": SO_DEBUG, "deliberately": ANYWAY},
+        "WSPSetSockOpt": {"level": SOL_SOCKET, "name": SO_DEBUG, "deliberately": BROKEN_OBLIGATIONS},
         "WSPIoctl": {"code": SIO_ADDRESS_LIST_QUERY},
         "WSPSend": data,
         "WSPRecv": data,
-        "WSPDuplicateSocket": {"pid": NOBODY, "deliberately": ANYWAY},
-        "WSPAccept": {"deliberately": ANYWAY},
-        "WSPBind": {"address": endpoint.ip, "port": 7100, "deliberately": ANYWAY},
-        "WSPListen": {"backlog": 1, "deliberately": ANYWAY},
-        "WSPConnect": {"address": peer_ip, "port": PORT, "deliberately": ANYWAY},
+        "WSPDuplicateSocket": {"pid": UNUSED_PID, "deliberately": BROKEN_OBLIGATIONS},
+        "WSPAccept": {"deliberately": BROKEN_OBLIGATIONS},
+        "WSPBind": {"address": endpoint.ip, "port": 7100, "deliberately": BROKEN_OBLIGATIONS},
+        "WSPListen": {"backlog": 1, "deliberately": BROKEN_OBLIGATIONS},
+        "WSPConnect": {"address": peer_ip, "port": PORT, "deliberately": BROKEN_OBLIGATIONS},
     }
 
 
@@ -222,7 +222,7 @@ def test_a_call_that_fails_puts_nothing_on_the_wire(bench: Bench) -> None:
         connector.wsp("WSPDeregisterMemory", handle=77).code,
         connector.wsp("WSPConnect", address=b.ip, port=PORT).code,
         connector.wsp("WSPListen", backlog=1, deliberately=["SWITCH-05"]).code,
-        connector.wsp("WSPDuplicateSocket", pid=NOBODY, deliberately=ANYWAY).code,
+        connector.wsp("WSPDuplicateSocket", pid=UNUSED_PID, deliberately=BROKEN_OBLIGATIONS).code,
         connector.wsp("WSPIoctl", code=0x77).code,
     ]
 

@@ -35,7 +35,7 @@ def request(a: Endpoint, b: Endpoint, port: int, to: int = PORT) -> Socket:
     return socket
 
 
-def heard(b: Endpoint, listener: Socket) -> bool:
+def is_signalled(b: Endpoint, listener: Socket) -> bool:
     """Whether the listener's event object is signalled within a short time."""
     return bool(b.ask("wait_event", event=listener.event, timeout_s=10))
 
@@ -117,12 +117,12 @@ def test_each_request_is_signalled_and_reported_once(bench: Bench) -> None:
     for port in (6000, 6001, 6002):
         assert not is_set(b, listener.event)
         request(a, b, port)
-        assert heard(b, listener)
+        assert is_signalled(b, listener)
 
-        told = enumerate_events(b, listener)
-        assert (told.result, told.code) == (0, Code.OK)
-        assert told.more["events"] == FD_ACCEPT
-        assert told.more["codes"] == only(FD_ACCEPT_BIT, Code.OK)
+        reported = enumerate_events(b, listener)
+        assert (reported.result, reported.code) == (0, Code.OK)
+        assert reported.more["events"] == FD_ACCEPT
+        assert reported.more["codes"] == only(FD_ACCEPT_BIT, Code.OK)
         assert not is_set(b, listener.event)
         assert enumerate_events(b, listener).more["events"] == 0
     bench.judge()
@@ -140,13 +140,13 @@ def test_a_connects_result_is_reported_at_its_place(bench: Bench) -> None:
         b.wsp("WSPAccept", s=listener.s, decision=decision)
         assert a.ask("wait_event", event=socket.event, timeout_s=10)
 
-        told = enumerate_events(a, socket)
-        assert (told.more["events"], told.more["codes"]) == (FD_CONNECT, only(FD_CONNECT_BIT, code))
+        reported = enumerate_events(a, socket)
+        assert (reported.more["events"], reported.more["codes"]) == (FD_CONNECT, only(FD_CONNECT_BIT, code))
         assert enumerate_events(a, socket).more["events"] == 0
     bench.judge()
 
 
-def tells(b: Endpoint, listener: Socket) -> bool:
+def reports_a_request(b: Endpoint, listener: Socket) -> bool:
     """Whether one of a few enumerations in a row reports a request.
 
     Until then a signalled event object must stay set; otherwise the switch would never enumerate again.
@@ -169,10 +169,10 @@ def test_no_wake_up_is_lost_between_report_and_reset(bench: Bench) -> None:
         for port in range(6000, 6012):
             socket = a.socket(port, FD_CONNECT)
             connecting = other_thread.submit(a.connect, socket, b.ip, PORT)
-            told = tells(b, listener)
+            reported = reports_a_request(b, listener)
             connecting.result()
-            if not told:
-                assert heard(b, listener), f"the request from port {port} was neither reported nor signalled"
+            if not reported:
+                assert is_signalled(b, listener), f"the request from port {port} was neither reported nor signalled"
                 assert enumerate_events(b, listener).more["events"] == FD_ACCEPT
             assert enumerate_events(b, listener).more["events"] == 0
     bench.judge()
@@ -184,7 +184,7 @@ def test_a_failed_enumeration_changes_nothing(bench: Bench) -> None:
     a, b = bench.start()
     listener = b.listen(PORT)
     request(a, b, CONNECTOR_PORT)
-    assert heard(b, listener)
+    assert is_signalled(b, listener)
 
     assert enumerate_events(b, listener, null=True).result == -1
     assert b.wsp("WSPEnumNetworkEvents", s=1, event=listener.event).result == -1
@@ -205,7 +205,7 @@ def test_a_request_while_deselected_signals_on_the_next_selection(bench: Bench) 
     # When the second listener has its request, the first listener's request has been handled.
     bench.wait_journal("b", "cm", event="CONNECT_REQUEST")
     request(a, b, 6001, PORT + 1)
-    assert heard(b, second)
+    assert is_signalled(b, second)
     assert b.ask("event_state", event=listener.event)["set_count"] == 0
 
     event = b.ask("event")

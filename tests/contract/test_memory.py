@@ -23,10 +23,12 @@ from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE
 pytestmark = pytest.mark.used_pair
 
 # No other buffer on a node has these lengths, so the kernel's list of regions can be searched for them.
-ODD, LARGE = 0x7000, 0x150000
+UNIQUE_LENGTH, LARGE = 0x7000, 0x150000
 
 
-def register(end: End, length: int = ODD, flags: int = MEM_READWRITE, address: int = 0) -> tuple[Answer, int, int]:
+def register(
+    end: End, length: int = UNIQUE_LENGTH, flags: int = MEM_READWRITE, address: int = 0
+) -> tuple[Answer, int, int]:
     """WSPRegisterMemory of new memory, or of the memory at ``address``: (answer, address, number of the memory)."""
     made = {"address": address, "memory": 0} if address else end.at.ask("memory", size=length)
     answer = end.wsp("WSPRegisterMemory", address=made["address"], length=length, flags=flags)
@@ -296,14 +298,14 @@ def test_only_the_last_deregistration_frees(bench: Bench) -> None:
 
     for handle in handles:
         b.recv()
-        listed = bool(regions(bench, "a", ODD))
+        listed = bool(regions(bench, "a", UNIQUE_LENGTH))
         sent = a.at.ask("overlapped")
         send = a.wsp("WSPSend", buffers=[[64, address]], overlapped=sent)
         done = a.completion(sent) if send.code is Code.WSA_IO_PENDING else None
         used.append((listed, done, a.wsp("WSPDeregisterMemory", handle=handle).code))
 
     assert used == [(True, (Code.OK, 64), Code.OK)] * 3
-    assert regions(bench, "a", ODD) == []
+    assert regions(bench, "a", UNIQUE_LENGTH) == []
     bench.judge()
 
 

@@ -69,7 +69,7 @@ def test_the_largest_message_can_be_sent_and_no_larger(bench: Bench) -> None:
 @pytest.mark.requirement("OPT-02")
 @pytest.mark.parametrize("function", ["WSPRdmaWrite", "WSPRdmaRead"])
 def test_the_largest_rdma_transfer_can_be_made_and_no_larger(bench: Bench, function: str) -> None:
-    """A transfer of SO_MAX_RDMA_SIZE bytes moves them all; one byte more is refused."""
+    """A transfer of SO_MAX_RDMA_SIZE bytes moves all of them, and one byte more is refused."""
     connector, acceptor = bench.connect()
     most = limit(connector, "SO_MAX_RDMA_SIZE")
     ours = connector.at.with_memory(connector.socket, most + 1)

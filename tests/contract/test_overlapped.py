@@ -40,7 +40,7 @@ def address_list(end: End, hEvent: int = NOTIFIED) -> int:
 
 
 def poll(end: End, overlapped: int, *, wait: bool = False, **more: Any) -> tuple[bool, Code, int, int]:
-    """(result, code, bytes, flags) of WSPGetOverlappedResult, which stores over other values."""
+    """(result, code, bytes, flags) of WSPGetOverlappedResult. Bytes and flags hold other values before."""
     answer = end.wsp("WSPGetOverlappedResult", overlapped=overlapped, wait=wait, fill=0xABCD, **more)
     return answer.result, answer.code, answer.more["transferred"], answer.more["flags"]
 
@@ -164,9 +164,9 @@ def test_each_of_many_operations_has_its_own_result(bench: Bench) -> None:
 
     sends = send_each(a, messages)
 
-    told = [(Code.OK, len(message)) for message in messages]
-    assert completions(b, receives) == told
-    assert completions(a, sends) == told
+    expected = [(Code.OK, len(message)) for message in messages]
+    assert completions(b, receives) == expected
+    assert completions(a, sends) == expected
     assert pieces(b, [256] * 30) == [message.ljust(256, b"\0") for message in messages]
     bench.judge()
 
@@ -195,12 +195,12 @@ def test_event_selection_makes_no_difference(bench: Bench) -> None:
 
 def same_for_both(sender: End, receiver: End) -> bool:
     """Whether two messages end as documented, the first by up-calls and the second by polling at both ends."""
-    told, asked = begin(receiver, "WSPRecv"), begin(receiver, "WSPRecv", hEvent=POLLED)
+    notified_receive, asked = begin(receiver, "WSPRecv"), begin(receiver, "WSPRecv", hEvent=POLLED)
     before = poll(receiver, asked)
     sends = begin(sender, "WSPSend"), begin(sender, "WSPSend", hEvent=POLLED)
     results = (
         before[:2],
-        receiver.completion(told),
+        receiver.completion(notified_receive),
         polled(receiver, asked),
         sender.completion(sends[0]),
         polled(sender, sends[1]),
@@ -327,11 +327,11 @@ def test_every_function_is_told_and_may_then_be_asked(bench: Bench) -> None:
     begun["WSPIoctl"] = address_list(a)
     b.send(MESSAGE)
 
-    told = {function: a.completion(overlapped) for function, overlapped in begun.items()}
+    completed = {function: a.completion(overlapped) for function, overlapped in begun.items()}
     asked = {function: poll(a, overlapped) for function, overlapped in begun.items()}
 
-    assert {function: told[function] for function in FUNCTIONS} == dict.fromkeys(FUNCTIONS, (Code.OK, 64))
-    assert {f: (True, code, length, 0) for f, (code, length) in told.items()} == asked
+    assert {function: completed[function] for function in FUNCTIONS} == dict.fromkeys(FUNCTIONS, (Code.OK, 64))
+    assert {f: (True, code, length, 0) for f, (code, length) in completed.items()} == asked
     assert sorted(o for o, _, _ in notified(bench, a)) == sorted(begun.values())
     bench.judge()
 
@@ -400,7 +400,7 @@ def test_polling_needs_no_other_thread(bench: Bench) -> None:
     bench.start(provider_b="LooksAway")
     a, b = bench.connect()
     receive = begin(b, "WSPRecv", hEvent=POLLED)
-    told = b.recv()
+    notified_receive = b.recv()
     a.send(MESSAGE)
     a.send(MESSAGE)
 
@@ -408,7 +408,7 @@ def test_polling_needs_no_other_thread(bench: Bench) -> None:
     send = begin(b, "WSPSend", hEvent=POLLED)
     a.recv()
     assert polled(b, send) == done(64)
-    assert b.completion(told) == (Code.OK, 64)
+    assert b.completion(notified_receive) == (Code.OK, 64)
     bench.judge()
 
 

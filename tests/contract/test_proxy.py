@@ -41,7 +41,7 @@ def connected_over(bench: Bench, listener: Socket, own: str, address: str, port:
     return End(a, a.connected(socket)), End(b, accepted)
 
 
-def carries(source: End, target: End) -> bool:
+def carries_a_message(source: End, target: End) -> bool:
     receive = target.recv()
     source.send(b"hello")
     return target.completion(receive) == (Code.OK, 5)
@@ -101,8 +101,8 @@ def test_news_of_the_port_comes_unasked(bench: Bench) -> None:
     with bench.port_down("a"):
         pass
 
-    heard = [e["event"] for e in bench.pair.journal("a") if e.get("kind") == "network"]
-    assert heard == ["down", "up"]
+    events = [e["event"] for e in bench.pair.journal("a") if e.get("kind") == "network"]
+    assert events == ["down", "up"]
     assert a.wsp("WSPSocket").code is Code.OK
     bench.judge()
 
@@ -165,7 +165,7 @@ def test_an_adapter_comes_and_goes_at_run_time(bench: Bench) -> None:
     staying = bench.join(bench.endpoints["a"], b, listener)
     second = bench.second_adapter("b")
     leaving = connected_over(bench, listener, "10.78.0.1", second, CONNECTOR_PORT + 1)
-    assert carries(*leaving) and carries(*staying)
+    assert carries_a_message(*leaving) and carries_a_message(*staying)
     assert addresses(b, listener) == [b.ip, second]
     receives = [end.recv() for end in leaving]
 
@@ -180,7 +180,7 @@ def test_an_adapter_comes_and_goes_at_run_time(bench: Bench) -> None:
     assert leaving[1].close() == (0, Code.OK)
     assert [r for r in b.node.system("resources") if r["device"] == "rxe1"] == []
     assert addresses(b, listener) == [b.ip]
-    assert carries(*staying)
+    assert carries_a_message(*staying)
 
     # The kernel frees the device after the last process that used it has ended. Then it can be added again.
     b.end()
@@ -189,5 +189,5 @@ def test_an_adapter_comes_and_goes_at_run_time(bench: Bench) -> None:
     b.node.system("add_rxe", device="rxe1", netdev="eth1")
     heir = bench.endpoints["b"] = Endpoint(b.node, b.ip)
     again = connected_over(bench, heir.listen(PORT, address=ANY), "10.78.0.1", second, CONNECTOR_PORT + 2)
-    assert carries(*again)
+    assert carries_a_message(*again)
     bench.judge()

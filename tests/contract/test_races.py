@@ -64,7 +64,7 @@ def run(bench: Bench, capsys: pytest.CaptureFixture[str], thorough: bool) -> Run
         outcome = race(kind, rounds, SEED, closer, peer, ROUNDS_PORT, workers=workers)
         with capsys.disabled():
             print(f"\n{outcome}")
-        assert not outcome.problems, outcome.told()
+        assert not outcome.problems, outcome.problems_text()
         return outcome
 
     return started

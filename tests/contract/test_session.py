@@ -74,18 +74,18 @@ def hard_close(bench: Bench, closer: Stream, peer: Stream, **more: bool) -> Any:
 
 
 def requests(bench: Bench) -> list[RocePacket]:
-    """The data packets so far, without acknowledgements: the last of those may still be on its way."""
+    """The data packets so far, without acknowledgements, because the last of those may still be on its way."""
     return [p for p in bench.pair.packets() if not p.cm and p.opcode != ACKNOWLEDGE]
 
 
 def opcodes(bench: Bench, source: str = "") -> set[int]:
-    """The opcodes of the data packets so far, or of those that ``source`` sent."""
+    """The opcodes of the data packets so far, with ``source`` only of those that it sent."""
     packets = [p for p in bench.pair.packets() if not p.cm and p.opcode < 0x20]
     return {p.opcode for p in packets if source in ("", p.source)}
 
 
 def messages(bench: Bench, node: str, event: str = "sends") -> list[str]:
-    """The session messages that a node sent, or had another ``event`` with."""
+    """The session messages of a node with this ``event``, by default those it sent."""
     return [e["message"] for e in bench.pair.journal(node) if e["kind"] == "session" and e["event"] == event]
 
 
@@ -101,7 +101,7 @@ def posted(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [e for e in steps if e.get("function") == "WSPRecv" and e["code"] == Code.WSA_IO_PENDING]
 
 
-def reads(reader: Stream, data: bytes, piece: int) -> None:
+def check_read(reader: Stream, data: bytes, piece: int) -> None:
     """Check that ``reader`` reads ``data``, ``piece`` bytes at a time."""
     assert reader.recv_digest(len(data), piece).digest == hashlib.sha256(data).hexdigest()
 
@@ -110,7 +110,7 @@ def calls(bench: Bench, node: str, function: str) -> list[dict[str, Any]]:
     return [e for e in bench.pair.journal(node) if e["kind"] == "call" and e["function"] == function]
 
 
-def reads_whole(reader: Stream, sender: Stream, length: int, **sending: Any) -> None:
+def check_transfer(reader: Stream, sender: Stream, length: int, **sending: Any) -> None:
     """Send ``length`` bytes and check that they are read with the same digest."""
     sent, read = at_once(lambda: sender.send_pattern(length, 1, **sending), lambda: reader.recv_digest(length))
     assert (sent.code, sent.done, read.code, read.done) == (Code.OK, length, Code.OK, length)
@@ -160,8 +160,8 @@ def test_streams_both_ways_at_once_arrive_whole(bench: Bench, without: str) -> N
     one, two = connect(bench, settings={f"settings_{name}": NO_READ for name in without})
 
     at_once(
-        lambda: reads_whole(two, one, 2 * MIB, piece=300_000),
-        lambda: reads_whole(one, two, 2 * MIB, piece=300_000),
+        lambda: check_transfer(two, one, 2 * MIB, piece=300_000),
+        lambda: check_transfer(one, two, 2 * MIB, piece=300_000),
     )
 
     for name, place in zip("ab", bench.pair.places, strict=True):
@@ -184,7 +184,7 @@ def test_no_transfer_is_larger_than_the_provider_allows(bench: Bench) -> None:
         end.at.ask("WSPGetSockOpt", s=end.s, level=SOL_SOCKET, name=SO_MAX_RDMA_SIZE)["value"] for end in (one, two)
     }
 
-    reads_whole(two, one, most + 100_000)
+    check_transfer(two, one, most + 100_000)
 
     reads = [p for p in bench.pair.packets() if p.opcode == READ_REQUEST and not p.cm]
     # The adapter repeats the request for a lost response from where it broke off, inside the same range.
@@ -203,7 +203,7 @@ def test_small_data_rides_in_messages(bench: Bench) -> None:
         assert two.recv_digest(len(data)).digest == hashlib.sha256(data).hexdigest()
     assert opcodes(bench) <= {*SENDS, ACKNOWLEDGE}
 
-    reads_whole(two, one, 4097)
+    check_transfer(two, one, 4097)
     assert READ_REQUEST in opcodes(bench)
     bench.judge()
 
@@ -223,7 +223,7 @@ def test_thousands_of_tiny_sends_never_overrun_a_slow_reader(bench: Bench) -> No
     assert (stuck.code, stuck.done) == (Code.WSAETIMEDOUT, 4096)
     at_once(
         lambda: one.send(data[4096:], 10),
-        lambda: reads(two, data, 256),
+        lambda: check_read(two, data, 256),
     )
 
     # The acceptor may post late (NEG-07), so only the connector's HELLO may be repeated.
@@ -416,9 +416,9 @@ def test_a_suspended_stream_goes_on_in_another_process(bench: Bench) -> None:
         received += new.recv().data
     assert received == b"unreadsent while suspended"
     waiting.join()
-    at_once(lambda: reads_whole(new, two, 100_000), lambda: reads_whole(two, new, 100_000))
+    at_once(lambda: check_transfer(new, two, 100_000), lambda: check_transfer(two, new, 100_000))
     assert one.close(0) is Code.OK
-    reads_whole(two, new, 5000)
+    check_transfer(two, new, 5000)
     assert new.close() is Code.OK
     assert two.recv() == END
     bench.judge()

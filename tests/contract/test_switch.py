@@ -147,7 +147,7 @@ def deregistration_of_memory_in_use(bench: Bench) -> None:
     one.wsp("WSPDeregisterMemory", handle=one.socket.region)
 
 
-def polling_of_what_is_notified(bench: Bench) -> None:
+def polling_of_a_notified_operation(bench: Bench) -> None:
     one, _ = bench.connect()
     one.wsp("WSPGetOverlappedResult", overlapped=one.recv())
 
@@ -201,7 +201,7 @@ def option(end: End, name: int) -> int:
         *breaks("SWITCH-04", options_after_event_selection),
         *breaks("SWITCH-05", connect_without_event_selection, accept_without_event_selection),
         *breaks("SWITCH-10", close_with_idle_memory, close_with_exposed_memory, deregistration_of_memory_in_use),
-        *breaks("SWITCH-12", polling_of_what_is_notified),
+        *breaks("SWITCH-12", polling_of_a_notified_operation),
         *breaks("SWITCH-14", cleanup_with_an_open_socket),
         *breaks("SWITCH-15", duplication_with_idle_memory, duplication_during_a_send, call_after_duplication),
     ],

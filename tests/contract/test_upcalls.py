@@ -34,7 +34,7 @@ def stray_upcalls(bench: Bench) -> str:
     return findings[0].seen
 
 
-def carries(source: End, target: End) -> bool:
+def carries_a_message(source: End, target: End) -> bool:
     receive = target.recv()
     source.send(b"hello")
     return target.completion(receive) == (Code.OK, 5)
@@ -174,9 +174,9 @@ def test_neither_the_next_upcall_nor_a_close_waits_for_the_state(bench: Bench) -
 
     states = [acceptor.at.ask("overlapped_state", overlapped=o)["Internal"] for o in (*done, *pending)]
     assert states == [WSS_OPERATION_IN_PROGRESS] * 5
-    told = bench.wait_journal("b", "upcall", 5, function="WPUCompleteOverlappedRequest")
-    assert [e["overlapped"] for e in told][:2] == done and {e["overlapped"] for e in told[2:]} == set(pending)
-    assert [e["code"] for e in told] == [Code.OK] * 2 + [Code.WSA_OPERATION_ABORTED] * 3
+    completed = bench.wait_journal("b", "upcall", 5, function="WPUCompleteOverlappedRequest")
+    assert [e["overlapped"] for e in completed][:2] == done and {e["overlapped"] for e in completed[2:]} == set(pending)
+    assert [e["code"] for e in completed] == [Code.OK] * 2 + [Code.WSA_OPERATION_ABORTED] * 3
     # The audit would take the switch's waiting threads for leaked ones.
     end_ns = time.monotonic_ns() + int(2 * late_s * 1e9)
     while any(
@@ -192,7 +192,7 @@ def test_neither_the_next_upcall_nor_a_close_waits_for_the_state(bench: Bench) -
 def test_a_provider_uses_the_extended_table_and_nothing_else(bench: Bench) -> None:
     """From accept to close the provider completes operations by the table's entry, and uses no other table."""
     connector, acceptor = bench.connect()
-    assert carries(connector, acceptor)
+    assert carries_a_message(connector, acceptor)
     pending = acceptor.recv()
     connector.close()
     assert acceptor.completion(pending) == (Code.WSAECONNRESET, 0)
@@ -212,7 +212,7 @@ def test_a_completion_that_the_switch_refuses_harms_no_socket(bench: Bench) -> N
     connector, acceptor = bench.connect()
     for end in (connector, acceptor):
         end.at.ask("fail_next", function="WPUCompleteOverlappedRequest", code=Code.WSAEINVAL, times=4)
-    assert all(carries(connector, acceptor) for _ in range(6))
+    assert all(carries_a_message(connector, acceptor) for _ in range(6))
 
     pending = [acceptor.recv(offset=256 * n) for n in range(3)]
     acceptor.at.ask("fail_next", function="WPUCompleteOverlappedRequest", code=Code.WSAENOTSOCK, times=3)

@@ -100,8 +100,8 @@ def test_crossed_dreqs(bench: Bench) -> None:
     """Both ends close, the wire delays each DREQ until the other is sent, and each side aborts its own operations."""
     one, two = bench.connect()
     own = [(end, end.recv()) for end in (one, two)]
-    rule = Fault("crossed", Delay(S), Match(cm=(CmAttribute.DREQ,), occurrences=Span(1, 2)))
-    crossed = bench.pair.wire.add_fault(rule)
+    delays = Fault("crossed", Delay(S), Match(cm=(CmAttribute.DREQ,), occurrences=Span(1, 2)))
+    crossed = bench.pair.wire.add_fault(delays)
 
     at_once(one.close, two.close)
 

@@ -271,7 +271,7 @@ def recv_all(session: Session, most: int = 4096) -> bytes:
     return b"".join(iter(lambda: recv(session, most), b""))
 
 
-def until(happened: Callable[[], Any]) -> None:
+def wait_until(happened: Callable[[], Any]) -> None:
     """Wait until ``happened`` returns true. Raises AssertionError after a time limit."""
     end = time.monotonic() + WAIT_S
     while not happened():
@@ -445,10 +445,10 @@ def test_sending_without_a_credit_is_reported(make: Callable[..., Cable]) -> Non
     session.open(WAIT_S)
     for _ in range(3):
         send(session, bytes(900))
-    until(lambda: cable.ends[1].said("sends").count("DATA") == 3)
+    wait_until(lambda: cable.ends[1].said("sends").count("DATA") == 3)
     assert cable.ends[1].misbehaved() == set()
     send(session, bytes(900))
-    until(cable.ends[1].misbehaved)
+    wait_until(cable.ends[1].misbehaved)
     assert cable.ends[1].misbehaved() == {"SWITCH-08"}
 
 
@@ -461,14 +461,14 @@ def test_the_last_credit_gives_credits_back(make: Callable[..., Cable]) -> None:
     for _ in range(3):
         send(session, bytes(900))
     session.shutdown(WAIT_S)
-    until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA"])
+    wait_until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA"])
 
     for _ in range(8):
         peer.send(Message(Kind.DATA, b"x").encode())
 
-    until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA", "CREDIT"])
+    wait_until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA", "CREDIT"])
     peer.send(Message(Kind.CREDIT, credits=4).encode())
-    until(lambda: cable.ends[1].said("sends")[4:] == ["DATA", "END"])
+    wait_until(lambda: cable.ends[1].said("sends")[4:] == ["DATA", "END"])
     assert cable.ends[1].misbehaved() == set()
 
 
@@ -506,7 +506,7 @@ def test_a_suspension_without_end_is_reported(make: Callable[..., Cable]) -> Non
     one, two = sessions(cable, "SuspendsForEver", suspension_timeout_s=0.1)
     two.options = Options(suspension_timeout_s=30)
     one.suspend(WAIT_S)
-    until(lambda: cable.ends[0].misbehaved())
+    wait_until(lambda: cable.ends[0].misbehaved())
     assert cable.ends[0].misbehaved() == {"SWITCH-16"}
 
 
@@ -590,7 +590,7 @@ def test_urgent_data_overtakes_the_stream(make: Callable[..., Cable]) -> None:
     held: list[Any] = []
     cable.ends[0].finish = lambda *done: held.append(done)  # type: ignore[method-assign]
     send(one, b"goes at once, ")
-    until(lambda: "DATA" in cable.ends[0].said("sends"))
+    wait_until(lambda: "DATA" in cable.ends[0].said("sends"))
     send(one, b"waits")
     one.send_urgent(b"!", WAIT_S)
     del cable.ends[0].finish  # type: ignore[method-assign]
@@ -598,7 +598,7 @@ def test_urgent_data_overtakes_the_stream(make: Callable[..., Cable]) -> None:
         cable.ends[0].finish(*done)
 
     assert two.recv_urgent(WAIT_S) == b"!"
-    until(lambda: cable.ends[1].said("receives")[-3:] == ["DATA", "URGENT", "DATA"])
+    wait_until(lambda: cable.ends[1].said("receives")[-3:] == ["DATA", "URGENT", "DATA"])
     assert recv(two) == b"goes at once, waits"
 
 
@@ -683,7 +683,7 @@ def test_a_suspended_session_is_silent_and_then_goes_on(make: Callable[..., Cabl
     results: list[Any] = []
     large = threading.Thread(target=lambda: results.append(both(lambda: send(one, b"L" * 5000))))
     large.start()
-    until(lambda: "SOURCE" in cable.ends[0].said("sends"))
+    wait_until(lambda: "SOURCE" in cable.ends[0].said("sends"))
     one.suspend(WAIT_S)
     large.join()
     assert results == [[5000]]
@@ -746,7 +746,7 @@ def test_a_handed_over_session_goes_on_where_it_was(make: Callable[..., Cable]) 
     cable = make()
     one, two = sessions(cable)
     send(two, b"unread")
-    until(lambda: "DATA" in cable.ends[0].said("receives"))
+    wait_until(lambda: "DATA" in cable.ends[0].said("receives"))
     one.suspend(WAIT_S)
     token, state = one.hand_over(4711, WAIT_S)
     assert token == 77
@@ -823,7 +823,7 @@ def victim(cable: Cable) -> tuple[Session, Hostile]:
     return session, Hostile(cable.ends[0])
 
 
-def ended(cable: Cable, session: Session) -> None:
+def check_ended(cable: Cable, session: Session) -> None:
     """Check that the session has closed its socket, that every call fails, and that no thread raised an error."""
     assert code_of(lambda: send(session, b"x")) == Code.WSAECONNABORTED
     assert session.close(WAIT_S)["code"] == 0
@@ -838,7 +838,7 @@ def test_a_bad_negotiation_message_ends_the_session(make: Callable[..., Cable], 
     session, peer = victim(cable)
     peer.send(data)
     assert code_of(lambda: session.open(WAIT_S)) == Code.WSAECONNABORTED
-    ended(cable, session)
+    check_ended(cable, session)
 
 
 @pytest.mark.parametrize("data", LATER, ids=range(len(LATER)))
@@ -851,7 +851,7 @@ def test_a_bad_message_ends_the_session(make: Callable[..., Cable], data: bytes)
     timer = threading.Timer(0.05, peer.send, (data,))
     timer.start()
     assert both(lambda: recv(session)) == [Code.WSAECONNABORTED]
-    ended(cable, session)
+    check_ended(cable, session)
 
 
 def test_an_announced_transfer_that_never_comes_is_not_the_end(make: Callable[..., Cable]) -> None:
@@ -865,9 +865,9 @@ def test_an_announced_transfer_that_never_comes_is_not_the_end(make: Callable[..
     ):
         peer.send(message.encode())
     session.open(WAIT_S)
-    until(lambda: "END" in cable.ends[1].said("receives"))
+    wait_until(lambda: "END" in cable.ends[1].said("receives"))
     assert code_of(lambda: recv(session)) == Code.WSAECONNABORTED
-    ended(cable, session)
+    check_ended(cable, session)
 
 
 def test_more_than_the_window_and_data_after_the_end_are_bad(make: Callable[..., Cable]) -> None:
@@ -883,8 +883,8 @@ def test_more_than_the_window_and_data_after_the_end_are_bad(make: Callable[...,
         for message in (Message(Kind.HELLO, HELLO.encode()), *messages):
             peer.send(message.encode())
         session.open(WAIT_S)
-        until(lambda session=session: session.error is not None)
-        ended(cable, session)
+        wait_until(lambda session=session: session.error is not None)
+        check_ended(cable, session)
 
 
 def test_a_session_that_always_has_something_to_do_keeps_its_times(make: Callable[..., Cable]) -> None:
@@ -898,7 +898,7 @@ def test_a_session_that_always_has_something_to_do_keeps_its_times(make: Callabl
             one._put(again)
 
     again()
-    until(lambda: one.error is Code.WSAETIMEDOUT)
+    wait_until(lambda: one.error is Code.WSAETIMEDOUT)
 
 
 def test_random_messages_neither_crash_nor_hang_a_session(make: Callable[..., Cable]) -> None:

@@ -223,7 +223,7 @@ class Program:
                 self._process.stdout.close()  # type: ignore[union-attr]
                 return
         if not self._stopping:
-            self.problem = "it ended before it was told to"
+            self.problem = "it ended too early"
 
     def _listen(self) -> None:
         while data := self._process.stderr.read1(1 << 16):  # type: ignore[union-attr]

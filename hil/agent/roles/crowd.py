@@ -42,7 +42,7 @@ class Crowd(Service):
                 self._switch.events[event].wait(0.1)
                 continue
             accepted.append(answer["result"])
-            self._equip(answer["result"])
+            self._post_receive(answer["result"])
         return accepted
 
     # --- the connecting side -----------------------------------------------------------------------------------------
@@ -77,12 +77,12 @@ class Crowd(Service):
             code = Code(events.iErrorCode[w.FD_CONNECT_BIT])
             found[code.name] += 1
             if code is Code.OK:
-                self._equip(s)
+                self._post_receive(s)
         return dict(found)
 
     # --- both --------------------------------------------------------------------------------------------------------
 
-    def _equip(self, s: int) -> None:
+    def _post_receive(self, s: int) -> None:
         if not self._memory:
             self._memory = self._switch.new_memory(1 << 20)["memory"]
         address = self._switch.memories[self._memory].address

@@ -33,7 +33,7 @@ from hil.winsock.structures import (
 TCP = WSAPROTOCOL_INFOW(w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP)
 COMPLETE = "WPUCompleteOverlappedRequest"
 SETTLE_S = 0.05
-# An invalid WSATHREADID: a provider that uses it fails.
+# An invalid WSATHREADID. A provider that uses it fails.
 _NO_THREAD = "no thread"
 
 

@@ -94,7 +94,7 @@ class Races(Rounds):
             return
         s, number, event = self._begin_connect(n)
         pause(self._rng(n, "closer").uniform(0, 1.2 * self._typical_s))
-        self._tell("closed connected" if event.is_set() else "closed connecting")
+        self._count_call("closed connected" if event.is_set() else "closed connecting")
         self._discard(n, s, number)
 
     def _race_accept(self, n: int) -> None:
@@ -209,7 +209,7 @@ class Races(Rounds):
             for kind in rng.sample(("send", "write", "read", "write"), rng.randint(1, 4)):
                 hand.must_post(kind, rng.randint(64, SLOT))
             refused = self._deregister_until_done(hand)
-            self._tell(f"deregistered {'after WSAEINVAL' if refused else 'at once'}")
+            self._count_call(f"deregistered {'after WSAEINVAL' if refused else 'at once'}")
             hand.settle({Code.OK})
             hand.expect(hand.register(), {Code.OK}, "registering memory again")
         hand.close()
@@ -254,7 +254,7 @@ class Races(Rounds):
         if going:
             pause(rng.uniform(0, 0.15))
             code = hand.expect(hand.withdraw(), {Code.OK, Code.WSAEINVAL}, "WSPDeregisterRdmaMemory")
-            self._tell(f"withdrawn {code}")
+            self._count_call(f"withdrawn {code}")
             pause(rng.uniform(0, 0.02))
             hand.reached()
         hand.settle(BROKEN)
@@ -325,7 +325,7 @@ class Races(Rounds):
         pause(rng.choice((rng.uniform(0, 0.03), 0.25)))
         for hand in hands:
             if hand.try_close() is Code.OK:
-                self._tell("closed outside")
+                self._count_call("closed outside")
         self._join(done, "a thread that polls, and closes in an up-call,")
         for hand in hands:
             hand.wait_closed()
@@ -349,7 +349,7 @@ class Races(Rounds):
     def _close_in_upcall(self, hand: Hand, delay_s: float) -> None:
         pause(delay_s)
         if hand.try_close() is Code.OK:
-            self._tell("closed in an up-call")
+            self._count_call("closed in an up-call")
 
     def _poll(self, hand: Hand, delay_s: float) -> None:
         while hand.result(hand.posted[-1]) is not Code.WSAENOTSOCK:

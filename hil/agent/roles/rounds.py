@@ -84,7 +84,7 @@ def pause(seconds: float) -> None:
         pass
 
 
-def common(one: bytes, two: bytes) -> int:
+def common_length(one: bytes, two: bytes) -> int:
     """The length of the common beginning of two byte strings of one length."""
     low, high = 0, len(one)
     while low < high:
@@ -489,7 +489,7 @@ class Hand:
             self._judge_piece(data, self.content(WRITTEN + i, piece), 0, "the peer's write")
 
     def _judge_piece(self, data: bytes, wanted: bytes, whole: int, what: str) -> None:
-        same = common(data, wanted)
+        same = common_length(data, wanted)
         # A byte of the wanted content may be zero by chance, like a byte that is not yet written.
         if same < whole or data[same:].strip(b"\0"):
             raise Failed(f"{what} left wrong data after {same} bytes")
@@ -652,7 +652,7 @@ class Rounds(Service):
             self._tally.operations += len(ended)
             self._tally.codes.update(f"{kind} {code}" for kind, code in ended)
 
-    def _tell(self, what: str) -> None:
+    def _count_call(self, what: str) -> None:
         """Count a call by its result ``what``."""
         with self._lock:
             self._tally.calls[what] += 1
@@ -738,7 +738,7 @@ class Rounds(Service):
         if not out.lNetworkEvents & 0x10:
             raise Failed(f"the event object was set, the events are {out.lNetworkEvents:#x}")
         code = Code(out.iErrorCode[w.FD_CONNECT_BIT])
-        self._tell(f"connect {code}")
+        self._count_call(f"connect {code}")
         return code
 
     def _connected(self, n: int, piece: int = PIECE, receives: int = 1) -> Hand:
@@ -788,7 +788,7 @@ class Rounds(Service):
             while not self._stop.is_set() and time.monotonic_ns() < end_ns:
                 self._serve_one(listener, rng, 0.01)
             self._discard(0, *listener)
-            self._tell("listener closed")
+            self._count_call("listener closed")
 
     def _serve_one(self, listener: tuple[int, int], rng: random.Random, timeout_s: float = 0.2) -> None:
         """Wait for the event object, and accept one request each time it is set. A lost wake-up shows as a hang."""
@@ -805,7 +805,7 @@ class Rounds(Service):
             return w.CF_ACCEPT
 
         s, code = self.call("WSPAccept", listener[0], None, None, condition, 0)
-        self._tell(f"accept {code}")
+        self._count_call(f"accept {code}")
         if code is Code.OK:
             number = self.switch.new_event()
             self._crew.give(lambda: self._round(self._serve, asked[0], s, number))
