@@ -1,4 +1,4 @@
-"""The rules of a hard close: pure functions over evidence. Each finding names a link of the chain and its rules."""
+"""The rules of a hard close: pure functions over evidence that yield findings."""
 
 import re
 from collections.abc import Callable, Collection, Iterable
@@ -49,18 +49,18 @@ class HardClose:
 
 
 def judge(evidence: Evidence, close: HardClose) -> list[Finding]:
-    """Every link of one hard close."""
-    findings = list(wire_links(evidence, close))
+    """Every finding of one hard close."""
+    findings = list(wire_findings(evidence, close))
     if not close.killed:
-        findings += closer_links(evidence, close)
+        findings += closer_findings(evidence, close)
     if close.both:
-        findings += closer_links(evidence, close.other_way())
+        findings += closer_findings(evidence, close.other_way())
     if not close.both:
-        findings += peer_links(evidence, close)
+        findings += peer_findings(evidence, close)
     return findings
 
 
-def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
+def closer_findings(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     """The closer's side: cancelled operations, their code, the order of up-calls."""
     node, handle = close.closer, close.closer_handle
     calls = evidence.of(node, "call", function="WSPCloseSocket", socket=close.closer_socket, result=0)
@@ -111,7 +111,7 @@ def closer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     )
 
 
-def peer_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
+def peer_findings(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     """The peer's side: the news arrives, and what was pending ends with WSAECONNRESET."""
     events = evidence.of(close.peer, "cm", event="DISCONNECTED", handle=close.peer_handle)
     yield Finding("the peer's CM hears of it", ("CLOSE-31",), bool(events), f"{len(events)} DISCONNECTED events")
@@ -146,15 +146,15 @@ def _news_was_carried(evidence: Evidence, close: HardClose, connection: Connecti
     first = min(
         (evidence.packet_times_ns[p.frame] - evidence.late_frames.get(p.frame, 0) for p in arrived), default=None
     )
-    link, requirements = "what the peer's CM hears the wire has carried", ("CLOSE-31", "CLOSE-35")
+    statement, requirements = "what the peer's CM hears the wire has carried", ("CLOSE-31", "CLOSE-35")
     if first is None:
-        return Finding(link, requirements, False, "no DREQ and no DREP reached the peer")
+        return Finding(statement, requirements, False, "no DREQ and no DREP reached the peer")
     since_ns = heard["at_ns"] - first
     seen = f"heard {since_ns / 1e6:.1f} ms after it was carried"
-    return Finding(link, requirements, since_ns >= -(evidence.uncertainty_ns + evidence.late_ns), seen)
+    return Finding(statement, requirements, since_ns >= -(evidence.uncertainty_ns + evidence.late_ns), seen)
 
 
-def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
+def wire_findings(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
     """The wire: DREQ and DREP of this very connection, in the right place, and nothing after."""
     connection = _connection(evidence, close)
     if connection is None:
@@ -162,7 +162,7 @@ def wire_links(evidence: Evidence, close: HardClose) -> Iterable[Finding]:
         yield Finding("the connection is in the capture", ("CLOSE-35",), False, seen)
         return
     closer, peer = evidence.addresses[close.closer], evidence.addresses[close.peer]
-    yield from disconnect_links(evidence, connection, closer, peer, both=close.both)
+    yield from disconnect_findings(evidence, connection, closer, peer, both=close.both)
     if not close.killed:
         yield _reset_by_close(evidence, close, connection)
         yield _successes_were_carried(evidence, connection, close.closer, close.closer_handle)
@@ -188,8 +188,8 @@ def _successes_were_carried(evidence: Evidence, connection: Connection, node: st
     told = {f: sum(kinds.get(e["overlapped"]) == f for e in done) for f in ("WSPSend", "WSPRecv")}
     carried = {"WSPSend": sum(mine for mine, _ in ends), "WSPRecv": sum(not mine for mine, _ in ends)}
     held = all(told[f] <= carried[f] for f in told)
-    link = f"every success at node {node} was an acknowledged message on the wire"
-    return Finding(link, ("CLOSE-11", "CLOSE-15"), held, f"successes {told}, acknowledged messages {carried}")
+    statement = f"every success at node {node} was an acknowledged message on the wire"
+    return Finding(statement, ("CLOSE-11", "CLOSE-15"), held, f"successes {told}, acknowledged messages {carried}")
 
 
 def _reset_by_close(evidence: Evidence, close: HardClose, connection: Connection) -> Finding:
@@ -199,9 +199,9 @@ def _reset_by_close(evidence: Evidence, close: HardClose, connection: Connection
     facts = {"function": "WSPCloseSocket", "socket": close.closer_socket}
     begun = [e["at_ns"] for e in evidence.of(close.closer, "begin", **facts)]
     ended = [e["at_ns"] for e in evidence.of(close.closer, "call", **facts, result=0)]
-    link = "the DREQ comes while WSPCloseSocket runs, at once"
+    statement = "the DREQ comes while WSPCloseSocket runs, at once"
     if not times or not begun or not ended:
-        return Finding(link, ("CLOSE-06", "CLOSE-35"), False, f"{len(times)} DREQ, {len(begun)} calls begun")
+        return Finding(statement, ("CLOSE-06", "CLOSE-35"), False, f"{len(times)} DREQ, {len(begun)} calls begun")
     slack_ns = evidence.uncertainty_ns + WIRE_DELAY_NS
     first, frame = min(times)
     late_ns = evidence.late_frames.get(frame, 0)
@@ -213,11 +213,11 @@ def _reset_by_close(evidence: Evidence, close: HardClose, connection: Connection
     if not held and begun[0] - slack_ns <= first - late_ns <= latest:
         # A stamp that is late by so much proves nothing: the adapter may have sent it in time.
         doubt = f"the recorder stamped it {late_ns / 1e6:.1f} ms late"
-        return Finding(link, ("CLOSE-06", "CLOSE-07", "CLOSE-35"), True, seen, doubt)
-    return Finding(link, ("CLOSE-06", "CLOSE-07", "CLOSE-35"), held, seen)
+        return Finding(statement, ("CLOSE-06", "CLOSE-07", "CLOSE-35"), True, seen, doubt)
+    return Finding(statement, ("CLOSE-06", "CLOSE-07", "CLOSE-35"), held, seen)
 
 
-def disconnect_links(
+def disconnect_findings(
     evidence: Evidence, connection: Connection, closer: list[str], peer: list[str], *, both: bool = False
 ) -> Iterable[Finding]:
     """A connection's end on the wire, whoever made it; ``closer`` and ``peer`` are the ends' addresses.
@@ -290,7 +290,7 @@ def _is_listener(resource: dict[str, Any]) -> bool:
     return resource["kind"] == "CM_ID" and not resource.get("qp")
 
 
-def sound_links(evidence: Evidence) -> Iterable[Finding]:
+def sound_findings(evidence: Evidence) -> Iterable[Finding]:
     """No provider raised where nobody but the bench would see it."""
     raised = [e["traceback"].strip().splitlines()[-1] for e in evidence.events if e["kind"] == "error"]
     yield Finding("no provider's thread raised", ("CLOSE-28",), not raised, "; ".join(raised) or "nothing raised")
@@ -302,8 +302,9 @@ def sound_links(evidence: Evidence) -> Iterable[Finding]:
         or (e["function"] == "WPUCompleteOverlappedRequest" and not (e["was_pending"] and e["overlapped"]))
     ]
     seen = [f"{e['function']} handle {e['handle']} at node {e['node']}" for e in stray]
-    link = "every up-call names a live handle and a pending operation"
-    yield Finding(link, ("CLOSE-14", "CLOSE-25", "OVL-02"), not stray, "; ".join(seen) or f"{len(upcalls)} up-calls")
+    statement = "every up-call names a live handle and a pending operation"
+    told = "; ".join(seen) or f"{len(upcalls)} up-calls"
+    yield Finding(statement, ("CLOSE-14", "CLOSE-25", "OVL-02"), not stray, told)
     calls = [e for e in evidence.events if e["kind"] == "call"]
     never = [e for e in calls if e["code"] in (Code.WSAEINPROGRESS, Code.WSAEINTR)]
     waits = [e for e in calls if e["code"] == Code.WSAEWOULDBLOCK and e["function"] not in ("WSPConnect", "WSPAccept")]
@@ -315,19 +316,19 @@ def sound_links(evidence: Evidence) -> Iterable[Finding]:
         e for e in calls if e["function"] != "WSPStartupEx" and failed(e["function"], e["result"]) != bool(e["code"])
     ]
     seen = [f"{e['function']} returned {e['result']} with {Code(e['code'])}" for e in odd]
-    link = "a call that fails returns its sentinel and stores a code"
-    yield Finding(link, ("CLOSE-02", "SOCK-10", "OVL-01"), not seen, "; ".join(seen) or f"{len(calls)} calls")
+    statement = "a call that fails returns its sentinel and stores a code"
+    yield Finding(statement, ("CLOSE-02", "SOCK-10", "OVL-01"), not seen, "; ".join(seen) or f"{len(calls)} calls")
 
 
-def switch_links(evidence: Evidence) -> Iterable[Finding]:
+def switch_findings(evidence: Evidence) -> Iterable[Finding]:
     """The switch kept its obligations, but for those a test broke deliberately."""
     broken = [e for e in evidence.events if e["kind"] == "misbehaves" and not e["deliberate"]]
     requirements = tuple(sorted({e["requirement"] for e in broken})) or ("SWITCH-14",)
     seen = "; ".join(f"{e['requirement']} at node {e['node']}: {e['seen']}" for e in broken)
     yield Finding("the switch keeps its obligations", requirements, not broken, seen or "it does")
     for (node, worker), (starts, ends) in _starts_and_ends(evidence).items():
-        link = f"worker {worker} of node {node} pairs every WSPStartupEx with a WSPCleanup"
-        yield Finding(link, ("SWITCH-13",), starts == ends, f"{starts} of the one, {ends} of the other")
+        statement = f"worker {worker} of node {node} pairs every WSPStartupEx with a WSPCleanup"
+        yield Finding(statement, ("SWITCH-13",), starts == ends, f"{starts} of the one, {ends} of the other")
 
 
 def _starts_and_ends(evidence: Evidence) -> dict[tuple[str, int], tuple[int, int]]:
@@ -345,27 +346,28 @@ def _starts_and_ends(evidence: Evidence) -> dict[tuple[str, int], tuple[int, int
     return found
 
 
-def leak_links(evidence: Evidence) -> Iterable[Finding]:
+def leak_findings(evidence: Evidence) -> Iterable[Finding]:
     """Nothing of a closed socket is left before WSPCleanup, and nothing at all after it."""
     for node, left in evidence.after_close.items():
-        link = f"node {node}'s kernel holds nothing of the closed socket"
-        yield Finding(link, ("CLOSE-18", "CLOSE-27"), not left, named(left, evidence, node))
+        statement = f"node {node}'s kernel holds nothing of the closed socket"
+        yield Finding(statement, ("CLOSE-18", "CLOSE-27"), not left, named(left, evidence, node))
     for node, found in evidence.resources.items():
         left = held(found, evidence.during.get(node, []))
-        link = f"node {node}'s kernel holds nothing after WSPCleanup"
-        yield Finding(link, ("CLOSE-18", "CLOSE-27", "CLEAN-04"), not left, named(left, evidence, node))
+        statement = f"node {node}'s kernel holds nothing after WSPCleanup"
+        yield Finding(statement, ("CLOSE-18", "CLOSE-27", "CLEAN-04"), not left, named(left, evidence, node))
     ours = {e["pid"] for e in evidence.events if "pid" in e}
     for node, (before, after) in evidence.processes.items():
         ended = ended_processes(evidence.of(node, "call"))
         grown = grown_processes(before, [process for process in after if process["pid"] in ours], ended)
-        link = f"node {node}'s processes hold no more than before the first connection"
+        statement = f"node {node}'s processes hold no more than before the first connection"
         yield Finding(
-            link, ("CLOSE-27", "CLEAN-04"), not grown, "; ".join(grown) or f"{len(after)} processes looked at"
+            statement, ("CLOSE-27", "CLEAN-04"), not grown, "; ".join(grown) or f"{len(after)} processes looked at"
         )
     for node, log in evidence.kernel_log.items():
         bad = complaints(log)
-        link = f"node {node}'s kernel does not complain"
-        yield Finding(link, ("CLOSE-28",), not bad, "; ".join(bad) or f"{len(log)} messages, none of them a complaint")
+        statement = f"node {node}'s kernel does not complain"
+        told = "; ".join(bad) or f"{len(log)} messages, none of them a complaint"
+        yield Finding(statement, ("CLOSE-28",), not bad, told)
 
 
 def ended_processes(calls: Iterable[dict[str, Any]]) -> set[int]:

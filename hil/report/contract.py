@@ -33,16 +33,16 @@ class Standing(Enum):
 
 @dataclass(slots=True)
 class Shown:
-    """A requirement, the verdict of each test that names it ("" when it did not run), and links found broken."""
+    """A requirement, the verdict of each test that names it ("" when it did not run), and findings that broke."""
 
     requirement: Requirement
     tests: dict[str, str] = field(default_factory=dict)
-    broken_links: list[str] = field(default_factory=list)
+    broken_findings: list[str] = field(default_factory=list)
 
     @property
     def standing(self) -> Standing:
         verdicts = set(self.tests.values())
-        if self.broken_links or "fail" in verdicts:
+        if self.broken_findings or "fail" in verdicts:
             return Standing.BROKEN
         if self.tests:
             kept = Standing.IN_PART if self.requirement.id in partly_observable() else Standing.KEPT
@@ -75,8 +75,8 @@ def read_verdicts(folder: Path) -> list[dict[str, Any]]:
         for record in records:
             if not (isinstance(record["test"], str) and isinstance(record["verdict"], str)):
                 raise TypeError("test and verdict must be text")
-            for link in record["links"]:
-                _ = [*link["requirements"]], link["held"], link["seen"]
+            for finding in record["findings"]:
+                _ = [*finding["requirements"]], finding["held"], finding["seen"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ResultsError(f"{path} holds no verdicts ({error!r}): name a folder that hil run wrote") from error
     return list(records)
@@ -100,13 +100,13 @@ def stand(named: Mapping[str, Iterable[str]], records: Iterable[Mapping[str, Any
     verdicts: dict[str, str] = {}
     for record in records:
         verdicts[record["test"]] = record["verdict"]
-        for link in record["links"]:
-            # A test of the bench itself breaks links on purpose, and passes when they are named.
-            if link["held"] or record["verdict"] != "fail":
+        for finding in record["findings"]:
+            # A test of the bench itself breaks findings on purpose, and passes when they are named.
+            if finding["held"] or record["verdict"] != "fail":
                 continue
-            for requirement_id in link["requirements"]:
+            for requirement_id in finding["requirements"]:
                 if requirement_id in shown:
-                    shown[requirement_id].broken_links.append(f"{record['test']}: {link['seen']}")
+                    shown[requirement_id].broken_findings.append(f"{record['test']}: {finding['seen']}")
     for test, ids in named.items():
         for requirement_id in ids:
             shown[requirement_id].tests[test] = verdicts.get(test, "")
@@ -179,7 +179,7 @@ def details(shown: Shown) -> list[str]:
     if r.id in partly_observable():
         lines.append(f"  partly observable: {partly_observable()[r.id]}")
     lines += [f"  {verdict or 'not run':<11} {test}" for test, verdict in shown.tests.items()]
-    return lines + [f"  broken link {link}" for link in shown.broken_links]
+    return lines + [f"  broken finding {finding}" for finding in shown.broken_findings]
 
 
 def known_id(text: str) -> str:

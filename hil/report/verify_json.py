@@ -13,9 +13,9 @@ opened; then there is nothing else but name, verdict and exit code) and ``connec
 no end), ``how`` (a sentence), ``vlan`` (null without one) and ``vlans`` (for each end, of what it sends, the
 outer tag's id first), ``networks`` (for each end, a number from 1: networks with the same addresses that differ by
 their MAC addresses), ``first_frame``, ``last_frame``, ``first_ns``, ``last_ns``,
-``inferred`` (directions paired without CM messages), ``doubts``, ``notes``, ``findings`` (``link``, ``requirements``,
-``held``, ``seen``), ``messages`` of the CM (``name``, ``sender``, ``frame``, ``time_ns``, ``times_sent``, ``reason``
-of a REJ), ``steps_elided``, ``ends`` and ``steps``.
+``inferred`` (directions paired without CM messages), ``doubts``, ``notes``, ``findings`` (``statement``,
+``requirements``, ``held``, ``seen``), ``messages`` of the CM (``name``, ``sender``, ``frame``, ``time_ns``,
+``times_sent``, ``reason`` of a REJ), ``steps_elided``, ``ends`` and ``steps``.
 
 An end: ``address``, ``qpn``, ``comm_id`` (null unknown), ``packets_sent``, ``wrong_icrc``, ``congestion_marks`` and
 ``requests``, all counts of the direction of its requests, as hil.evidence.rebuild.facts.DirectionFacts names them;
@@ -90,7 +90,7 @@ def _connection(connection: Numbered) -> dict[str, Any]:
         "doubts": list(judged.doubts),
         "notes": list(judged.notes),
         "findings": [
-            {"link": f.link, "requirements": list(f.requirements), "held": f.held, "seen": f.seen}
+            {"statement": f.statement, "requirements": list(f.requirements), "held": f.held, "seen": f.seen}
             for f in judged.findings
         ],
         "messages": [_message(message) for message in facts.messages],

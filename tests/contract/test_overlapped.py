@@ -157,7 +157,7 @@ def test_a_completion_routine_and_a_thread_are_ignored(bench: Bench, function: s
     code, transferred = a.completion(overlapped) or (None, 0)
     assert code is Code.OK and (transferred == 64 or function == "WSPIoctl")
     assert function != "WSPSend" or b.completion(receive) == (Code.OK, 64)
-    # That the routine was called would be in the journal as an error, and break a link.
+    # That the routine was called would be in the journal as an error, and break a finding.
     bench.judge()
 
 

@@ -33,7 +33,7 @@ END = Done(Code.OK)
 
 
 def named(bench: Bench) -> set[str]:
-    """The requirements of every link that the bench finds broken."""
+    """The requirements of every finding that the bench finds broken."""
     return {requirement for finding in broken(bench.findings()) for requirement in finding.requirements}
 
 

@@ -30,7 +30,7 @@ FAILED = {"result": -1, "code": Code.WSAENOTSOCK}
 def stray_upcalls(bench: Bench) -> str:
     """Judge, and expect that nothing is wrong but up-calls with handles nobody has; which ones."""
     findings = broken(bench.findings())
-    assert [finding.link for finding in findings] == ["every up-call names a live handle and a pending operation"]
+    assert [finding.statement for finding in findings] == ["every up-call names a live handle and a pending operation"]
     return findings[0].seen
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from hil.errors import UnhitRule
-from hil.evidence.rules import broken, disconnect_links
+from hil.evidence.rules import broken, disconnect_findings
 from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
 from hil.testing.data import Exposed, completions, digest, expose, fill, rdma
 from hil.testing.endpoint import FD_CONNECT, Socket
@@ -186,8 +186,8 @@ def finish(bench: Bench, closer: End, peer: End, expected: Expectation) -> None:
     bench.pair.audit_closed(closer.at.node.name)
     evidence = bench.judge()
     (connection,) = evidence.connections()
-    links = broken(disconnect_links(evidence, connection, [closer.at.ip], [peer.at.ip]))
-    assert not links, "\n".join(map(str, links))
+    broke = broken(disconnect_findings(evidence, connection, [closer.at.ip], [peer.at.ip]))
+    assert not broke, "\n".join(map(str, broke))
 
 
 def codes(end: End, *operations: int) -> list[Code]:

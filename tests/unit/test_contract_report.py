@@ -25,12 +25,12 @@ from hil.winsock.requirements import requirements
 ROOT = Path(__file__).parents[2]
 
 
-def record(test: str, verdict: str, *links: dict[str, object]) -> dict[str, object]:
-    return {"test": test, "verdict": verdict, "links": list(links)}
+def record(test: str, verdict: str, *findings: dict[str, object]) -> dict[str, object]:
+    return {"test": test, "verdict": verdict, "findings": list(findings)}
 
 
-def link(requirement: str, *, held: bool) -> dict[str, object]:
-    return {"link": "some", "requirements": [requirement], "held": held, "seen": "what was seen"}
+def finding(requirement: str, *, held: bool) -> dict[str, object]:
+    return {"statement": "some", "requirements": [requirement], "held": held, "seen": "what was seen"}
 
 
 def test_a_requirement_is_kept_when_every_test_that_names_it_passed() -> None:
@@ -52,14 +52,14 @@ def test_what_was_not_judged_is_not_kept(verdict: str) -> None:
 
 def test_a_failed_test_or_a_broken_link_breaks_the_requirement() -> None:
     """Also a requirement whose rule broke in a test that does not name it."""
-    shown = stand({"one": ["CLOSE-01"]}, [record("one", "fail", link("CLOSE-26", held=False))])
+    shown = stand({"one": ["CLOSE-01"]}, [record("one", "fail", finding("CLOSE-26", held=False))])
     assert shown["CLOSE-01"].standing is Standing.BROKEN
     assert shown["CLOSE-26"].standing is Standing.BROKEN
 
 
 def test_a_link_broken_on_purpose_breaks_nothing() -> None:
-    """A passing test of a broken provider names the link it broke."""
-    shown = stand({"one": ["CLOSE-01"]}, [record("one", "pass", link("CLOSE-26", held=False))])
+    """A passing test of a broken provider names the finding that broke."""
+    shown = stand({"one": ["CLOSE-01"]}, [record("one", "pass", finding("CLOSE-26", held=False))])
     assert shown["CLOSE-26"].standing is Standing.NOT_TESTED
 
 
@@ -164,6 +164,6 @@ def test_an_unknown_requirement_is_an_error() -> None:
 def test_what_can_be_seen_in_part_only_is_kept_in_part() -> None:
     """A requirement with a row in partly_observable.csv is never simply kept, and the gate lets it pass."""
     rule = next(iter(partly_observable()))
-    shown = stand({"test": [rule]}, [{"test": "test", "verdict": "pass", "links": []}])
+    shown = stand({"test": [rule]}, [{"test": "test", "verdict": "pass", "findings": []}])
     assert shown[rule].standing is Standing.IN_PART
     assert unsettled({rule: shown[rule]}) == []

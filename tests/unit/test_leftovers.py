@@ -17,7 +17,7 @@ from hil.evidence.rules import (
     ended_processes,
     grown_processes,
     held,
-    leak_links,
+    leak_findings,
     of_sockets,
     others,
     starved,
@@ -133,7 +133,7 @@ def test_what_others_have_is_not_ours() -> None:
     assert others([theirs, ours], [resource("QP", 5), resource("CQ", 6)]) == [ours]
     made = evidence()
     made.processes["a"] = ([], [process(9, command="opensm", pinned=4096)])
-    assert broken(leak_links(made)) == []
+    assert broken(leak_findings(made)) == []
 
 
 def process(pid: int = 311, **facts: Any) -> dict[str, Any]:
@@ -201,12 +201,12 @@ def test_a_machine_without_memory_is_no_fault_of_its_adapter() -> None:
     assert (starved(log), complaints(log)) == ([ended], [])
 
 
-def test_a_complaint_and_a_grown_process_break_a_link() -> None:
+def test_a_complaint_and_a_grown_process_break_a_finding() -> None:
     """Both are judged with what the kernel still holds."""
     made = evidence()
     made.processes["a"] = ([process()], [process(threads=4)])
     made.kernel_log["a"] = [{"text": "BUG: sleeping function called from invalid context", "level": 3}]
-    assert [finding.seen for finding in broken(leak_links(made))] == [
+    assert [finding.seen for finding in broken(leak_findings(made))] == [
         "pid 311 (python3): 1 threads",
         "BUG: sleeping function called from invalid context",
     ]

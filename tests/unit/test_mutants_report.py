@@ -15,7 +15,7 @@ UNFENCED = Mutant("Unfenced", Layer.PROVIDER, "Lets a send overtake an RDMA read
 
 
 def record(test: str, verdict: str, *rules: str) -> dict[str, Any]:
-    return {"test": test, "verdict": verdict, "requirements": list(rules), "links": []}
+    return {"test": test, "verdict": verdict, "requirements": list(rules), "findings": []}
 
 
 def test_every_mutant_breaks_requirements_that_exist() -> None:

@@ -1,7 +1,7 @@
 """How each connection of a capture ended, and whether it ended as the contract demands: pure functions over facts.
 
-A verdict is the project's: fail when a link broke that the capture shows to be broken, invalid when the capture cannot
-carry a judgement, else pass. What is absent from an incomplete capture proves nothing, so it never makes a fail.
+A verdict is the project's: fail when a finding broke that the capture shows to be broken, invalid when the capture
+cannot carry a judgement, else pass. What is absent from an incomplete capture proves nothing, so it never makes a fail.
 """
 
 from collections.abc import Iterable, Iterator
