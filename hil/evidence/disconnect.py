@@ -25,6 +25,11 @@ class Finding:
         return f"{held} {self.statement} [{', '.join(self.requirements)}]: {self.seen}"
 
 
+def broken(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that did not hold."""
+    return [finding for finding in findings if not finding.held]
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """A DREQ: the frame it is in, and whether it names the other end's queue pair."""

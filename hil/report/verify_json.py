@@ -30,24 +30,24 @@ from dataclasses import fields
 from typing import Any
 
 from hil.evidence.rebuild.facts import CmFacts, DirectionFacts, EndFacts, GapFacts, Step
-from hil.evidence.rebuild.judgement import Verdict
-from hil.report.verify import EXIT_CODES, FileReport, Numbered
+from hil.report.verify import FileReport, Numbered
 from hil.report.words import step_words
 from hil.roce.layers.cm import CmAttribute
+from hil.verdict import Verdict, exit_code
 
 FORMAT = "hil-verify/1"
 _SAME = frozenset({"gaps", "gaps_by", "unacknowledged", "fatal_nak", "last_request", "last_response"})
 
 
-def document(files: list[dict[str, Any]], exit_code: int) -> str:
+def document(files: list[dict[str, Any]], code: int) -> str:
     """The whole document."""
-    return json.dumps({"format": FORMAT, "exit_code": exit_code, "files": files}, indent=1)
+    return json.dumps({"format": FORMAT, "exit_code": code, "files": files}, indent=1)
 
 
 def unreadable(name: str, error: str) -> dict[str, Any]:
     """A file that could not be opened."""
     verdict = Verdict.INVALID
-    return {"name": name, "verdict": verdict.value, "exit_code": EXIT_CODES[verdict], "error": error}
+    return {"name": name, "verdict": verdict.value, "exit_code": exit_code([verdict]), "error": error}
 
 
 def file_object(report: FileReport) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def file_object(report: FileReport) -> dict[str, Any]:
     return {
         "name": facts.name,
         "verdict": report.verdict.value,
-        "exit_code": EXIT_CODES[report.verdict],
+        "exit_code": exit_code([report.verdict]),
         "frames": facts.frames,
         "roce_packets": facts.tally.packets,
         "first_ns": facts.first_ns,

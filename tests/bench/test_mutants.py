@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from hil.evidence.rules import broken
+from hil.evidence.disconnect import broken
 from hil.testing.bench import Bench
 from hil.winsock.codes import Code
 

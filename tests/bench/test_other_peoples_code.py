@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from hil.capture.pcapng import read_pcapng
+from hil.evidence.disconnect import broken
 from hil.evidence.packets import roce_packets
-from hil.evidence.rules import broken, disconnect_findings
+from hil.evidence.rules.wire import disconnect_findings
 from hil.labs.soft.pair import SoftPair
 from hil.roce.frames import CmAttribute
 from hil.testing.bench import Bench

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from hil.adapters.provision import gid_of
+from hil.evidence.journal import NetworkChanged, chosen
 from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
 from hil.testing.data import RESET
 from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket
@@ -101,7 +102,7 @@ def test_news_of_the_port_comes_unasked(bench: Bench) -> None:
     with bench.port_down("a"):
         pass
 
-    heard = [e["event"] for e in bench.pair.journal("a") if e.get("kind") == "network"]
+    heard = [e.event for e in chosen(bench.pair.journal("a"), NetworkChanged)]
     assert heard == ["down", "up"]
     assert a.wsp("WSPSocket").code is Code.OK
     bench.judge()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hil.evidence.rules import broken
+from hil.evidence.disconnect import broken
 from hil.switch.switch import Switch
 from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
 from hil.testing.endpoint import FD_CONNECT, Endpoint
@@ -175,8 +175,8 @@ def test_neither_the_next_upcall_nor_a_close_waits_for_the_state(bench: Bench) -
     states = [acceptor.at.ask("overlapped_state", overlapped=o)["Internal"] for o in (*done, *pending)]
     assert states == [WSS_OPERATION_IN_PROGRESS] * 5
     told = bench.wait_journal("b", "upcall", 5, function="WPUCompleteOverlappedRequest")
-    assert [e["overlapped"] for e in told][:2] == done and {e["overlapped"] for e in told[2:]} == set(pending)
-    assert [e["code"] for e in told] == [Code.OK] * 2 + [Code.WSA_OPERATION_ABORTED] * 3
+    assert [e.overlapped for e in told][:2] == done and {e.overlapped for e in told[2:]} == set(pending)
+    assert [e.code for e in told] == [Code.OK] * 2 + [Code.WSA_OPERATION_ABORTED] * 3
     # The switch's own threads that still wait would be taken for left over.
     end_ns = time.monotonic_ns() + int(2 * late_s * 1e9)
     while any(
@@ -201,7 +201,7 @@ def test_a_provider_uses_the_extended_table_and_nothing_else(bench: Bench) -> No
     evidence = bench.judge()
 
     for node, completions in (("a", 1), ("b", 2)):
-        names = [e["function"] for e in evidence.of(node, "upcall")]
+        names = [e.function for e in evidence.of(node, "upcall")]
         assert set(names) <= OF_THE_MODEL
         assert names.count("WPUCompleteOverlappedRequest") == completions
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from hil.errors import UnhitRule
-from hil.evidence.rules import broken, disconnect_findings
+from hil.evidence.disconnect import broken
+from hil.evidence.rules.wire import disconnect_findings
 from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
 from hil.testing.data import Exposed, completions, digest, expose, fill, rdma
 from hil.testing.endpoint import FD_CONNECT, Socket

@@ -29,8 +29,9 @@ from captured import (
 from hil.evidence.rebuild.doubts import file_doubts
 from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.facts import Where
-from hil.evidence.rebuild.judgement import Reservations, Verdict, judge
+from hil.evidence.rebuild.judgement import Reservations, judge
 from hil.testing.roce import Side
+from hil.verdict import Verdict
 
 A, B = "10.77.0.1", "10.77.0.2"
 PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID

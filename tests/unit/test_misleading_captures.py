@@ -32,11 +32,12 @@ from hil.capture.pcapng import CapturedFrame
 from hil.evidence.rebuild.doubts import file_doubts, file_notes
 from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.facts import Where
-from hil.evidence.rebuild.judgement import Judged, Reservations, Verdict, judge
+from hil.evidence.rebuild.judgement import Judged, Reservations, judge
 from hil.report.words import ends_words
 from hil.roce.icrc import icrc
 from hil.roce.layers.cm import CmAttribute
 from hil.testing.roce import Side, disconnect, message
+from hil.verdict import Verdict
 
 PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID
 

@@ -8,9 +8,13 @@ import pytest
 from scapy.contrib.roce import AETH, BTH
 
 from hil.capture.pcapng import CapturedFrame, read_pcapng
+from hil.evidence.disconnect import Finding, broken
 from hil.evidence.evidence import Evidence
+from hil.evidence.journal import Begin, Call, CmEvent, CmHeard, QueuePairMade
 from hil.evidence.packets import connections, ip_of, roce_packets
-from hil.evidence.rules import Finding, HardClose, broken, disconnect_findings, peer_findings, wire_findings
+from hil.evidence.rules.closes import HardClose
+from hil.evidence.rules.peer import peer_findings
+from hil.evidence.rules.wire import disconnect_findings, wire_findings
 from hil.roce.frames import CMREQ, DETH, IPCM, MAD, addresses, dissect, scan
 
 FOLDER = Path(__file__).parent / "captures"
@@ -130,8 +134,8 @@ def heard(*, carried: bool, after_ns: int) -> Finding:
     evidence.delivered = [p for p in evidence.packets if carried or p.cm != "DREQ"]
     dreq_ns = next(p.time_ns for p in evidence.packets if p.cm == "DREQ")
     evidence.events = [
-        {"node": "a", "kind": "qp", "at_ns": 0, "handle": 1, "qp_num": connection.active_qpn},
-        {"node": "b", "kind": "cm", "at_ns": dreq_ns + after_ns, "handle": 2, "event": "DISCONNECTED"},
+        QueuePairMade(node="a", at_ns=0, t_ns=0, handle=1, qp_num=connection.active_qpn),
+        CmHeard(node="b", at_ns=dreq_ns + after_ns, t_ns=0, handle=2, event=CmEvent.DISCONNECTED, status=0),
     ]
     found = peer_findings(evidence, HardClose("a", 10, 1, "b", 20, 2))
     return next(f for f in found if f.statement == "what the peer's CM hears the wire has carried")
@@ -152,11 +156,11 @@ def reset_by_close(*, after_ns: int, late_ns: int) -> Finding:
     evidence.packet_times_ns = {p.frame: p.time_ns for p in evidence.packets}
     dreq = next(p for p in evidence.packets if p.cm == "DREQ")
     evidence.late_frames = {dreq.frame: late_ns} if late_ns else {}
-    close = {"node": "a", "function": "WSPCloseSocket", "socket": 10}
+    begun_ns, ended_ns, name = dreq.time_ns - after_ns - 2_000_000, dreq.time_ns - after_ns, "WSPCloseSocket"
     evidence.events = [
-        {"node": "a", "kind": "qp", "at_ns": 0, "handle": 1, "qp_num": connection.active_qpn},
-        close | {"kind": "begin", "at_ns": dreq.time_ns - after_ns - 2_000_000},
-        close | {"kind": "call", "at_ns": dreq.time_ns - after_ns, "result": 0, "code": 0},
+        QueuePairMade(node="a", at_ns=0, t_ns=0, handle=1, qp_num=connection.active_qpn),
+        Begin(node="a", at_ns=begun_ns, t_ns=0, function=name, socket=10),
+        Call(node="a", at_ns=ended_ns, t_ns=0, begun_ns=0, function=name, socket=10, result=0, code=0),
     ]
     found = wire_findings(evidence, HardClose("a", 10, 1, "b", 20, 2))
     return next(f for f in found if f.statement == "the DREQ comes while WSPCloseSocket runs, at once")

@@ -33,10 +33,11 @@ from captured import (
 import hil.testing.roce as roce
 from hil.capture.pcapng import CapturedFrame
 from hil.evidence.rebuild.endings import Ending
-from hil.evidence.rebuild.judgement import Judged, Verdict
+from hil.evidence.rebuild.judgement import Judged
 from hil.roce.icrc import icrc
 from hil.roce.layers.cm import CmAttribute
 from hil.testing.roce import START_NS, Side, connect, disconnect, management, message
+from hil.verdict import Verdict
 
 PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID
 

@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 
 from hil import progress
 from hil.cli.main import main
-from hil.evidence.rebuild.judgement import Verdict
 from hil.report.command import run_verify
 from hil.report.verify import verify
 from hil.report.verify_json import FORMAT
 from hil.testing.roce import Side
+from hil.verdict import Verdict
 
 
 def run(*arguments: object) -> Result:
