@@ -14,8 +14,10 @@ HilError                  anything the bench says about itself
     RemoteError           code on the node raised; carries the remote traceback
   Unsupported               the lab lacks what was asked of it: the verdict is unsupported
   CaptureError            a capture cannot be read or is incomplete
-  FaultError               a rule for the wire holds a mistake, or is not set
-  UnhitFault               a rule for the wire picked no frame, so a test that stands on it shows nothing
+  EvidenceError           what a node told, or a file of a results folder holds, is malformed
+    ResultsError          a results folder holds no such results, or results of another format
+  FaultError              a fault for the wire holds a mistake, or is not set
+  UnhitFault              a fault for the wire picked no frame, so a test that stands on it shows nothing
 """
 
 
@@ -81,6 +83,14 @@ class RemoteError(NodeError):
 
 class CaptureError(HilError):
     """A capture cannot be read or is incomplete."""
+
+
+class EvidenceError(HilError):
+    """What a node told, or a file of a results folder holds, is malformed; the message names the place."""
+
+
+class ResultsError(EvidenceError):
+    """A results folder holds no such results, or results of another format."""
 
 
 class FaultError(HilError):

@@ -56,8 +56,8 @@ class PcapngWriter:
         self._out.write(b"".join((head, data, _PADDING[-size & 3], options, _LENGTH.pack(length))))
 
 
-def read_pcapng(path: Path) -> Iterator[CapturedFrame]:
-    """Every frame of a pcapng (or pcap) file.
+def read_pcapng(source: Path | BinaryIO) -> Iterator[CapturedFrame]:
+    """Every frame of a pcapng (or pcap) file, by path or as an open binary file.
 
     Raises CaptureError when the file is not one, and at the place where it is cut or damaged, behind the frames that
     precede it.
@@ -65,10 +65,10 @@ def read_pcapng(path: Path) -> Iterator[CapturedFrame]:
     # The wire's own process writes and never reads: it is spared the import of numpy.
     from hil.capture.reader import open_capture
 
-    if path.exists() and not path.stat().st_size:
+    if isinstance(source, Path) and source.exists() and not source.stat().st_size:
         # A wire's file until its first flush.
         return
-    with open_capture(path) as capture:
+    with open_capture(source) as capture:
         for chunk in capture:
             names = [interface.name for interface in capture.interfaces]
             columns = (chunk.number, chunk.time_ns, chunk.interface, chunk.original)
@@ -77,4 +77,4 @@ def read_pcapng(path: Path) -> Iterator[CapturedFrame]:
                 comment = "\n".join(chunk.comments(index))
                 yield CapturedFrame(number, time_ns, names[interface], chunk.frame(index), original, comment)
     if capture.problems:
-        raise CaptureError(f"{path}: {capture.problems[0]}")
+        raise CaptureError(f"{capture.name}: {capture.problems[0]}")

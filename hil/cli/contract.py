@@ -31,11 +31,12 @@ def contract(
 
     "kept": every test that names the requirement passed in that run. Exit code 1 when a requirement is broken.
     """
+    from hil.evidence.bundle import read_run
     from hil.report import compare as comparison
     from hil.report import contract as report
 
     if compare is not None:
-        one, other = or_give_up(lambda: [comparison.read_run(folder) for folder in compare])
+        one, other = or_give_up(lambda: [read_run(folder) for folder in compare])
         click.echo("\n".join(comparison.table(one, other)))
         return
     try:

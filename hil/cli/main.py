@@ -5,7 +5,21 @@ from typing import Any
 import click
 
 from hil import __version__
-from hil.cli import adapters, contract, doctor, faults, figures, lab, mutants, prepare, run, times, verdicts, verify
+from hil.cli import (
+    adapters,
+    contract,
+    doctor,
+    faults,
+    figures,
+    judge,
+    lab,
+    mutants,
+    prepare,
+    run,
+    times,
+    verdicts,
+    verify,
+)
 from hil.cli.options import give_up
 from hil.interrupts import end_by_any
 
@@ -35,6 +49,7 @@ for verb in (
     faults.faults,
     mutants.mutants,
     verify.verify,
+    judge.judge,
     doctor.doctor,
     lab.lab,
     adapters.adapters,

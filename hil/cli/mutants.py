@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,9 @@ from hil.mutants import catalogue
 from hil.mutants.catalogue import Layer
 from hil.progress import step
 from hil.suite import CONTRACT
+
+if TYPE_CHECKING:
+    from hil.evidence.bundle import VerdictRecord
 
 
 @click.command()
@@ -51,8 +54,8 @@ def mutants(lab: Path, jobs: int | None, whole: bool, listed: bool, names: tuple
     sys.exit(int(missed > 0))
 
 
-def _run(name: str, areas: tuple[str, ...], folder: Path, lab: Path, jobs: int) -> list[dict[str, Any]]:
-    from hil.report.contract import read_verdicts
+def _run(name: str, areas: tuple[str, ...], folder: Path, lab: Path, jobs: int) -> "list[VerdictRecord]":
+    from hil.evidence.bundle import read_verdicts
 
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "pytest", "-q", *suite_arguments(), f"--hil-lab={lab.absolute()}", *parallel(jobs)]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One link of the chain: its name, the requirements it stands for, whether it held, and what was seen.
+    """One judged statement: the requirements it stands for, whether it held, and what was seen.
 
     ``doubt``: why it is not known whether it held, though nothing shows that it broke.
     """
 
-    link: str
+    statement: str
     requirements: tuple[str, ...]
     held: bool
     seen: str
@@ -22,7 +22,12 @@ class Finding:
 
     def __str__(self) -> str:
         held = "doubt" if self.doubt else "held " if self.held else "BROKE"
-        return f"{held} {self.link} [{', '.join(self.requirements)}]: {self.seen}"
+        return f"{held} {self.statement} [{', '.join(self.requirements)}]: {self.seen}"
+
+
+def broken(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that did not hold."""
+    return [finding for finding in findings if not finding.held]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +69,19 @@ def release_findings(facts: Disconnect) -> Iterable[Finding]:
     seen = f"DREQ in frames {[dreq.frame for dreq in facts.dreqs]} of connection {facts.described}"
     yield Finding("the closer's DREQ is on the wire, for this connection", ("CLOSE-35",), right, seen)
     if facts.dreqs:
-        link = "no data leaves the closer after its DREQ"
-        yield _silence(link, facts.dreqs[0].frame, facts.after_dreq, facts.closers_last_data)
+        statement = "no data leaves the closer after its DREQ"
+        yield _silence(statement, facts.dreqs[0].frame, facts.after_dreq, facts.closers_last_data)
 
 
 def answer_findings(facts: Disconnect) -> Iterable[Finding]:
     """The DREP is there, and both ends are silent after it."""
     yield Finding("the peer's DREP follows", ("CLOSE-35",), facts.answered, f"DREP in frames {list(facts.dreps)}")
     if facts.dreps:
-        link = "nothing of the connection follows the DREP"
-        yield _silence(link, facts.dreps[-1], facts.after_drep, facts.last_data)
+        statement = "nothing of the connection follows the DREP"
+        yield _silence(statement, facts.dreps[-1], facts.after_drep, facts.last_data)
 
 
-def _silence(link: str, frame: int, after: tuple[int, ...], last_data: int | None) -> Finding:
+def _silence(statement: str, frame: int, after: tuple[int, ...], last_data: int | None) -> Finding:
     told = "no data" if last_data is None else f"last data in frame {last_data}"
     seen = f"{told}; after frame {frame}: {list(after) or 'nothing'}"
-    return Finding(link, ("CLOSE-36",), not after, seen)
+    return Finding(statement, ("CLOSE-36",), not after, seen)

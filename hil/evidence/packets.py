@@ -9,6 +9,10 @@ from scapy.contrib.roce import AETH, BTH
 
 from hil.capture.pcapng import CapturedFrame
 from hil.roce.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, DataPacket, addresses, dissect, scan
+from hil.roce.psn import Psn
+from hil.roce.qpn import Qpn, qpn_of
+
+_NO_QPN = Qpn(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +28,12 @@ class RocePacket:
     source: str
     destination: str
     opcode: int
-    dest_qp: int
-    psn: int
+    dest_qp: Qpn
+    psn: Psn
     cm: str = ""
     local_comm_id: int = -1
     remote_comm_id: int = -1
-    qpn: int = -1
+    qpn: Qpn = _NO_QPN
     syndrome: int = -1
     local_gid: str = ""
     remote_gid: str = ""
@@ -63,13 +67,13 @@ def roce_packets(frames: Iterable[CapturedFrame]) -> Iterator[RocePacket]:
             yield RocePacket(*base, syndrome=packet[AETH].syndrome if packet.haslayer(AETH) else -1)
             continue
         message = mad.payload
-        qpn, gids = -1, ("", "")
+        qpn, gids = _NO_QPN, ("", "")
         if isinstance(message, CMREQ):
             gids = ip_of(message.primary_local_gid), ip_of(message.primary_remote_gid)
         if isinstance(message, CMREQ | CMREP):
-            qpn = message.local_qpn
+            qpn = qpn_of(message.local_qpn)
         elif isinstance(message, CMDREQ):
-            qpn = message.remote_qpn
+            qpn = qpn_of(message.remote_qpn)
         yield RocePacket(
             *base,
             cm=CmAttribute(mad.attribute_id).name,
@@ -95,8 +99,8 @@ class Connection:
 
     active: str
     passive: str
-    active_qpn: int
-    passive_qpn: int
+    active_qpn: Qpn
+    passive_qpn: Qpn
     active_comm_id: int
     passive_comm_id: int
     gids: tuple[str, str] = ("", "")

@@ -1,9 +1,9 @@
 """A pair of nodes of any kind, joined by a link with a capture point of any kind, with everything recorded."""
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,11 +12,24 @@ from hil import stopwatch
 from hil.agent.protocol import Message
 from hil.capture.pcapng import read_pcapng
 from hil.capture.sides import came_in, reached
-from hil.errors import CaptureError, NodeError, SetupError, Unsupported
+from hil.errors import CaptureError, EvidenceError, NodeError, SetupError, Unsupported
+from hil.evidence.bundle import Judged, write_evidence
 from hil.evidence.evidence import Evidence
+from hil.evidence.journal import UNJOURNALED, Call, Entry, entry_of
 from hil.evidence.packets import RocePacket, roce_packets
 from hil.evidence.rebuild.missing import missing_in
-from hil.evidence.rules import ended_processes, grown_processes, held, of_sockets, others, starved, unseen
+from hil.evidence.resources import (
+    PortCounters,
+    Process,
+    Resource,
+    kernel_log_of,
+    port_counters_of,
+    processes_of,
+    resources_of,
+)
+from hil.evidence.rules.kernel_log import starved
+from hil.evidence.rules.processes import ended_processes, grown_processes
+from hil.evidence.rules.resources import held, of_sockets, others, unseen
 from hil.labs.channel import ClockRelation, joined
 from hil.labs.node import Node, Record
 from hil.labs.place import Place
@@ -31,7 +44,6 @@ SETTLE_TIMEOUT_S, SETTLE_POLL_S = 6.0, 0.05
 QUIET_TIMEOUT_S = 20.0
 QUIET_S = 0.03
 CALL_TIMEOUT_S = 30.0
-Resources = list[dict[str, Any]]
 COUNTED = ("tx_packets", "rx_packets")
 
 
@@ -55,13 +67,14 @@ class Pair:
         self.nodes: Mapping[str, Node] = {}
         self.wire: CapturePoint
         self._lock = threading.Lock()
-        self._events: list[tuple[str, Message]] = []
-        self._during: dict[str, Resources] = {}
-        self._baseline: dict[str, Resources] = {}
-        self._after_close: dict[str, Resources] = {}
-        self._processes: dict[str, Resources] = {}
-        self._port_counters: dict[str, dict[str, Any]] = {}
-        self._at_start: dict[str, Resources] = {}
+        self._entries: list[Entry] = []
+        self._malformed: list[str] = []
+        self._during: dict[str, dict[Resource, None]] = {}
+        self._baseline: dict[str, list[Resource]] = {}
+        self._after_close: dict[str, list[Resource]] = {}
+        self._processes: dict[str, list[Process]] = {}
+        self._port_counters: dict[str, PortCounters] = {}
+        self._at_start: dict[str, list[Resource]] = {}
         self._open: list[Any] = []
         self.made_with: dict[str, Any] = {}
         self.passed = False
@@ -76,7 +89,7 @@ class Pair:
             raise SetupError("; ".join(deaf))
         self._before = self._settled()
         self._clocks = {name: [node.clock()] for name, node in self.nodes.items()}
-        self._port_counters = {name: node.system("port_counters") for name, node in self.nodes.items()}
+        self._port_counters = {name: self._counters_of_ports(name) for name in self.nodes}
         self._at_start = {name: self.resources(name, contexts=True) for name in self.nodes}
 
     def _deaf(self) -> list[str]:
@@ -122,37 +135,56 @@ class Pair:
     def _record(self, node: str, worker: int, event: Message) -> None:
         if self._observer is not None:
             self._observer(node, worker, event)
-        with self._lock:
-            self._events.append((node, event | {"worker": worker}))
+        if event.get("kind") not in UNJOURNALED:
+            self._take(node, event | {"worker": worker})
 
-    def resources(self, name: str, *, contexts: bool = False) -> Resources:
-        """What the kernel of node ``name`` holds now, with ``contexts`` opened devices too. Raises NodeError.
+    def _take(self, node: str, told: Message) -> None:
+        """An entry of a journal; one that is malformed is a problem of the evidence, since a rule may need it."""
+        try:
+            # Until the clocks are known, the time is the node's own.
+            entry = entry_of(told | {"node": node, "at_ns": told.get("t_ns")}, f"the journal of node {node}")
+        except EvidenceError as error:
+            with self._lock:
+                self._malformed.append(str(error))
+        else:
+            with self._lock:
+                self._entries.append(entry)
 
-        What processes hold that have nothing to do with the bench is other people's.
+    def resources(self, name: str, *, contexts: bool = False) -> list[Resource]:
+        """What the kernel of node ``name`` holds now, with ``contexts`` opened devices too.
+
+        What processes hold that have nothing to do with the bench is other people's. Raises NodeError, and
+        EvidenceError where the answer is malformed.
         """
-        found: Resources = self.nodes[name].system("resources", contexts=contexts)
-        return [resource for resource in found if resource["ours"]]
+        found = resources_of(self.nodes[name].system("resources", contexts=contexts), f"the resources of node {name}")
+        return [resource for resource in found if resource.ours]
+
+    def _processes_of(self, name: str, **pids: Any) -> list[Process]:
+        return processes_of(self.nodes[name].system("processes", **pids), f"the processes of node {name}")
+
+    def _counters_of_ports(self, name: str) -> PortCounters:
+        return port_counters_of(self.nodes[name].system("port_counters"), f"the port counters of node {name}")
 
     def note_baseline(self) -> None:
         """Remember what both kernels hold now, before the first connected socket."""
-        for name, node in self.nodes.items():
+        for name in self.nodes:
             if name not in self._baseline:
-                self._baseline[name], self._processes[name] = self.resources(name), node.system("processes")
+                self._baseline[name], self._processes[name] = self.resources(name), self._processes_of(name)
 
     def note_resources(self) -> None:
         """Remember what both kernels hold now, while connections are open."""
         for name in self.nodes:
-            self._during.setdefault(name, []).extend(self.resources(name))
+            self._during.setdefault(name, {}).update(dict.fromkeys(self.resources(name)))
 
     @stopwatch.phase(Phase.AUDIT)
     def audit_closed(self, name: str) -> None:
         """Wait until node ``name`` holds nothing of the sockets noted before; what stays is evidence."""
-        during = self._during.get(name, [])
+        during = self._during.get(name, {})
         before = self._baseline.get(name, [])
         left = self._when_none(name, lambda found: of_sockets(found, before, during))
         self._after_close[name] = left
 
-    def _when_none(self, name: str, interesting: Callable[[Resources], Resources]) -> Resources:
+    def _when_none(self, name: str, interesting: Callable[[list[Resource]], list[Resource]]) -> list[Resource]:
         # The end of a close goes on for a moment after the call: CM waits for the DREP.
         return wait_until(
             lambda: interesting(self.resources(name, contexts=True)),
@@ -163,20 +195,22 @@ class Pair:
             poll_s=SETTLE_POLL_S,
         )
 
-    def _processes_after(self, name: str) -> Resources:
+    def _processes_after(self, name: str) -> list[Process]:
         """What the processes hold in the end: a thread that has answered a call takes a moment to be gone."""
         before = self._processes.get(name, [])
 
-        def look() -> Resources:
-            found: Resources = self.nodes[name].system("processes", pids=[process["pid"] for process in before])
-            return found
-
-        def settled(found: Resources) -> bool:
-            ended = ended_processes(event for event in self.journal(name) if event["kind"] == "call")
+        def settled(found: list[Process]) -> bool:
+            ended = ended_processes(entry for entry in self.journal(name) if isinstance(entry, Call))
             return not grown_processes(before, found, ended)
 
-        phase = f"end of the threads on node {name}"
-        return wait_until(look, SETTLE_TIMEOUT_S, phase, enough=settled, strict=False, poll_s=SETTLE_POLL_S)
+        return wait_until(
+            lambda: self._processes_of(name, pids=[process.pid for process in before]),
+            SETTLE_TIMEOUT_S,
+            f"end of the threads on node {name}",
+            enough=settled,
+            strict=False,
+            poll_s=SETTLE_POLL_S,
+        )
 
     def _conclude(self) -> None:
         """Nothing more is to be recorded: a capture point that tells its losses only when it ends is ended."""
@@ -205,13 +239,13 @@ class Pair:
         if audit or last:
             self._conclude()
         self._check_capture(evidence)
+        evidence.clocks = {n: [(c.offset_ns, c.uncertainty_ns) for c in known] for n, known in self._clocks.items()}
         with self._lock:
-            events = list(self._events)
-        for node, event in events:
-            if "t_ns" in event and event["kind"] != "agent ready":
-                evidence.events.append({"node": node, "at_ns": relations[node].to_controller(event["t_ns"])} | event)
+            entries, malformed = list(self._entries), list(self._malformed)
+        evidence.problems += malformed
+        evidence.events += [replace(e, at_ns=relations[e.node].to_controller(e.t_ns)) for e in entries]
         self._note_log(evidence)
-        evidence.events.sort(key=lambda e: e["at_ns"])
+        evidence.events.sort(key=lambda e: e.at_ns)
         self._read_capture(evidence)
         if (audit or last) and not self.wire.sides:
             self._look_for_gaps(evidence)
@@ -222,15 +256,16 @@ class Pair:
     def _note_log(self, evidence: Evidence) -> None:
         """Put what was done to the wire among the events; its clock is the controller's."""
         try:
-            for entry in self.wire.log():
-                evidence.events.append({"node": "wire", "at_ns": entry["t_ns"]} | entry)
-        except CaptureError as error:
+            for told in self.wire.log():
+                place = {"node": "wire", "at_ns": told.get("t_ns")}
+                evidence.events.append(entry_of(told | place, "the log of the wire"))
+        except (CaptureError, EvidenceError) as error:
             evidence.problems.append(f"what was done to the wire is not known: {error}")
 
-    def journal(self, name: str) -> list[Message]:
+    def journal(self, name: str) -> list[Entry]:
         """What the workers of node ``name`` have journaled so far, with the node's own times."""
         with self._lock:
-            return [event for node, event in self._events if node == name]
+            return [entry for entry in self._entries if entry.node == name]
 
     def packets(self) -> list[RocePacket]:
         """What has come in on the wire so far, as far as it is written."""
@@ -254,18 +289,18 @@ class Pair:
 
     def _audit(self, evidence: Evidence) -> None:
         for name, node in self.nodes.items():
-            during, start = self._during.get(name, []), self._at_start[name]
+            during, start = self._during.get(name, {}), self._at_start[name]
             try:
                 evidence.resources[name] = self._when_none(
                     name,
                     lambda found, d=during, s=start: held(others(found, s), d),  # type: ignore[misc]
                 )
                 evidence.processes[name] = self._processes.get(name, []), self._processes_after(name)
-                evidence.kernel_log[name] = node.system("kernel_log")
+                evidence.kernel_log[name] = kernel_log_of(node.system("kernel_log"), f"the kernel log of node {name}")
                 if ended := starved(evidence.kernel_log[name]):
                     evidence.problems.append(f"node {name} ran out of memory: {'; '.join(ended)}")
-                evidence.port_counters[name] = self._port_counters[name], node.system("port_counters")
-            except NodeError as error:
+                evidence.port_counters[name] = self._port_counters[name], self._counters_of_ports(name)
+            except (NodeError, EvidenceError) as error:
                 evidence.problems.append(f"the audit of node {name} failed: {error}")
 
     def _check_capture(self, evidence: Evidence) -> None:
@@ -320,11 +355,9 @@ class Pair:
             if len(came) < sum(counts.received.values()):
                 problem = f"capture incomplete: {len(came)} frames in the file, the wire received {counts.received}"
                 evidence.problems.append(problem)
-            epoch_ns, evidence.late_frames = counts.epoch_ns, {int(n): ns for n, ns in counts.late_frames.items()}
-            evidence.packets = list(roce_packets(came))
-            evidence.delivered = list(roce_packets(reached(frames)))
-            both = (*evidence.packets, *evidence.delivered)
-            evidence.packet_times_ns = {p.frame: p.time_ns - epoch_ns for p in both}
+            evidence.late_frames = {int(n): ns for n, ns in counts.late_frames.items()}
+            evidence.epoch_ns, evidence.frames = counts.epoch_ns, len(frames)
+            evidence.take_packets([*roce_packets(came)], [*roce_packets(reached(frames))])
         except (CaptureError, OSError) as error:
             evidence.problems.append(f"the capture cannot be read: {error}")
 
@@ -337,15 +370,9 @@ class Pair:
             evidence.problems.append(f"the capture cannot be searched for gaps: {error}")
 
     @stopwatch.phase(Phase.WRITING)
-    def write(self, evidence: Evidence) -> None:
-        """Write timeline and versions beside the capture and the consoles."""
-        evidence.write(self.folder / "timeline.jsonl")
-        facts = {"problems": evidence.problems, "resources": evidence.resources, "processes": evidence.processes}
-        facts |= {"kernel log": evidence.kernel_log, "port counters": evidence.port_counters}
-        clocks = {n: [(c.offset_ns, c.uncertainty_ns) for c in known] for n, known in self._clocks.items()}
-        (self.folder / "evidence.json").write_text(
-            json.dumps(facts | {"clocks": clocks, "made with": self.made_with}, indent=1)
-        )
+    def write(self, evidence: Evidence, judged: Judged | None = None) -> None:
+        """Write the evidence and what was ``judged`` of it beside the capture and the consoles."""
+        write_evidence(self.folder, evidence, judged, self.made_with)
 
     def close(self) -> None:
         """Stop the wire and both nodes; safe to call twice."""

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from hil.errors import CaptureError
-from hil.evidence.rebuild.judgement import Verdict
 from hil.files import write_whole
 from hil.progress import harmless, reading
 from hil.report import verify_json, verify_text
 from hil.report.page_file import overwritten
-from hil.report.verify import STANDARD_INPUT, FileReport, exit_code, verify
+from hil.report.verify import STANDARD_INPUT, FileReport, verify
+from hil.verdict import Verdict, exit_code
 
 INTERRUPTED = 130
 _UNDONE = 2

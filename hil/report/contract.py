@@ -1,7 +1,6 @@
 """How the contract stands: each requirement with the tests that name it and their newest verdicts."""
 
 import csv
-import json
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -10,14 +9,11 @@ from enum import Enum
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from hil.errors import HilError
+from hil.errors import ResultsError
+from hil.evidence.bundle import VerdictRecord, read_verdicts
+from hil.verdict import Verdict
 from hil.winsock.requirements import AREAS, Requirement, requirements
-
-
-class ResultsError(HilError):
-    """A results folder that cannot be read."""
 
 
 class Standing(Enum):
@@ -33,20 +29,20 @@ class Standing(Enum):
 
 @dataclass(slots=True)
 class Shown:
-    """A requirement, the verdict of each test that names it ("" when it did not run), and links found broken."""
+    """A requirement, the verdict of each test that names it (None when it did not run), and findings that broke."""
 
     requirement: Requirement
-    tests: dict[str, str] = field(default_factory=dict)
-    broken_links: list[str] = field(default_factory=list)
+    tests: dict[str, Verdict | None] = field(default_factory=dict)
+    broken_findings: list[str] = field(default_factory=list)
 
     @property
     def standing(self) -> Standing:
         verdicts = set(self.tests.values())
-        if self.broken_links or "fail" in verdicts:
+        if self.broken_findings or Verdict.FAIL in verdicts:
             return Standing.BROKEN
         if self.tests:
             kept = Standing.IN_PART if self.requirement.id in partly_observable() else Standing.KEPT
-            return kept if verdicts == {"pass"} else Standing.NOT_RUN
+            return kept if verdicts == {Verdict.PASS} else Standing.NOT_RUN
         return Standing.NOT_OBSERVABLE if self.requirement.id in not_observable() else Standing.NOT_TESTED
 
 
@@ -67,24 +63,9 @@ def _reasons(name: str) -> dict[str, str]:
     return {row["id"]: row["reason"] for row in csv.DictReader(text.splitlines())}
 
 
-def read_verdicts(folder: Path) -> list[dict[str, Any]]:
-    """The records of a results folder. Raises ResultsError when there are none or they are damaged."""
-    path = folder / "verdicts.json"
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-        for record in records:
-            if not (isinstance(record["test"], str) and isinstance(record["verdict"], str)):
-                raise TypeError("test and verdict must be text")
-            for link in record["links"]:
-                _ = [*link["requirements"]], link["held"], link["seen"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ResultsError(f"{path} holds no verdicts ({error!r}): name a folder that hil run wrote") from error
-    return list(records)
-
-
-def read_all(folders: Iterable[Path]) -> list[dict[str, Any]]:
+def read_all(folders: Iterable[Path]) -> list[VerdictRecord]:
     """The records of several results folders; of a test that several ran, the last one's. Raises ResultsError."""
-    by_test = {record["test"]: record for folder in folders for record in read_verdicts(folder)}
+    by_test = {record.test: record for folder in folders for record in read_verdicts(folder)}
     return list(by_test.values())
 
 
@@ -94,22 +75,22 @@ def newest_results(parent: Path) -> Path | None:
     return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
 
 
-def stand(named: Mapping[str, Iterable[str]], records: Iterable[Mapping[str, Any]]) -> dict[str, Shown]:
+def stand(named: Mapping[str, Iterable[str]], records: Iterable[VerdictRecord]) -> dict[str, Shown]:
     """Each requirement's standing. ``named``: test to requirement ids; ``records``: of verdicts.json."""
     shown = {requirement.id: Shown(requirement) for requirement in requirements().values()}
-    verdicts: dict[str, str] = {}
+    verdicts: dict[str, Verdict] = {}
     for record in records:
-        verdicts[record["test"]] = record["verdict"]
-        for link in record["links"]:
-            # A test of the bench itself breaks links on purpose, and passes when they are named.
-            if link["held"] or record["verdict"] != "fail":
+        verdicts[record.test] = record.verdict
+        for finding in record.findings:
+            # A test of the bench itself breaks rules on purpose, and passes when they are named.
+            if finding.held or record.verdict is not Verdict.FAIL:
                 continue
-            for requirement_id in link["requirements"]:
+            for requirement_id in finding.requirements:
                 if requirement_id in shown:
-                    shown[requirement_id].broken_links.append(f"{record['test']}: {link['seen']}")
+                    shown[requirement_id].broken_findings.append(f"{record.test}: {finding.seen}")
     for test, ids in named.items():
         for requirement_id in ids:
-            shown[requirement_id].tests[test] = verdicts.get(test, "")
+            shown[requirement_id].tests[test] = verdicts.get(test)
     return shown
 
 
@@ -179,7 +160,7 @@ def details(shown: Shown) -> list[str]:
     if r.id in partly_observable():
         lines.append(f"  partly observable: {partly_observable()[r.id]}")
     lines += [f"  {verdict or 'not run':<11} {test}" for test, verdict in shown.tests.items()]
-    return lines + [f"  broken link {link}" for link in shown.broken_links]
+    return lines + [f"  broken finding {finding}" for finding in shown.broken_findings]
 
 
 def known_id(text: str) -> str:

@@ -1,23 +1,26 @@
 """The fault matrix drawn from the verdicts of a run: a grid for the terminal, the same as a page, one cell in full."""
 
-import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hil.errors import HilError
+from hil.evidence.bundle import folder_of, read_verdicts
+from hil.verdict import Verdict, exit_code
 from hil.wire.matrix import FAULTS, FRAMES, REPAIRED, Cell, cells
 
 TESTS = "tests/faults/"
 MATRIX, SCENARIOS = f"{TESTS}test_matrix.py", f"{TESTS}test_scenarios.py"
 NOT_RUN = "not run"
-SHOWN = {"pass": ("ok", "green"), "fail": ("FAIL", "bold red"), "invalid": ("inv", "bold yellow")}
+SHOWN = {
+    Verdict.PASS: ("ok", "green"),
+    Verdict.FAIL: ("FAIL", "bold red"),
+    Verdict.INVALID: ("inv", "bold yellow"),
+}
 UNSUPPORTED, MISSING = ("uns", "blue"), ("-", "dim")
 # Kinds of timeline entries that tell the story of a cell; data packets and calls that only prepare it are left out.
 _STORY = (" rule ", " cable ", " inject ", " arrived ", " cm ", " upcall ", " cm=", "WSPCloseSocket", "WSPConnect")
@@ -28,7 +31,7 @@ class Outcome:
     """How one cell or scenario ended in a run: ``name`` is DREQ/drop, or a scenario's, ``folder`` its evidence."""
 
     name: str
-    verdict: str
+    verdict: Verdict
     reason: str
     seconds: float
     folder: Path
@@ -36,19 +39,9 @@ class Outcome:
 
 def outcomes(results: Path) -> dict[str, Outcome]:
     """Every cell and scenario that a run holds a verdict of, by name. Raises HilError when there is no such run."""
-    try:
-        records = json.loads((results / "verdicts.json").read_text())
-        found = (_outcome(record, results) for record in records if record["test"].startswith((MATRIX, SCENARIOS)))
-        return {outcome.name: outcome for outcome in found}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HilError(f"{results} holds no verdicts: {error}") from error
-
-
-def _outcome(record: dict[str, Any], results: Path) -> Outcome:
-    test = str(record["test"])
-    # The plugin names a test's folder so.
-    folder = results / re.sub(r"[^A-Za-z0-9_-]+", "_", test.removeprefix("tests/"))
-    return Outcome(_name(test), record["verdict"], record["reason"], record["seconds"], folder)
+    records = [record for record in read_verdicts(results) if record.test.startswith((MATRIX, SCENARIOS))]
+    found = [Outcome(_name(r.test), r.verdict, r.reason, r.seconds, folder_of(results, r.test)) for r in records]
+    return {outcome.name: outcome for outcome in found}
 
 
 def _name(test: str) -> str:
@@ -67,8 +60,7 @@ def newest(results: Path) -> Path | None:
 
 def status(shown: Iterable[Outcome]) -> int:
     """The exit code that these outcomes stand for."""
-    verdicts = {outcome.verdict for outcome in shown}
-    return 2 if "invalid" in verdicts else int("fail" in verdicts)
+    return exit_code(outcome.verdict for outcome in shown)
 
 
 def find(name: str) -> Cell:
@@ -119,10 +111,10 @@ def lines(found: dict[str, Outcome]) -> Iterator[Text]:
             shown, style = SHOWN.get(outcome.verdict, UNSUPPORTED)
             yield Text.assemble((f"{shown:<6}", style), outcome.name.replace("_", " "))
     for outcome in found.values():
-        if outcome.verdict != "pass":
+        if outcome.verdict is not Verdict.PASS:
             told = outcome.reason.splitlines()[0] if outcome.reason else ""
             yield Text(f"{outcome.verdict} {outcome.name}: {told[:200]}")
-    counted = {verdict: sum(o.verdict == verdict for o in found.values()) for verdict in (*SHOWN, "unsupported")}
+    counted = {verdict: sum(o.verdict is verdict for o in found.values()) for verdict in Verdict}
     missing = sum(name not in found for name in names)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
     yield Text(f"{told}, {missing} {NOT_RUN}; {sum(o.seconds for o in found.values()):.0f} s of tests")

@@ -1,10 +1,11 @@
 """Whether the contract's tests find the mutants of the provider, and name nothing but what is wrong in them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from hil.evidence.bundle import VerdictRecord
 from hil.mutants.catalogue import Mutant
+from hil.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,10 @@ class Sight:
         return not self.missed
 
 
-def sight(mutant: Mutant, records: Iterable[Mapping[str, Any]]) -> Sight:
-    """Judge the records (of verdicts.json) of a run with ``mutant``."""
+def sight(mutant: Mutant, records: Iterable[VerdictRecord]) -> Sight:
+    """Judge the records of a run with ``mutant``."""
     records = list(records)
-    failed = {r["test"]: set(r["requirements"]) for r in records if r["verdict"] == "fail"}
+    failed = {r.test: set(r.requirements) for r in records if r.verdict is Verdict.FAIL}
     named = tuple(test for test, rules in failed.items() if rules & set(mutant.breaks))
     seen = set().union(*failed.values())
     return Sight(
@@ -38,7 +39,7 @@ def sight(mutant: Mutant, records: Iterable[Mapping[str, Any]]) -> Sight:
         named,
         tuple(test for test in failed if test not in named),
         tuple(rule for rule in mutant.breaks if rule not in seen),
-        tuple(r["test"] for r in records if r["verdict"] == "invalid"),
+        tuple(r.test for r in records if r.verdict is Verdict.INVALID),
         len(records),
     )
 

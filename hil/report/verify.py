@@ -11,13 +11,18 @@ from hil.errors import CaptureError
 from hil.evidence.rebuild.doubts import file_notes
 from hil.evidence.rebuild.facts import ConnectionFacts
 from hil.evidence.rebuild.file import FileFacts, FileRebuild
-from hil.evidence.rebuild.judgement import Judged, Reservations, Verdict, depends, judge, overall
+from hil.evidence.rebuild.judgement import Judged, Reservations, depends, judge, overall
+from hil.verdict import Verdict
 
 # Ladders of so many connections are kept; of further ones only what failed or could not be judged, up to as many again.
 LADDERS_KEPT = 2000
 # Of connections beyond these only what fails, and what hangs on the capture as a whole, is kept: the rest is counted.
 CONNECTIONS_KEPT = 20_000
 STANDARD_INPUT = Path("-")
+
+
+# What a capture can be found to be.
+GIVEN = (Verdict.PASS, Verdict.FAIL, Verdict.INVALID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class FileReport:
     def counts(self) -> dict[str, int]:
         """How many connections have each verdict."""
         found = Counter(c.judged.verdict for c in self.connections) + Counter(self.further)
-        return {verdict.value: found[verdict] for verdict in Verdict}
+        return {verdict.value: found[verdict] for verdict in GIVEN}
 
 
 def verify(
@@ -103,11 +108,3 @@ def _kept(rebuild: FileRebuild, wanted: tuple[str, ...]) -> tuple[list[Connectio
 def _asked_for(facts: ConnectionFacts, wanted: tuple[str, ...], number: int = 0) -> bool:
     names = {str(number)} | {end.address for end in facts.ends} | {hex(end.qpn) for end in facts.ends}
     return any(all(part.strip().lower() in names for part in name.split("+")) for name in wanted)
-
-
-EXIT_CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INVALID: 2}
-
-
-def exit_code(verdicts: list[Verdict]) -> int:
-    """As ``hil run``: 0 all passed, 1 a fail, 2 something could not be judged."""
-    return max((EXIT_CODES[verdict] for verdict in verdicts), default=2)

@@ -13,9 +13,9 @@ opened; then there is nothing else but name, verdict and exit code) and ``connec
 no end), ``how`` (a sentence), ``vlan`` (null without one) and ``vlans`` (for each end, of what it sends, the
 outer tag's id first), ``networks`` (for each end, a number from 1: networks with the same addresses that differ by
 their MAC addresses), ``first_frame``, ``last_frame``, ``first_ns``, ``last_ns``,
-``inferred`` (directions paired without CM messages), ``doubts``, ``notes``, ``findings`` (``link``, ``requirements``,
-``held``, ``seen``), ``messages`` of the CM (``name``, ``sender``, ``frame``, ``time_ns``, ``times_sent``, ``reason``
-of a REJ), ``steps_elided``, ``ends`` and ``steps``.
+``inferred`` (directions paired without CM messages), ``doubts``, ``notes``, ``findings`` (``statement``,
+``requirements``, ``held``, ``seen``), ``messages`` of the CM (``name``, ``sender``, ``frame``, ``time_ns``,
+``times_sent``, ``reason`` of a REJ), ``steps_elided``, ``ends`` and ``steps``.
 
 An end: ``address``, ``qpn``, ``comm_id`` (null unknown), ``packets_sent``, ``wrong_icrc``, ``congestion_marks`` and
 ``requests``, all counts of the direction of its requests, as hil.evidence.rebuild.facts.DirectionFacts names them;
@@ -30,24 +30,24 @@ from dataclasses import fields
 from typing import Any
 
 from hil.evidence.rebuild.facts import CmFacts, DirectionFacts, EndFacts, GapFacts, Step
-from hil.evidence.rebuild.judgement import Verdict
-from hil.report.verify import EXIT_CODES, FileReport, Numbered
+from hil.report.verify import FileReport, Numbered
 from hil.report.words import step_words
 from hil.roce.layers.cm import CmAttribute
+from hil.verdict import Verdict, exit_code
 
 FORMAT = "hil-verify/1"
 _SAME = frozenset({"gaps", "gaps_by", "unacknowledged", "fatal_nak", "last_request", "last_response"})
 
 
-def document(files: list[dict[str, Any]], exit_code: int) -> str:
+def document(files: list[dict[str, Any]], code: int) -> str:
     """The whole document."""
-    return json.dumps({"format": FORMAT, "exit_code": exit_code, "files": files}, indent=1)
+    return json.dumps({"format": FORMAT, "exit_code": code, "files": files}, indent=1)
 
 
 def unreadable(name: str, error: str) -> dict[str, Any]:
     """A file that could not be opened."""
     verdict = Verdict.INVALID
-    return {"name": name, "verdict": verdict.value, "exit_code": EXIT_CODES[verdict], "error": error}
+    return {"name": name, "verdict": verdict.value, "exit_code": exit_code([verdict]), "error": error}
 
 
 def file_object(report: FileReport) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def file_object(report: FileReport) -> dict[str, Any]:
     return {
         "name": facts.name,
         "verdict": report.verdict.value,
-        "exit_code": EXIT_CODES[report.verdict],
+        "exit_code": exit_code([report.verdict]),
         "frames": facts.frames,
         "roce_packets": facts.tally.packets,
         "first_ns": facts.first_ns,
@@ -90,7 +90,7 @@ def _connection(connection: Numbered) -> dict[str, Any]:
         "doubts": list(judged.doubts),
         "notes": list(judged.notes),
         "findings": [
-            {"link": f.link, "requirements": list(f.requirements), "held": f.held, "seen": f.seen}
+            {"statement": f.statement, "requirements": list(f.requirements), "held": f.held, "seen": f.seen}
             for f in judged.findings
         ],
         "messages": [_message(message) for message in facts.messages],

@@ -3,10 +3,10 @@
 import jinja2
 
 from hil import __version__
-from hil.evidence.rebuild.judgement import Verdict
 from hil.report import words
 from hil.report.ladder import diagram
 from hil.report.verify import FileReport, Numbered
+from hil.verdict import Verdict
 
 # Ladders on one page; what failed or could not be judged comes first.
 LADDERS, ROWS = 100, 2000

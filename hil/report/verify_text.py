@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import click
 
-from hil.evidence.rebuild.judgement import Judged, Verdict
+from hil.evidence.rebuild.judgement import Judged
 from hil.report.verify import FileReport, Numbered
 from hil.report.words import counted, direction_words, ending_words, ends_words, harmless
+from hil.verdict import Verdict
 
 COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INVALID: "yellow"}
 # Passing connections of a file with more than this many are counted, not listed.

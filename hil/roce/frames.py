@@ -40,6 +40,8 @@ from hil.roce.layers.cm import (
 from hil.roce.layers.mad import MAD
 from hil.roce.layers.transport import BTH, DETH, GRH, ROCE_PORT
 from hil.roce.opcodes import LAYOUTS, UD_SEND_ONLY, Header
+from hil.roce.psn import Psn, psn_of
+from hil.roce.qpn import Qpn, qpn_of
 
 __all__ = [
     "CMAPR",
@@ -126,8 +128,8 @@ class DataPacket:
     source: str
     destination: str
     opcode: int
-    dest_qp: int
-    psn: int
+    dest_qp: Qpn
+    psn: Psn
     syndrome: int = -1
     address: int = -1
     rkey: int = -1
@@ -150,7 +152,7 @@ def scan(frame: bytes) -> DataPacket | None:
     syndrome = frame[after] if opcode in _WITH_AETH else -1
     reth = _RETH.unpack_from(frame, after) if opcode in _WITH_RETH else ()
     ends = (str(ipaddress.ip_address(source)), str(ipaddress.ip_address(destination)))
-    return DataPacket(*ends, opcode, qp & 0xFFFFFF, psn & 0xFFFFFF, syndrome, *reth)
+    return DataPacket(*ends, opcode, qpn_of(qp), psn_of(psn), syndrome, *reth)
 
 
 def _plain_udp(frame: bytes) -> tuple[int, bytes, bytes] | None:

@@ -67,6 +67,18 @@ class Header(Enum):
 
 
 CNP_OPCODE = 0x81
+MESSAGE_ENDS = frozenset(
+    Transport.RC | operation
+    for operation in (
+        Operation.SEND_LAST,
+        Operation.SEND_LAST_WITH_IMMEDIATE,
+        Operation.SEND_ONLY,
+        Operation.SEND_ONLY_WITH_IMMEDIATE,
+        Operation.SEND_LAST_WITH_INVALIDATE,
+        Operation.SEND_ONLY_WITH_INVALIDATE,
+    )
+)
+"""Opcodes of RC that end a message which takes a receive: SENDs (9.2)."""
 UD_SEND_ONLY = Transport.UD | Operation.SEND_ONLY
 
 _H, _O = Header, Operation

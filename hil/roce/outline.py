@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass
 
 from hil.roce.icrc import ICRC_SIZE, network_header
+from hil.roce.psn import Psn, psn_of
+from hil.roce.qpn import Qpn, qpn_of
 
 _IPV4, _IPV6, _GRH, _UDP = 0x0800, 0x86DD, 0x8915, 17
 _GRH_NEXT_HEADER = 0x1B
@@ -35,8 +37,8 @@ class Outline:
     source: bytes
     destination: bytes
     opcode: int
-    dest_qp: int
-    psn: int
+    dest_qp: Qpn
+    psn: Psn
     cm: int = -1
     transaction_id: int = -1
     local_comm_id: int = -1
@@ -63,7 +65,7 @@ def outline(frame: bytes) -> Outline | None:
     if end < bth + _BTH.size or end + ICRC_SIZE > len(frame):
         return None
     opcode, _, _, qp, psn = _BTH.unpack_from(frame, bth)
-    base = (at, udp, bth, end, source, destination, opcode, qp & 0xFFFFFF, psn & 0xFFFFFF)
+    base = (at, udp, bth, end, source, destination, opcode, qpn_of(qp), psn_of(psn))
     return Outline(*base, *_message(frame, bth + _BTH.size + _DETH_SIZE, end) if opcode == _UD_SEND_ONLY else ())
 
 

@@ -1,10 +1,32 @@
 """Packet sequence numbers: 24 bits, compared modulo 2**24 (InfiniBand volume 1, 9.7.2)."""
 
-MASK = (1 << 24) - 1
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import NewType
+
+Psn = NewType("Psn", int)
+"""A packet sequence number, 0 to MASK."""
+
+BITS = 24
+MODULUS = 1 << BITS
+MASK = MODULUS - 1
 # A PSN less than this far ahead of another follows it; the rest is behind.
-HALF = 1 << 23
+HALF = MODULUS >> 1
 
 
-def not_before(psn: int, other: int) -> bool:
+def psn_of(number: int) -> Psn:
+    """The PSN that a number is, modulo 2**24."""
+    return Psn(number & MASK)
+
+
+def not_before(psn: Psn, other: Psn) -> bool:
     """Whether ``psn`` is ``other`` or follows it."""
     return (psn - other) & MASK < HALF
+
+
+def any_not_before(ascending: Sequence[Psn], other: Psn) -> bool:
+    """Whether any of these PSNs, sorted as numbers, is ``other`` or follows it."""
+    place = bisect_left(ascending, other)
+    if place < len(ascending) and not_before(ascending[place], other):
+        return True
+    return bool(ascending) and not_before(ascending[0], other)

@@ -9,12 +9,13 @@ from typing import Any
 
 from hil.capture.sides import SIDES
 from hil.errors import FaultError
+from hil.roce.psn import MASK as LAST_PSN
+from hil.roce.qpn import MASK as LAST_QPN
 
 LONGEST_NS = 600 * 10**9
 ETHERNET_HEADER = 14
 # More than any adapter's jumbo frames have.
 LONGEST_FRAME = 16384
-LAST_PSN = (1 << 24) - 1
 # InfiniBand volume 1: attributes of CM messages (12.6), and the opcode of the datagram that carries one (9.2).
 CM_ATTRIBUTES, UD_SEND_ONLY = range(0x10, 0x1B), 0x64
 
@@ -80,7 +81,7 @@ class Match:
 
     def __post_init__(self) -> None:
         _check(self.side in ("", *SIDES), f"side is one of {', '.join(SIDES)}, or empty for both, not {self.side!r}")
-        limits = {"opcodes": 0xFF, "cm": 0xFFFF, "qpns": 0xFFFFFF, "comm_ids": 0xFFFFFFFF}
+        limits = {"opcodes": 0xFF, "cm": 0xFFFF, "qpns": LAST_QPN, "comm_ids": 0xFFFFFFFF}
         for name, high in limits.items():
             values = getattr(self, name)
             _check(isinstance(values, tuple), f"{name} is a tuple of whole numbers, not {values!r}")

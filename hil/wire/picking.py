@@ -6,11 +6,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from hil.roce.outline import Outline, outline
+from hil.roce.psn import psn_of
 from hil.wire.faults import Action, Corrupt, Fault, MarkEcn
 
 # What a packet is told from its retransmissions by is remembered for so many packets: more than any window is long.
 REMEMBERED = 1 << 16
-PSN_MASK = (1 << 24) - 1
 # Responses carry the PSNs of the other direction's requests (RC: RDMA READ response to ATOMIC acknowledge, 9.2).
 _RESPONSES = range(0x0D, 0x13)
 _Stream = tuple[bytes, bytes, int, int, bool]
@@ -60,7 +60,7 @@ class History:
         stream = *way, self._lives.get(way, -1), found.opcode in _RESPONSES
         first = _remember(self._first, stream, found.psn)
         times = _count(self._times, (*stream, found.opcode, found.psn))
-        return Seen(side, found, (found.psn - first) & PSN_MASK, times)
+        return Seen(side, found, psn_of(found.psn - first), times)
 
 
 def _remember(known: OrderedDict[_Stream, int], stream: _Stream, psn: int) -> int:

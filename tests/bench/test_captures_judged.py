@@ -8,11 +8,12 @@ import pytest
 from hil.capture.reader import open_capture
 from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.file import FileRebuild
-from hil.evidence.rebuild.judgement import Judged, Verdict, judge
+from hil.evidence.rebuild.judgement import Judged, judge
 from hil.labs.soft.pair import SoftPair
 from hil.testing.bench import PORT, Bench
 from hil.testing.data import BROKEN, RESET, expose
 from hil.testing.memory import forged
+from hil.verdict import Verdict
 from hil.winsock.codes import MEM_WRITE, Code
 
 A, B = "10.77.0.1", "10.77.0.2"

@@ -1,11 +1,11 @@
-"""The bench names each deliberately broken provider by the link it breaks."""
+"""The bench names each deliberately broken provider by the finding that breaks."""
 
 import re
 import threading
 
 import pytest
 
-from hil.evidence.rules import broken
+from hil.evidence.disconnect import broken
 from hil.testing.bench import Bench
 from hil.winsock.codes import Code
 
@@ -27,7 +27,7 @@ from hil.winsock.codes import Code
     ],
 )
 def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: str) -> None:
-    """Each broken rule shows up as a broken link that names its requirement."""
+    """Each broken rule shows up as a broken finding that names its requirement."""
     at_peer = provider == "NoFlush"
     bench.start(provider_a="" if at_peer else provider, provider_b=provider if at_peer else "")
     closer, peer = bench.connect()
@@ -95,7 +95,7 @@ def test_a_kernel_that_complains_is_heard(bench: Bench) -> None:
 
     (finding,) = broken(bench.findings(bench.hard_close(closer, peer)))
 
-    assert finding.link == "node b's kernel does not complain"
+    assert finding.statement == "node b's kernel does not complain"
     assert "Call Trace" in finding.seen and "BUG" not in finding.seen, finding.seen
     evidence = bench.pair.evidence()
     bench.pair.write(evidence)
@@ -123,7 +123,7 @@ def test_in_a_simultaneous_close_the_second_side_is_judged_too(bench: Bench) -> 
 
 
 def test_a_sound_provider_breaks_no_link(bench: Bench) -> None:
-    """The same steps with the real provider: every link holds, so what breaks above breaks for its own reason."""
+    """The same steps with the real provider: every finding holds, so what breaks above breaks for its own reason."""
     closer, peer = bench.connect()
     closer.recv()
     peer.recv()

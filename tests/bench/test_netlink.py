@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hil.errors import RemoteError
+from hil.evidence.journal import chosen
 from hil.labs.soft.pair import PLACES, SoftPair
 from hil.testing.endpoint import FD_CONNECT, Endpoint
 
@@ -38,10 +39,10 @@ def device(pair: SoftPair, transport: str = "link") -> Facts:
     return dict(found)
 
 
-def wait(pair: SoftPair, kind: str, count: int) -> list[Facts]:
+def wait(pair: SoftPair, kind: str, count: int) -> list[Any]:
     """The journal entries of a kind on node a, once there are ``count``."""
     end_ns = time.monotonic_ns() + 10 * 10**9
-    while len(found := [e for e in pair.journal("a") if e["kind"] == kind]) < count:
+    while len(found := chosen(pair.journal("a"), kind)) < count:
         assert time.monotonic_ns() < end_ns, f"{len(found)} of {count} {kind} entries came: {found}"
         time.sleep(0.02)
     return found
@@ -222,5 +223,5 @@ def test_device_events_come_unasked(pair: SoftPair) -> None:
     pair.nodes["a"].system("watch_devices")
     netlink(pair, "add_link", name="second", link_type="rxe", netdev="lo")
     netlink(pair, "delete_link", device_index=1)
-    seen = [(e["event"], e["index"], e["port"], e["netdev"]) for e in wait(pair, "device", 3)]
+    seen = [(e.event, e.index, e.port, e.netdev) for e in wait(pair, "device", 3)]
     assert seen == [("REGISTER", 1, None, None), ("NETDEV_ATTACH", 1, 1, "lo"), ("UNREGISTER", 1, None, None)]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from hil.capture.pcapng import read_pcapng
+from hil.evidence.disconnect import broken
 from hil.evidence.packets import roce_packets
-from hil.evidence.rules import broken, disconnect_links
+from hil.evidence.rules.wire import disconnect_findings
 from hil.labs.soft.pair import SoftPair
 from hil.roce.frames import CmAttribute
 from hil.testing.bench import Bench
@@ -54,7 +55,7 @@ def test_rping_runs_through_the_wire_and_its_disconnect_is_judged(pair: SoftPair
     assert (connection.active, connection.passive) == ("10.77.0.1", address)
     closer = next(p.source for p in evidence.packets if p.cm == "DREQ")
     peer = next(p.source for p in evidence.packets if p.cm == "DREP")
-    findings = list(disconnect_links(evidence, connection, [closer], [peer]))
+    findings = list(disconnect_findings(evidence, connection, [closer], [peer]))
     assert not broken(findings), "\n".join(map(str, findings))
     assert evidence.resources == {"a": [], "b": []}
 
@@ -82,7 +83,7 @@ def disconnect_holds(bench: Bench, closer: str, peer: str) -> None:
     """Judge the run, and the one connection's end on the wire."""
     evidence = bench.judge()
     (connection,) = evidence.connections()
-    findings = list(disconnect_links(evidence, connection, [closer], [peer]))
+    findings = list(disconnect_findings(evidence, connection, [closer], [peer]))
     assert not broken(findings), "\n".join(map(str, findings))
 
 

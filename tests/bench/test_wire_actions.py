@@ -44,7 +44,7 @@ def say(bench: Bench, fault: Fault, message: bytes = b"hello over a bad wire") -
     assert peer.completion(behind)
     evidence = bench.judge(bench.hard_close(closer, peer))
     hits = evidence.of("wire", "fault")
-    assert [(e["fault"], e["side"], e["action"]) for e in hits] == [(fault.name, "a", str(fault.action))]
+    assert [(e.fault, e.side, e.action) for e in hits] == [(fault.name, "a", str(fault.action))]
     captured = {f.number: f for f in read_pcapng(bench.pair.wire.path)}
     assert captured[hits[0]["frame"]].comment == f"fault {fault.name!r}, hit 1: {fault.action}"
     return evidence
@@ -144,4 +144,4 @@ def test_a_recorded_frame_is_injected(bench: Bench) -> None:
 
     bench.wait_packets(lambda p: p.cm == "DREP", count=2)
     evidence = bench.judge()
-    assert [e["side"] for e in evidence.of("wire", "inject")] == ["b"]
+    assert [e.side for e in evidence.of("wire", "inject")] == ["b"]

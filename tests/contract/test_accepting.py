@@ -71,7 +71,7 @@ def test_the_condition_function_is_called_in_the_thread_of_wspaccept(bench: Benc
     evidence = bench.pair.evidence(audit=False)
     (returned,) = evidence.of("b", "call", function="WSPAccept")
     (answered,) = evidence.of("b", "condition", event="answers")
-    assert returned["begun_ns"] < answered["t_ns"] < returned["t_ns"]
+    assert returned.begun_ns < answered.t_ns < returned.t_ns
     bench.judge()
 
 
@@ -109,7 +109,7 @@ def test_the_peer_is_told_nothing_before_the_condition_function_has_answered(
     (answered,) = evidence.of("b", "condition", event="answers")
     answers = [p for p in evidence.packets if p.source == b.ip and p.cm in ("REP", "REJ")]
     assert [p.cm for p in answers] == [expected]
-    assert evidence.packet_times_ns[answers[0].frame] > answered["at_ns"] - evidence.uncertainty_ns
+    assert evidence.packet_times_ns[answers[0].frame] > answered.at_ns - evidence.uncertainty_ns
     bench.judge()
 
 
@@ -143,7 +143,7 @@ def test_each_accepted_connection_is_a_socket_of_its_own(bench: Bench) -> None:
 
     created = bench.pair.evidence(audit=False).of("b", "upcall", function="WPUCreateSocketHandle")
     assert len({listener.s, *accepted}) == 3
-    assert len(created) == len({e["handle"] for e in created}) == 3
+    assert len(created) == len({e.handle for e in created}) == 3
     bench.judge()
 
 

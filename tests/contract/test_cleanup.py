@@ -59,7 +59,7 @@ def threads(endpoint: Endpoint) -> int:
         time.sleep(0.05)
 
 
-def upcalls(bench: Bench, node: str, **facts: Any) -> list[dict[str, Any]]:
+def upcalls(bench: Bench, node: str, **facts: Any) -> list[Any]:
     return bench.pair.evidence(audit=False).of(node, "upcall", **facts)
 
 
@@ -135,12 +135,12 @@ def test_pending_operations_are_cancelled_after_their_memory_is_released(bench: 
 
     for handle, operations in pending.items():
         calls = upcalls(bench, "a", handle=handle)
-        done = [e for e in calls if e["function"] == "WPUCompleteOverlappedRequest"]
-        assert sorted(e["overlapped"] for e in done) == sorted(operations)
-        assert {(e["code"], e["transferred"]) for e in done} == {ABORTED}
-        assert calls[-1]["function"] == "WPUCloseSocketHandle"
+        done = [e for e in calls if e.function == "WPUCompleteOverlappedRequest"]
+        assert sorted(e.overlapped for e in done) == sorted(operations)
+        assert {(e.code, e.transferred) for e in done} == {ABORTED}
+        assert calls[-1].function == "WPUCloseSocketHandle"
         released = bench.pair.evidence(audit=False).of("a", "mr", handle=handle, event="released")
-        assert released and max(e["t_ns"] for e in released) < min(e["t_ns"] for e in done)
+        assert released and max(e.t_ns for e in released) < min(e.t_ns for e in done)
     state = a.ask("overlapped_state", overlapped=polled)
     assert (state["Internal"], state["InternalHigh"], state["OffsetHigh"]) == (0, 0, Code.WSA_OPERATION_ABORTED)
     bench.judge()
@@ -179,9 +179,9 @@ def test_a_socket_that_is_being_made_is_closed_as_well(bench: Bench) -> None:
     cleaning.result()
     (created,) = upcalls(bench, "a", function="WPUCreateSocketHandle")
     closed = upcalls(bench, "a", function="WPUCloseSocketHandle")
-    assert [e["handle"] for e in closed] == [created["handle"]]
+    assert [e.handle for e in closed] == [created.handle]
     (call,) = bench.pair.evidence(audit=False).of("a", "call", function="WSPCleanup")
-    assert closed[0]["t_ns"] < call["t_ns"]
+    assert closed[0].t_ns < call.t_ns
     bench.judge()
 
 
@@ -196,10 +196,10 @@ def test_open_sockets_are_reset_as_if_closed(bench: Bench) -> None:
     assert [peer.completion(receive) for peer, receive in receives] == [RESET] * 2
     evidence = bench.pair.evidence(audit=False)
     (call,) = evidence.of("a", "call", function="WSPCleanup")
-    begun_ns = call["at_ns"] - (call["t_ns"] - call["begun_ns"])
+    begun_ns = call.at_ns - (call.t_ns - call.begun_ns)
     resets = [evidence.packet_times_ns[p.frame] for p in evidence.packets if p.source == a.ip and p.cm == "DREQ"]
     assert len(resets) == 2
-    assert begun_ns - evidence.uncertainty_ns < min(resets) and max(resets) < call["at_ns"] + 100_000_000
+    assert begun_ns - evidence.uncertainty_ns < min(resets) and max(resets) < call.at_ns + 100_000_000
     bench.judge(*(bench.hard_close(closer, peer, killed=True) for closer, peer in ends))
 
 
@@ -220,9 +220,9 @@ def test_no_upcall_follows_the_last_cleanup(bench: Bench) -> None:
     acceptor.close()
     evidence = bench.judge()
     (returned,) = evidence.of("a", "call", function="WSPCleanup")
-    upcalls = evidence.of("a", "upcall")
-    assert len([e for e in upcalls if e["function"] == "WPUCompleteOverlappedRequest"]) == 3
-    assert [e["function"] for e in upcalls if e["t_ns"] > returned["t_ns"]] == []
+    told = evidence.of("a", "upcall")
+    assert len([e for e in told if e.function == "WPUCompleteOverlappedRequest"]) == 3
+    assert [e.function for e in told if e.t_ns > returned.t_ns] == []
     assert not a.ask("event_state", event=pending.event)["set"]
 
 
@@ -333,7 +333,7 @@ def test_cleanup_closes_what_is_open(bench: Bench) -> None:
 
     assert closer.completion(own, 5) == ABORTED
     assert peer.completion(theirs) == RESET
-    upcalls = [e["function"] for e in bench.pair.evidence(audit=False).of("a", "upcall")]
+    upcalls = [e.function for e in bench.pair.evidence(audit=False).of("a", "upcall")]
     assert upcalls[-1] == "WPUCloseSocketHandle"
     assert upcalls.count("WPUCloseSocketHandle") == upcalls.count("WPUCreateSocketHandle") == 1
     assert peer.close() == (0, Code.OK)

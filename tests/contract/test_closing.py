@@ -65,7 +65,7 @@ def in_background(call: Callable[..., T], *arguments: object) -> "Future[T]":
 def seconds(evidence: Evidence, node: str, socket: Socket) -> float:
     """The duration of WSPCloseSocket in seconds, by the node's own clock."""
     (call,) = evidence.of(node, "call", function="WSPCloseSocket", socket=socket.s)
-    return float(call["t_ns"] - call["begun_ns"]) / 1e9
+    return float(call.t_ns - call.begun_ns) / 1e9
 
 
 def owned(at: Endpoint, *kinds: str) -> set[tuple[str, int]]:
@@ -483,7 +483,7 @@ def test_a_socket_just_made_or_bound_is_closed_in_silence(bench: Bench) -> None:
 
     assert codes == [Code.OK, Code.OK]
     evidence = bench.judge()
-    assert [e["handle"] for e in evidence.of("a", "upcall", function=CLOSE_HANDLE)] == handles
+    assert [e.handle for e in evidence.of("a", "upcall", function=CLOSE_HANDLE)] == handles
     assert evidence.packets == []
 
 

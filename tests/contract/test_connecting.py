@@ -120,10 +120,10 @@ def test_a_connect_pends_and_goes_on_in_a_thread_of_the_providers(bench: Bench) 
     assert a.connect_result(socket) is Code.OK
     evidence = bench.pair.evidence(audit=False)
     (called,) = evidence.of("a", "call", function="WSPConnect")
-    assert (called["result"], called["code"]) == (-1, Code.WSAEWOULDBLOCK)
+    assert (called.result, called.code) == (-1, Code.WSAEWOULDBLOCK)
     steps = evidence.of("a", "cm", handle=socket.handle)
-    assert "CONNECT_RESPONSE" in {step["event"] for step in steps}
-    assert called["thread"] not in {step["thread"] for step in steps}
+    assert "CONNECT_RESPONSE" in {step.event for step in steps}
+    assert called.thread not in {step.thread for step in steps}
     bench.judge()
 
 
@@ -163,7 +163,7 @@ def test_success_is_reported_only_when_the_peers_switch_has_accepted(bench: Benc
     evidence = bench.pair.evidence(audit=False)
     (answered,) = evidence.of("b", "condition", event="answers")
     (response,) = evidence.of("a", "cm", event="CONNECT_RESPONSE")
-    assert response["at_ns"] > answered["at_ns"] - 2 * evidence.uncertainty_ns
+    assert response.at_ns > answered.at_ns - 2 * evidence.uncertainty_ns
     bench.judge()
 
 
@@ -550,7 +550,7 @@ def test_a_close_cancels_a_pending_connect(bench: Bench, while_it: str) -> None:
     assert not is_set(a, socket)
     evidence = bench.pair.evidence(audit=False)
     (closed,) = evidence.of("a", "call", function="WSPCloseSocket")
-    assert closed["t_ns"] - closed["begun_ns"] < 4_000_000_000
+    assert closed.t_ns - closed.begun_ns < 4_000_000_000
     sent = [p.cm for p in evidence.packets if p.source == a.ip]
     assert sent == (["REQ", "REJ"] if asked else [])
     bench.judge()

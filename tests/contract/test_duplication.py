@@ -5,6 +5,7 @@ import time
 import pytest
 
 from hil import Code
+from hil.evidence.journal import Completed, UpCall
 from hil.testing import FD_ACCEPT, FD_CONNECT, PORT, Answer, Bench, End, Endpoint, Socket
 from hil.winsock.codes import SO_DEBUG, SOL_SOCKET
 
@@ -48,7 +49,7 @@ def exchange(sender: End, receiver: End, message: bytes) -> None:
     assert receiver.at.data(receiver.socket, len(message)) == message
 
 
-def upcalls(bench: Bench, node: str, function: str, **facts: object) -> list[dict[str, object]]:
+def upcalls(bench: Bench, node: str, function: str, **facts: object) -> list[UpCall]:
     return bench.pair.evidence(audit=False).of(node, "upcall", function=function, **facts)
 
 
@@ -125,8 +126,8 @@ def test_pending_receives_complete_with_success_and_nothing(bench: Bench) -> Non
     assert [former.completion(r, 1) for r in receives] == [(Code.OK, 0)] * 4
     states = [former.at.ask("overlapped_state", overlapped=o) for o in polled]
     assert [(o["Internal"], o["OffsetHigh"], o["InternalHigh"]) for o in states] == [(0, Code.OK, 0)] * 4
-    reported = {e["overlapped"] for e in bench.pair.evidence(audit=False).of("a", "upcall") if "overlapped" in e}
-    assert reported == set(receives)
+    told = {e.overlapped for e in bench.pair.evidence(audit=False).of("a", Completed)}
+    assert told == set(receives)
     held = bench.pair.nodes["a"].system("resources")
     assert not [r for r in held if r["kind"] in ("MR", "QP") and r["pid"] == former.at.pid], held
     new = socket_of(other, token)
@@ -190,7 +191,7 @@ def test_only_the_close_may_follow_and_the_switch_is_held_to_it(bench: Bench) ->
     call = late.wsp("WSPRecv", buffers=buffers, overlapped=overlapped, deliberately=["SWITCH-15"])
 
     assert call.code is Code.WSAEINVAL
-    seen = [e["seen"] for e in bench.pair.evidence(audit=False).of("a", "misbehaves", requirement="SWITCH-15")]
+    seen = [e.seen for e in bench.pair.evidence(audit=False).of("a", "misbehaves", requirement="SWITCH-15")]
     assert len(seen) == 3, seen
     assert "['WSPSend'] in progress" in seen[0] and "1 idle" in seen[1] and "WSPRecv on a descriptor" in seen[2]
     bench.judge()

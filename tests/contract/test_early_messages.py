@@ -7,6 +7,7 @@ control, the provider takes them into private receives; the tests of those switc
 import pytest
 
 from hil import Code
+from hil.evidence.journal import Completed
 from hil.testing import Bench, End
 from hil.testing.data import SENDS, completions, is_rnr_nak, pieces, recv_each, send_each, sent, with_memory
 
@@ -152,7 +153,7 @@ def test_early_messages_fill_one_receive_each_in_order_before_later_ones(bench: 
 
     assert [received(late, r, 256 * n) for n, r in enumerate(receives)] == messages
     assert all(first.completion(send) for send in later)
-    order = [e["overlapped"] for e in bench.pair.evidence(audit=False).of("b", "upcall") if e.get("overlapped")]
+    order = [e.overlapped for e in bench.pair.evidence(audit=False).of("b", Completed) if e.overlapped]
     assert order == receives
     bench.judge()
 

@@ -79,7 +79,7 @@ def test_connect_and_accept_do_not_wait(bench: Bench) -> None:
     evidence = bench.judge()
     for node, function in (("a", "WSPConnect"), ("b", "WSPAccept")):
         (call,) = evidence.of(node, "call", function=function)
-        assert call["t_ns"] - call["begun_ns"] < AT_ONCE_NS
+        assert call.t_ns - call.begun_ns < AT_ONCE_NS
 
 
 @pytest.mark.requirement("EVT-03")

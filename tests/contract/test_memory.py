@@ -428,5 +428,5 @@ def test_the_memory_of_running_operations_is_released_by_the_close(bench: Bench)
 
     assert regions(bench, "a", LARGE) == []
     calls = bench.pair.evidence(audit=False).of("a", "call", function="WSPDeregisterMemory", socket=a.socket.s)
-    assert [call["code"] for call in calls] == [0, 0]
+    assert [call.code for call in calls] == [0, 0]
     bench.judge(bench.hard_close(a, b))

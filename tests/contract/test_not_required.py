@@ -3,7 +3,8 @@
 import pytest
 
 from hil import Code
-from hil.evidence.rules import broken
+from hil.evidence.disconnect import broken
+from hil.evidence.journal import Call, Misbehaves, chosen
 from hil.testing import CONNECTOR_PORT, FD_CONNECT, Bench
 from hil.winsock.codes import EXTENSIONS
 
@@ -28,7 +29,7 @@ def test_a_whole_life_needs_no_shutdown_and_no_cancelling(bench: Bench) -> None:
 
     table = set(a.ask("surface")["table"])
     evidence = bench.judge(bench.hard_close(connector, acceptor))
-    called = {e["function"] for e in evidence.events if e["kind"] == "call"}
+    called = {e.function for e in chosen(evidence.events, Call)}
     for unneeded in (GRACEFUL, {"WSPCancelBlockingCall"}):
         assert not unneeded & (table | set(EXTENSIONS.values()))
         assert not unneeded & called
@@ -41,7 +42,7 @@ def test_the_bench_itself_notices_a_send_with_flags(bench: Bench) -> None:
     receive = acceptor.recv()
     connector.send(b"ordinary")
     assert acceptor.completion(receive) == (Code.OK, 8)
-    assert not [e for e in bench.pair.journal("a") if e.get("kind") == "misbehaves"]
+    assert not chosen(bench.pair.journal("a"), Misbehaves)
 
     buffers = [[8, connector.socket.address]]
     answer = connector.wsp("WSPSend", buffers=buffers, overlapped=connector.at.ask("overlapped"), flags=MSG_OOB)

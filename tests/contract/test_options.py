@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 
 from hil import Code
-from hil.evidence.rules import broken
+from hil.evidence.disconnect import broken
+from hil.evidence.journal import Misbehaves, chosen
 from hil.testing import FD_CONNECT, PORT, Bench, End, Endpoint
 from hil.winsock import codes as w
 from hil.winsock.codes import MEM_READWRITE, SOL_SOCKET
@@ -155,7 +156,7 @@ def test_a_switch_that_sets_another_option_is_named(bench: Bench) -> None:
     s = a.must("WSPSocket").result
     for name in (w.SO_DEBUG, w.SO_GROUP_PRIORITY):
         a.wsp("WSPSetSockOpt", s=s, level=SOL_SOCKET, name=name, value=1)
-    allowed = [e for e in bench.pair.journal("a") if e.get("kind") == "misbehaves"]
+    allowed = chosen(bench.pair.journal("a"), Misbehaves)
 
     a.wsp("WSPSetSockOpt", s=s, level=SOL_SOCKET, name=w.SO_KEEPALIVE, value=1)
 

@@ -7,6 +7,7 @@ import pytest
 
 from hil import Code
 from hil.adapters.provision import gid_of
+from hil.evidence.journal import NetworkChanged, chosen
 from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint, Socket
 from hil.testing.data import RESET
 from hil.testing.memory import regions
@@ -101,8 +102,8 @@ def test_news_of_the_port_comes_unasked(bench: Bench) -> None:
     with bench.port_down("a"):
         pass
 
-    events = [e["event"] for e in bench.pair.journal("a") if e.get("kind") == "network"]
-    assert events == ["down", "up"]
+    heard = [e.event for e in chosen(bench.pair.journal("a"), NetworkChanged)]
+    assert heard == ["down", "up"]
     assert a.wsp("WSPSocket").code is Code.OK
     bench.judge()
 

@@ -160,7 +160,7 @@ def test_a_transfer_pends_and_completes_once(bench: Bench, function: str) -> Non
     answer = end.wsp("WSPGetOverlappedResult", overlapped=polled, wait=True)
     assert (answer.result, answer.code, answer.more["transferred"]) == (True, Code.OK, 6000)
     upcalls = bench.judge().of("a", "upcall", function="WPUCompleteOverlappedRequest")
-    assert [e["overlapped"] for e in upcalls] == [notified]
+    assert [e.overlapped for e in upcalls] == [notified]
 
 
 # --- how large, how long ---------------------------------------------------------------------------------------------

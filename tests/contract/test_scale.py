@@ -108,7 +108,7 @@ def test_five_hundred_connections_are_ended_by_one_cleanup(bench: Bench) -> None
     del bench.endpoints["a"]
     b.run("close_crowd", sockets=theirs, threads=4)
     evidence = bench.judge()
-    closed = [e["handle"] for e in evidence.of("a", "upcall", function="WPUCloseSocketHandle")]
+    closed = [e.handle for e in evidence.of("a", "upcall", function="WPUCloseSocketHandle")]
     assert len(closed) == len(set(closed)) == SOCKETS
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from hil import Code, RocePacket
 from hil.capture.pcapng import read_pcapng
+from hil.evidence.journal import Call, Session, chosen
 from hil.provider.descriptor import DESCRIPTOR
 from hil.switch.messages import Hello, Kind, Message, transfer
 from hil.testing import (
@@ -85,8 +86,8 @@ def opcodes(bench: Bench, source: str = "") -> set[int]:
 
 
 def messages(bench: Bench, node: str, event: str = "sends") -> list[str]:
-    """The session messages of a node with this ``event``, by default those it sent."""
-    return [e["message"] for e in bench.pair.journal(node) if e["kind"] == "session" and e["event"] == event]
+    """The session messages of a node."""
+    return [e.message for e in chosen(bench.pair.journal(node), Session, event=event)]
 
 
 def ip_protocols(bench: Bench) -> set[int]:
@@ -96,9 +97,9 @@ def ip_protocols(bench: Bench) -> set[int]:
     return ipv4 | {data[20] for data in frames if data[12:14] == b"\x86\xdd"}
 
 
-def posted(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of a journal for posted receives."""
-    return [e for e in steps if e.get("function") == "WSPRecv" and e["code"] == Code.WSA_IO_PENDING]
+def posted(steps: list[Call | Session]) -> list[Call]:
+    """The receives that were posted, of a journal."""
+    return chosen(steps, Call, function="WSPRecv", code=Code.WSA_IO_PENDING)
 
 
 def check_read(reader: Stream, data: bytes, piece: int) -> None:
@@ -106,8 +107,8 @@ def check_read(reader: Stream, data: bytes, piece: int) -> None:
     assert reader.recv_digest(len(data), piece).digest == hashlib.sha256(data).hexdigest()
 
 
-def calls(bench: Bench, node: str, function: str) -> list[dict[str, Any]]:
-    return [e for e in bench.pair.journal(node) if e["kind"] == "call" and e["function"] == function]
+def calls(bench: Bench, node: str, function: str) -> list[Call]:
+    return chosen(bench.pair.journal(node), Call, function=function)
 
 
 def check_transfer(reader: Stream, sender: Stream, length: int, **sending: Any) -> None:
@@ -133,17 +134,18 @@ def test_a_session_begins_and_ends_in_order(bench: Bench) -> None:
     assert [two.close(), one.close()] == [Code.OK, Code.OK]
 
     for name, stream in (("a", one), ("b", two)):
-        journal = [e for e in bench.pair.journal(name) if e.get("socket") == stream.s]
-        steps = [e for e in journal if e["kind"] in ("call", "session")]
-        hello = next(i for i, e in enumerate(steps) if (e.get("event"), e.get("message")) == ("sends", "HELLO"))
-        assert steps[hello]["length"] <= 256
+        kinds = Call | Session
+        steps = [e for e in bench.pair.journal(name) if isinstance(e, kinds) and e.socket == stream.s]
+        (said,) = chosen(steps, Session, event="sends", message="HELLO")
+        hello = steps.index(said)
+        assert said.length is not None and said.length <= 256
         assert len(posted(steps[:hello])) >= 16
         for i, step in enumerate(steps):
-            # The last message may be read after the connection has ended.
-            if step.get("event") == "receives" and step["message"] != "FAREWELL":
-                assert len(posted(steps[:i])) == 17 + len([e for e in steps[:i] if e.get("event") == "receives"])
-        assert not [e for e in steps if e.get("polled") or e.get("function") == "WSPGetOverlappedResult"]
-        assert [e["function"] for e in steps if e["kind"] == "call"][-2:] == ["WSPDeregisterMemory", "WSPCloseSocket"]
+            # The farewell may be read when the connection has gone already.
+            if isinstance(step, Session) and step.event == "receives" and step.message != "FAREWELL":
+                assert len(posted(steps[:i])) == 17 + len(chosen(steps[:i], Session, event="receives"))
+        assert not [e for e in chosen(steps, Call) if e.polled or e.function == "WSPGetOverlappedResult"]
+        assert [e.function for e in chosen(steps, Call)][-2:] == ["WSPDeregisterMemory", "WSPCloseSocket"]
     bench.judge()
 
 
@@ -279,7 +281,7 @@ def test_the_provider_never_hears_of_shutdown_or_cancelling(bench: Bench) -> Non
     assert two.recv() == END
     assert [two.close(), one.close(0)] == [Code.OK, Code.OK]
 
-    called = {e["function"] for name in "ab" for e in bench.pair.journal(name) if e["kind"] == "call"}
+    called = {e.function for name in "ab" for e in chosen(bench.pair.journal(name), Call)}
     assert not called & NEVER_CALLED
     assert {"WSPSend", "WSPRecv", "WSPCloseSocket"} <= called
     assert not NEVER_CALLED & {*one.at.ask("surface")["table"]}
@@ -379,7 +381,7 @@ def test_only_the_providers_own_options_are_passed_on(bench: Bench) -> None:
 
     one, _ = join(a, b, listener, CONNECTOR_PORT, PORT, socket_options=options)
 
-    of_stream = [e["function"] for e in bench.pair.journal("a") if e["kind"] == "call" and e.get("socket") == one.s]
+    of_stream = [e.function for e in chosen(bench.pair.journal("a"), Call, socket=one.s)]
     assert of_stream[:4] == ["WSPBind", "WSPSetSockOpt", "WSPEventSelect", "WSPConnect"]
     assert of_stream.count("WSPSetSockOpt") == 1
     assert a.ask("WSPGetSockOpt", s=one.s, level=SOL_SOCKET, name=SO_DEBUG)["value"] == 1
@@ -435,8 +437,8 @@ def test_a_suspended_stream_ends_after_a_time_of_its_own(bench: Bench) -> None:
     assert codes[0] is Code.WSAETIMEDOUT
     assert codes[1] in (Code.WSAETIMEDOUT, Code.WSAECONNRESET)
     for name in "ab":
-        (begun,) = [e["t_ns"] for e in bench.pair.journal(name) if e.get("message") == "SUSPEND"]
-        (ended,) = [e["t_ns"] for e in bench.pair.journal(name) if e["kind"] == "session" and e["event"] == "ends"]
+        (begun,) = [e.t_ns for e in chosen(bench.pair.journal(name), Session, message="SUSPEND")]
+        (ended,) = [e.t_ns for e in chosen(bench.pair.journal(name), Session, event="ends")]
         assert ended - begun < 10e9
     bench.judge()
 

@@ -3,6 +3,7 @@
 import pytest
 
 from hil import Code
+from hil.evidence.journal import HandleMade, chosen
 from hil.testing import FD_ACCEPT, FD_CONNECT, PORT, Bench
 from hil.winsock.codes import SO_DEBUG, SOL_SOCKET
 
@@ -21,9 +22,9 @@ def test_each_socket_gets_one_switch_handle_and_a_descriptor_of_its_own(bench: B
     assert [answer.code for answer in answers] == [Code.OK] * 3
     descriptors = [answer.result for answer in answers]
     assert len(set(descriptors)) == 3
-    made = [e for e in bench.pair.journal("a") if e.get("function") == "WPUCreateSocketHandle"]
-    assert sorted(e["context"] for e in made) == sorted(descriptors)
-    # WSP functions take the value that WSPSocket returned, not the switch's handle.
+    made = chosen(bench.pair.journal("a"), HandleMade)
+    assert sorted(e.context for e in made) == sorted(descriptors)
+    # Down-calls know a socket by what WSPSocket returned, and not by the handle the switch has for it.
     assert [a.wsp("WSPEventSelect", s=s, event=0, mask=0).code for s in descriptors] == [Code.OK] * 3
     handles = {a.handle_of(s) for s in descriptors} - set(descriptors)
     assert {a.wsp("WSPEventSelect", s=h, event=0, mask=0).code for h in handles} <= {Code.WSAENOTSOCK}
@@ -45,10 +46,10 @@ def test_upcalls_carry_the_switch_handle(bench: Bench) -> None:
 
     for name, socket in sockets.items():
         (made,) = evidence.of(name, "upcall", function="WPUCreateSocketHandle", context=socket.s)
-        assert made["handle"] == socket.handle
+        assert made.handle == socket.handle
         assert evidence.of(name, "upcall", function="WPUCloseSocketHandle", handle=socket.handle)
         done = evidence.of(name, "upcall", function="WPUCompleteOverlappedRequest")
-        assert [e["handle"] for e in done] == [socket.handle]
+        assert [e.handle for e in done] == [socket.handle]
 
 
 @pytest.mark.requirement("SOCK-05")

@@ -69,7 +69,7 @@ def test_a_start_fills_wspdata_and_all_seventeen_slots(bench: Bench) -> None:
     }
     assert codes == dict.fromkeys(WITH_JUNK_DESCRIPTOR, Code.WSAENOTSOCK)
     (start,) = bench.judge().of("a", "call", function="WSPStartupEx")
-    assert (start["result"], start["version"]) == (0, WINSOCK_2_2)
+    assert (start.result, start.version) == (0, WINSOCK_2_2)
 
 
 @pytest.mark.requirement("STARTUP-03", "STARTUP-04", "STARTUP-05")
@@ -84,7 +84,7 @@ def test_a_version_below_winsock_2_2_is_refused(bench: Bench) -> None:
     assert a.start_again(version=0x0003) is Code.OK
 
     starts = bench.judge().of("a", "call", function="WSPStartupEx")
-    assert [s["version"] for s in starts] == [0, 0, 0, 0, WINSOCK_2_2]
+    assert [s.version for s in starts] == [0, 0, 0, 0, WINSOCK_2_2]
 
 
 @pytest.mark.requirement("STARTUP-03", "STARTUP-06")
@@ -190,7 +190,7 @@ def test_every_upcall_goes_through_the_table_of_the_start(bench: Bench) -> None:
 
     evidence = bench.judge()
 
-    assert [e["function"] for e in evidence.of("a", "upcall")] == [
+    assert [e.function for e in evidence.of("a", "upcall")] == [
         "WPUCreateSocketHandle",
         "WPUCompleteOverlappedRequest",
         "WPUCompleteOverlappedRequest",

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from hil import Code
-from hil.evidence.rules import broken
+from hil.evidence.disconnect import broken
+from hil.evidence.journal import Call, Session, chosen
 from hil.switch.messages import Hello, Kind, Message
 from hil.testing import (
     CONNECTOR_PORT,
@@ -43,7 +44,7 @@ END = Done(Code.OK)
 
 
 def named(bench: Bench) -> set[str]:
-    """The requirements of every broken finding."""
+    """The requirements of every finding that the bench finds broken."""
     return {requirement for finding in broken(bench.findings()) for requirement in finding.requirements}
 
 
@@ -401,9 +402,9 @@ def test_an_ordinary_run_breaks_none(bench: Bench) -> None:
     assert new.close() is Code.OK
 
     seen = [e for name in "ab" for e in bench.pair.journal(name)]
-    said = {e["message"] for e in seen if e["kind"] == "session" and "message" in e}
+    said = {e.message for e in chosen(seen, Session) if e.message}
     assert said >= {kind.name for kind in Kind} - {"CREDIT"}
-    called = {e["function"] for e in seen if e["kind"] == "call"}
+    called = {e.function for e in chosen(seen, Call)}
     assert called >= {*OCCASIONS.split()}
     assert named(bench) == set()
 

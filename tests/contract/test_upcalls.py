@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hil import Code
-from hil.evidence.rules import broken
+from hil.evidence.disconnect import broken
 from hil.switch.switch import Switch
 from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint
 from hil.winsock.codes import WSS_OPERATION_IN_PROGRESS
@@ -30,7 +30,7 @@ FAILED = {"result": -1, "code": Code.WSAENOTSOCK}
 def stray_upcalls(bench: Bench) -> str:
     """Judge, and check that the only broken finding is about up-calls with unknown handles. Returns those up-calls."""
     findings = broken(bench.findings())
-    assert [finding.link for finding in findings] == ["every up-call names a live handle and a pending operation"]
+    assert [finding.statement for finding in findings] == ["every up-call names a live handle and a pending operation"]
     return findings[0].seen
 
 
@@ -174,10 +174,10 @@ def test_neither_the_next_upcall_nor_a_close_waits_for_the_state(bench: Bench) -
 
     states = [acceptor.at.ask("overlapped_state", overlapped=o)["Internal"] for o in (*done, *pending)]
     assert states == [WSS_OPERATION_IN_PROGRESS] * 5
-    completed = bench.wait_journal("b", "upcall", 5, function="WPUCompleteOverlappedRequest")
-    assert [e["overlapped"] for e in completed][:2] == done and {e["overlapped"] for e in completed[2:]} == set(pending)
-    assert [e["code"] for e in completed] == [Code.OK] * 2 + [Code.WSA_OPERATION_ABORTED] * 3
-    # The audit would take the switch's waiting threads for leaked ones.
+    told = bench.wait_journal("b", "upcall", 5, function="WPUCompleteOverlappedRequest")
+    assert [e.overlapped for e in told][:2] == done and {e.overlapped for e in told[2:]} == set(pending)
+    assert [e.code for e in told] == [Code.OK] * 2 + [Code.WSA_OPERATION_ABORTED] * 3
+    # The switch's own threads that still wait would be taken for left over.
     end_ns = time.monotonic_ns() + int(2 * late_s * 1e9)
     while any(
         acceptor.at.ask("overlapped_state", overlapped=o)["Internal"] == WSS_OPERATION_IN_PROGRESS
@@ -201,7 +201,7 @@ def test_a_provider_uses_the_extended_table_and_nothing_else(bench: Bench) -> No
     evidence = bench.judge()
 
     for node, completions in (("a", 1), ("b", 2)):
-        names = [e["function"] for e in evidence.of(node, "upcall")]
+        names = [e.function for e in evidence.of(node, "upcall")]
         assert set(names) <= OF_THE_MODEL
         assert names.count("WPUCompleteOverlappedRequest") == completions
 

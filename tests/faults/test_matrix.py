@@ -7,7 +7,8 @@ import pytest
 
 from hil import Code
 from hil.errors import UnhitFault
-from hil.evidence.rules import broken, disconnect_links
+from hil.evidence.disconnect import broken
+from hil.evidence.rules.wire import disconnect_findings
 from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Socket
 from hil.testing.data import Exposed, completions, digest, expose, fill, rdma
 from hil.winsock.codes import CF_REJECT
@@ -187,8 +188,8 @@ def finish(bench: Bench, closer: End, peer: End, expected: Expectation) -> None:
     bench.pair.audit_closed(closer.at.node.name)
     evidence = bench.judge()
     (connection,) = evidence.connections()
-    links = broken(disconnect_links(evidence, connection, [closer.at.ip], [peer.at.ip]))
-    assert not links, "\n".join(map(str, links))
+    broke = broken(disconnect_findings(evidence, connection, [closer.at.ip], [peer.at.ip]))
+    assert not broke, "\n".join(map(str, broke))
 
 
 def codes(end: End, *operations: int) -> list[Code]:

@@ -19,6 +19,7 @@ TOOLS = (
     "progress",
     "seams",
     "stopwatch",
+    "verdict",
     "version",
     "waiting",
 )
@@ -47,10 +48,10 @@ CONTROLLER_ROOMS: dict[str, tuple[str, ...]] = {
     "report": ("evidence", "capture", "roce", "winsock", "mutants.catalogue"),
     "labs": ("evidence", "wire", "capture", "agent", "adapters", "mutants.catalogue"),
     "labs.soft": ("labs", "evidence", "wire", "capture", "agent"),
-    "labs.hosts": ("labs", "wire", "capture", "agent", "adapters"),
+    "labs.hosts": ("labs", "evidence", "wire", "capture", "agent", "adapters"),
     "suite": (),
     "testing": ("suite", "labs", "report", "evidence", "capture", "roce", "winsock", "provider", "mutants.catalogue"),
-    "cli": ("suite", "report", "labs", "adapters", "mutants.catalogue"),
+    "cli": ("suite", "report", "evidence", "labs", "adapters", "mutants.catalogue"),
     "__main__": ("cli",),
 }
 """What runs on the controller. Nothing may import ``labs.soft`` or ``labs.hosts``: labs are found by name."""
@@ -58,12 +59,19 @@ CONTROLLER_ROOMS: dict[str, tuple[str, ...]] = {
 ROOMS = NODE_ROOMS | CONTROLLER_ROOMS
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    (
+        "hil.evidence.journal",
+        "hil.switch.journal",
+    ): "nodes that write the journal and rules that read it share its kinds",
     ("hil.provider.seam", "hil.adapters.network"): "a factory is given the node's network, which has its type there",
     ("hil.wire.matrix", "hil.winsock.codes"): "the fault matrix says with which code each cell ends",
     ("hil.report.grid", "hil.wire.matrix"): "the grid shows the matrix, which is data",
     ("hil.report.adapters", "hil.adapters.find"): "what nodes tell of their adapters has its type there",
-    ("hil.evidence.rules", "hil.adapters.processes"): "which processes count is decided once, for nodes and for rules",
-    ("hil.evidence.origins", "hil.netlink.codes"): "kernel states are told as the numbers of RDMA netlink",
+    (
+        "hil.evidence.rules.processes",
+        "hil.adapters.processes",
+    ): "which processes count is decided once, for nodes and for rules",
+    ("hil.evidence.resources", "hil.netlink.codes"): "kernel states are told as the numbers of RDMA netlink",
 }
 """Imports that the table forbids, from module to module, each with the reason why it stays."""
 

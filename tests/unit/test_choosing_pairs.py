@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import pytest
 
+from hil.evidence.bundle import VerdictRecord
 from hil.testing.running import _good_enough, _has_passed, _record
+from hil.verdict import Verdict
 
 TESTS = Path(__file__).parents[1]
 
@@ -46,7 +48,7 @@ def test_who_needs_nodes_of_its_own_gets_them(need: str) -> None:
 def outcome(verdict: str | None, **bench: Any) -> bool:
     stash = pytest.Stash()
     if verdict is not None:
-        stash[_record] = {"verdict": verdict}
+        stash[_record] = VerdictRecord("test", Verdict(verdict))
     funcargs = {"bench": SimpleNamespace(**bench)} if bench else {}
     return _has_passed(cast(pytest.Item, SimpleNamespace(stash=stash, funcargs=funcargs)))
 

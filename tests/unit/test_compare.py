@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hil.errors import HilError
-from hil.report.compare import differences, read_run, table, verdicts_that_differ
+from hil.evidence.bundle import read_run
+from hil.report.compare import differences, table, verdicts_that_differ
 
 
 def results(folder: Path, kernel: str, **verdicts: str) -> Path:

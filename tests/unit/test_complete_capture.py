@@ -9,6 +9,7 @@ import pytest
 from hil.capture.pcapng import read_pcapng
 from hil.evidence.evidence import Evidence
 from hil.evidence.packets import roce_packets
+from hil.evidence.resources import QueuePair, Resource
 from hil.labs.node import Node
 from hil.labs.pair import Pair, unseen_link
 from hil.labs.soft.pair import PLACES
@@ -16,7 +17,7 @@ from hil.wire.counts import PlainCounts
 from hil.wire.point import CapturePoint
 
 RECORDED = Path(__file__).parent / "captures" / "hard_close_ipv4.pcapng"
-CONNECTED = {"a": [{"kind": "QP"}], "b": []}
+CONNECTED: dict[str, list[Resource]] = {"a": [QueuePair(device="rxe0", number=17)], "b": []}
 
 
 def test_a_mirror_that_sees_nothing_is_a_problem_of_the_evidence() -> None:
@@ -25,7 +26,7 @@ def test_a_mirror_that_sees_nothing_is_a_problem_of_the_evidence() -> None:
 
 
 @pytest.mark.parametrize(("during", "counted"), [(CONNECTED, True), ({}, False), ({"a": []}, False)])
-def test_what_is_counted_or_was_not_there_is_no_problem(during: dict[str, list[dict[str, str]]], counted: bool) -> None:
+def test_what_is_counted_or_was_not_there_is_no_problem(during: dict[str, list[Resource]], counted: bool) -> None:
     """Where the adapter's counters agree, nothing was sent; where nothing was connected, nothing need be seen."""
     assert unseen_link(Evidence({}, during=during), counted=counted) == ""
 

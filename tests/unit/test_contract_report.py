@@ -1,36 +1,37 @@
 """The contract's report tells kept, broken, not run, not observable and not yet tested apart."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hil.errors import ResultsError
+from hil.evidence.bundle import VerdictRecord, read_verdicts, write_verdicts
+from hil.evidence.disconnect import Finding
 from hil.report.contract import (
-    ResultsError,
     Standing,
     known_id,
     lists,
     not_observable,
     partly_observable,
     read_all,
-    read_verdicts,
     stand,
     table,
     unsettled,
 )
+from hil.verdict import Verdict
 from hil.winsock.requirements import requirements
 
 ROOT = Path(__file__).parents[2]
 
 
-def record(test: str, verdict: str, *links: dict[str, object]) -> dict[str, object]:
-    return {"test": test, "verdict": verdict, "links": list(links)}
+def record(test: str, verdict: str, *findings: Finding) -> VerdictRecord:
+    return VerdictRecord(test, Verdict(verdict), findings=findings)
 
 
-def link(requirement: str, *, held: bool) -> dict[str, object]:
-    return {"link": "some", "requirements": [requirement], "held": held, "seen": "what was seen"}
+def finding(requirement: str, *, held: bool) -> Finding:
+    return Finding("some", (requirement,), held, "what was seen")
 
 
 def test_a_requirement_is_kept_when_every_test_that_names_it_passed() -> None:
@@ -52,14 +53,14 @@ def test_what_was_not_judged_is_not_kept(verdict: str) -> None:
 
 def test_a_failed_test_or_a_broken_link_breaks_the_requirement() -> None:
     """Also a requirement whose rule broke in a test that does not name it."""
-    shown = stand({"one": ["CLOSE-01"]}, [record("one", "fail", link("CLOSE-26", held=False))])
+    shown = stand({"one": ["CLOSE-01"]}, [record("one", "fail", finding("CLOSE-26", held=False))])
     assert shown["CLOSE-01"].standing is Standing.BROKEN
     assert shown["CLOSE-26"].standing is Standing.BROKEN
 
 
 def test_a_link_broken_on_purpose_breaks_nothing() -> None:
-    """A passing test of a broken provider names the link it broke."""
-    shown = stand({"one": ["CLOSE-01"]}, [record("one", "pass", link("CLOSE-26", held=False))])
+    """A passing test of a broken provider names the finding that broke."""
+    shown = stand({"one": ["CLOSE-01"]}, [record("one", "pass", finding("CLOSE-26", held=False))])
     assert shown["CLOSE-26"].standing is Standing.NOT_TESTED
 
 
@@ -108,9 +109,8 @@ def test_of_two_runs_of_a_test_the_last_counts(tmp_path: Path) -> None:
         ("first", [record("one", "fail"), record("two", "pass")]),
         ("again", [record("one", "pass")]),
     ):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "verdicts.json").write_text(json.dumps(records))
-    found = {r["test"]: r["verdict"] for r in read_all([tmp_path / "first", tmp_path / "again"])}
+        write_verdicts(tmp_path / name, records)
+    found = {r.test: r.verdict for r in read_all([tmp_path / "first", tmp_path / "again"])}
     assert found == {"one": "pass", "two": "pass"}
 
 
@@ -118,14 +118,14 @@ def test_of_two_runs_of_a_test_the_last_counts(tmp_path: Path) -> None:
 def test_damaged_verdicts_are_refused(tmp_path: Path, content: str) -> None:
     """The file is named and what to do instead."""
     (tmp_path / "verdicts.json").write_text(content)
-    with pytest.raises(ResultsError, match=r"verdicts\.json holds no verdicts"):
+    with pytest.raises(ResultsError, match=r"holds no verdicts: .*verdicts\.json"):
         read_verdicts(tmp_path)
 
 
 def test_the_command_shows_one_requirement_with_its_tests(tmp_path: Path) -> None:
     """Sentence, level, source, and each test with its verdict; exit code 1 because one of them failed."""
     test = "tests/contract/test_hard_close.py::test_no_event_object_is_signalled"
-    (tmp_path / "verdicts.json").write_text(json.dumps([record(test, "fail")]))
+    write_verdicts(tmp_path, [record(test, "fail")])
     command = [sys.executable, "-m", "hil", "contract", f"--results={tmp_path}", "CLOSE-01"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
@@ -136,7 +136,7 @@ def test_the_command_shows_one_requirement_with_its_tests(tmp_path: Path) -> Non
 def test_strict_fails_when_a_must_was_not_seen_kept(tmp_path: Path) -> None:
     """One passing test does not keep a whole contract; the missing are named."""
     test = "tests/contract/test_hard_close.py::test_no_event_object_is_signalled"
-    (tmp_path / "verdicts.json").write_text(json.dumps([record(test, "pass")]))
+    write_verdicts(tmp_path, [record(test, "pass")])
     command = [sys.executable, "-m", "hil", "contract", f"--results={tmp_path}"]
     assert subprocess.run(command, capture_output=True).returncode == 0
     done = subprocess.run([*command, "--strict"], capture_output=True, text=True)
@@ -164,6 +164,6 @@ def test_an_unknown_requirement_is_an_error() -> None:
 def test_what_can_be_seen_in_part_only_is_kept_in_part() -> None:
     """A requirement with a row in partly_observable.csv is never simply kept, and the gate lets it pass."""
     rule = next(iter(partly_observable()))
-    shown = stand({"test": [rule]}, [{"test": "test", "verdict": "pass", "links": []}])
+    shown = stand({"test": [rule]}, [record("test", "pass")])
     assert shown[rule].standing is Standing.IN_PART
     assert unsettled({rule: shown[rule]}) == []

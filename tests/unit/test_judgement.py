@@ -29,8 +29,9 @@ from captured import (
 from hil.evidence.rebuild.doubts import file_doubts
 from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.facts import Where
-from hil.evidence.rebuild.judgement import Reservations, Verdict, judge
+from hil.evidence.rebuild.judgement import Reservations, judge
 from hil.testing.roce import Side
+from hil.verdict import Verdict
 
 A, B = "10.77.0.1", "10.77.0.2"
 PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID
@@ -146,29 +147,29 @@ def test_one_direction_alone_is_told() -> None:
 
 
 def test_data_behind_the_dreq_is_a_fail() -> None:
-    """A message of the closer's after its DREQ breaks that link, and the one after the DREP."""
+    """A message of the closer's after its DREQ breaks that finding, and the one after the DREP."""
     frames = recorded("reset")
     data = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-a")
     connection = one(moved(frames, data, place(frames, "DREQ")))
     assert connection.verdict is FAIL
-    assert [f.link for f in connection.findings if not f.held] == ["no data leaves the closer after its DREQ"]
+    assert [f.statement for f in connection.findings if not f.held] == ["no data leaves the closer after its DREQ"]
 
 
 def test_a_packet_behind_the_drep_is_a_fail() -> None:
-    """An acknowledgement after both ends have closed breaks the last link."""
+    """An acknowledgement after both ends have closed breaks the last finding."""
     frames = recorded("reset")
     ack = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-b")
     connection = one(moved(frames, ack, len(frames) - 1))
     assert connection.verdict is FAIL
-    assert [f.link for f in connection.findings if not f.held] == ["nothing of the connection follows the DREP"]
+    assert [f.statement for f in connection.findings if not f.held] == ["nothing of the connection follows the DREP"]
 
 
 def test_a_repeated_drep_hides_nothing() -> None:
-    """A packet of the peer's between its DREP and the same DREP again breaks the last link all the same."""
+    """A packet of the peer's between its DREP and the same DREP again breaks the last finding all the same."""
     frames = recorded("reset")
     ack = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-b")
     connection = one([*moved(frames, ack, len(frames) - 1), *resent(frames[-2:], 4_000_000_000)])
-    assert [f.link for f in connection.findings if not f.held] == ["nothing of the connection follows the DREP"]
+    assert [f.statement for f in connection.findings if not f.held] == ["nothing of the connection follows the DREP"]
 
 
 def test_data_that_was_under_way_is_told_and_no_fail() -> None:
@@ -187,7 +188,7 @@ def test_a_dreq_for_another_queue_pair_is_a_fail() -> None:
     frames[n] = altered(frames[n], 8 + 24 + 10, 0x40, repaired=True)
     connection = one(frames)
     assert connection.verdict is FAIL
-    assert [f.link for f in connection.findings if not f.held] == [
+    assert [f.statement for f in connection.findings if not f.held] == [
         "the closer's DREQ is on the wire, for this connection"
     ]
 
@@ -219,7 +220,7 @@ def test_a_dreq_that_is_never_answered_is_a_fail_once_the_closer_gave_up() -> No
     assert judged([*frames, *again[:-1], *late])[0].verdict is INVALID
     connection = judged([*frames, *again, *late])[0]
     assert connection.verdict is FAIL
-    assert [f.link for f in connection.findings if not f.held] == ["the peer's DREP follows"]
+    assert [f.statement for f in connection.findings if not f.held] == ["the peer's DREP follows"]
 
 
 # --- what captures from elsewhere bring ------------------------------------------------------------------------------

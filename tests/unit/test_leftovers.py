@@ -9,19 +9,15 @@ from typing import Any
 import pytest
 
 from hil.adapters.processes import KernelLog, descends, is_verbs, log_record
+from hil.evidence.disconnect import broken
 from hil.evidence.evidence import Evidence
+from hil.evidence.journal import Call, Entry, entry_of
 from hil.evidence.origins import named, origin
-from hil.evidence.rules import (
-    broken,
-    complaints,
-    ended_processes,
-    grown_processes,
-    held,
-    leak_links,
-    of_sockets,
-    others,
-    starved,
-)
+from hil.evidence.resources import KernelMessage, Process, Resource, resources_of
+from hil.evidence.rules.kernel_log import complaints, starved
+from hil.evidence.rules.leaks import leak_findings
+from hil.evidence.rules.processes import ended_processes, grown_processes
+from hil.evidence.rules.resources import held, of_sockets, others
 from hil.netlink.audit import owners
 from hil.netlink.requests import Requests
 from hil.netlink.survey import hardware_counters
@@ -30,12 +26,13 @@ SOCKET, HANDLE = 1000, 77
 MS = 10**6
 
 
-def entry(kind: str, at_ms: int, thread: int = 5, **facts: Any) -> dict[str, Any]:
-    place = {"node": "a", "worker": 2, "pid": 311, "thread": thread}
-    return {"kind": kind, "at_ns": at_ms * MS} | place | facts
+def entry(kind: str, at_ms: int, thread: int = 5, **facts: Any) -> Entry:
+    place = {"node": "a", "worker": 2, "pid": 311, "thread": thread, "t_ns": 0}
+    ended = {"code": 0, "begun_ns": 0} if kind == "call" else {}
+    return entry_of({"kind": kind, "at_ns": at_ms * MS} | place | ended | facts, "the test")
 
 
-def evidence(*more: dict[str, Any]) -> Evidence:
+def evidence(*more: Entry) -> Evidence:
     """A socket whose queue pair the provider's thread made, and that registered memory in thread 5."""
     events = [
         entry("call", 100, thread=4, function="WSPStartupEx"),
@@ -45,13 +42,18 @@ def evidence(*more: dict[str, Any]) -> Evidence:
         entry("mr", 131, event="registered", handle=HANDLE, key=0x1C2, length=4096),
         entry("call", 132, function="WSPRegisterMemory", socket=SOCKET),
     ]
-    made = Evidence({"a": ["10.0.0.1"]}, sorted([*events, *more], key=lambda e: e["at_ns"]))
+    made = Evidence({"a": ["10.0.0.1"]}, sorted([*events, *more], key=lambda e: e.at_ns))
     made.during["a"] = [resource("PD", 3, context=1), resource("QP", 17, pd=3), resource("MR", 0, pd=3, key=0x1C2)]
     return made
 
 
-def resource(kind: str, number: int, **facts: Any) -> dict[str, Any]:
-    return {"kind": kind, "device": "rxe0", "number": number, "pid": None, "command": "its thread has ended"} | facts
+def resource(kind: str, number: int, **facts: Any) -> Resource:
+    told = {"kind": kind, "device": "rxe0", "number": number, "pid": None, "command": "its thread has ended"} | facts
+    return resources_of([told], "the test")[0]
+
+
+def message(text: str) -> KernelMessage:
+    return KernelMessage(text, 4, 1, 1)
 
 
 def test_a_region_is_named_by_the_call_that_registered_it() -> None:
@@ -115,7 +117,7 @@ def test_an_id_of_the_connection_manager_shows_its_ends() -> None:
 
 def test_without_evidence_only_the_kernels_word_is_told() -> None:
     """Owner as the kernel names it, and nothing for an empty list."""
-    assert named([resource("CQ", 2, entries=511) | {"pid": 5, "command": "x"}]) == "CQ 2, 511 entries, rxe0, pid 5 (x)"
+    assert named([resource("CQ", 2, entries=511, pid=5, command="x")]) == "CQ 2, 511 entries, rxe0, pid 5 (x)"
     assert named([]) == "nothing left"
 
 
@@ -133,12 +135,12 @@ def test_what_others_have_is_not_ours() -> None:
     assert others([theirs, ours], [resource("QP", 5), resource("CQ", 6)]) == [ours]
     made = evidence()
     made.processes["a"] = ([], [process(9, command="opensm", pinned=4096)])
-    assert broken(leak_links(made)) == []
+    assert broken(leak_findings(made)) == []
 
 
-def process(pid: int = 311, **facts: Any) -> dict[str, Any]:
-    known = {"command": "python3", "threads": 3, "locked": 0, "pinned": 0}
-    return {"pid": pid, "descriptors": {"/dev/infiniband/rdma_cm": 1, "socket": 2}} | known | facts
+def process(pid: int = 311, **facts: Any) -> Process:
+    known: dict[str, Any] = {"command": "python3", "threads": 3, "locked": 0, "pinned": 0}
+    return Process(**{"pid": pid, "descriptors": {"/dev/infiniband/rdma_cm": 1, "socket": 2}} | known | facts)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def process(pid: int = 311, **facts: Any) -> dict[str, Any]:
         (process(9, pinned=4096, descriptors={}), "pid 9 (python3): 4096 bytes of pinned memory"),
     ],
 )
-def test_what_a_process_has_more_of_is_named(now: dict[str, Any], text: str) -> None:
+def test_what_a_process_has_more_of_is_named(now: Process, text: str) -> None:
     """Threads, memory and descriptors beyond those it had before the first connection."""
     assert grown_processes([process()], [now]) == [text]
 
@@ -179,7 +181,8 @@ def test_fewer_than_before_is_no_leak() -> None:
 
 def test_the_thread_of_a_provider_that_ended_is_gone() -> None:
     """As many threads as before are one too many when the provider's own has ended; a running provider keeps it."""
-    calls = [entry("call", 1, function="WSPStartupEx", code=0), entry("call", 9, function="WSPCleanup", code=0)]
+    told = (entry("call", 1, function="WSPStartupEx"), entry("call", 9, function="WSPCleanup"))
+    calls = [call for call in told if isinstance(call, Call)]
     assert ended_processes(calls) == {311}
     assert ended_processes(calls[:1]) == ended_processes([]) == set()
     assert grown_processes([process()], [process()], {311}) == ["pid 311 (python3): 1 threads"]
@@ -190,23 +193,23 @@ def test_only_faults_of_the_kernel_are_complaints() -> None:
     """A driver's ordinary messages and errors are recorded, not judged."""
     fault = "WARNING: CPU: 0 PID: 5 at drivers/infiniband/core/restrack.c:122"
     texts = ["infiniband rxe0: set active", fault, "rdma_rxe: rxe_qp_chk_cap: invalid max_send_wr", "Call Trace:"]
-    assert complaints([{"text": text, "level": 4} for text in texts]) == [fault, "Call Trace:"]
+    assert complaints(map(message, texts)) == [fault, "Call Trace:"]
 
 
 def test_a_machine_without_memory_is_no_fault_of_its_adapter() -> None:
     """What the kernel ended for want of memory is told apart; a control group's own limit concerns nobody else."""
     ended = "Out of memory: Killed process 233 (python3) total-vm:1234kB"
     texts = [ended, "Memory cgroup out of memory: Killed process 234 (cc1)"]
-    log = [{"text": text, "level": 3} for text in texts]
+    log = [message(text) for text in texts]
     assert (starved(log), complaints(log)) == ([ended], [])
 
 
-def test_a_complaint_and_a_grown_process_break_a_link() -> None:
+def test_a_complaint_and_a_grown_process_break_a_finding() -> None:
     """Both are judged with what the kernel still holds."""
     made = evidence()
     made.processes["a"] = ([process()], [process(threads=4)])
-    made.kernel_log["a"] = [{"text": "BUG: sleeping function called from invalid context", "level": 3}]
-    assert [finding.seen for finding in broken(leak_links(made))] == [
+    made.kernel_log["a"] = [message("BUG: sleeping function called from invalid context")]
+    assert [finding.seen for finding in broken(leak_findings(made))] == [
         "pid 311 (python3): 1 threads",
         "BUG: sleeping function called from invalid context",
     ]

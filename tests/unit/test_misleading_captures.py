@@ -32,11 +32,12 @@ from hil.capture.pcapng import CapturedFrame
 from hil.evidence.rebuild.doubts import file_doubts, file_notes
 from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.facts import Where
-from hil.evidence.rebuild.judgement import Judged, Reservations, Verdict, judge
+from hil.evidence.rebuild.judgement import Judged, Reservations, judge
 from hil.report.words import ends_words
 from hil.roce.icrc import icrc
 from hil.roce.layers.cm import CmAttribute
 from hil.testing.roce import Side, disconnect, message
+from hil.verdict import Verdict
 
 PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID
 
@@ -295,7 +296,7 @@ def test_who_ended_it_is_told_by_times(name: str, in_file: str) -> None:
 
 
 def test_the_second_of_two_crossing_closers_must_be_silent_too() -> None:
-    """A message behind its own DREQ breaks the link, though the other end's DREQ came first."""
+    """A message behind its own DREQ breaks the finding, though the other end's DREQ came first."""
     one_, two = Side(1, 0x11, 11), Side(2, 0x12, 22)
     frames = made((one_, two), 1)
     dreq = place(frames, "DREQ")
@@ -305,7 +306,7 @@ def test_the_second_of_two_crossing_closers_must_be_silent_too() -> None:
     crossing = CapturedFrame(0, at + 5_000, "side-b", theirs, len(theirs))
     late = CapturedFrame(0, at + 5_000_000, "side-b", data, len(data))
     connection = one([*frames[: dreq + 1], crossing, late, *later(frames[dreq + 1 :], 10_000_000)])
-    assert [f.link for f in connection.findings if not f.held] == ["no data leaves the closer after its DREQ"]
+    assert [f.statement for f in connection.findings if not f.held] == ["no data leaves the closer after its DREQ"]
 
 
 def test_thousands_of_interfaces_with_drops_are_told_in_few_words() -> None:

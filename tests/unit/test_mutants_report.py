@@ -2,20 +2,21 @@
 
 import ast
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import hil.mutants
+from hil.evidence.bundle import VerdictRecord
 from hil.mutants.catalogue import Layer, Mutant, mutants
 from hil.report.mutants import listing, sight, told
+from hil.verdict import Verdict
 from hil.winsock.requirements import requirements
 
 UNFENCED = Mutant("Unfenced", Layer.PROVIDER, "Lets a send overtake an RDMA read.", ("SEND-14",), "x:Unfenced")
 
 
-def record(test: str, verdict: str, *rules: str) -> dict[str, Any]:
-    return {"test": test, "verdict": verdict, "requirements": list(rules), "links": []}
+def record(test: str, verdict: str, *rules: str) -> VerdictRecord:
+    return VerdictRecord(test, Verdict(verdict), rules)
 
 
 def test_every_mutant_breaks_requirements_that_exist() -> None:

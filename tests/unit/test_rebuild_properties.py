@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hil.capture.pcapng import CapturedFrame
-from hil.evidence.rebuild.judgement import Verdict
 from hil.testing.roce import Side
+from hil.verdict import Verdict
 
 settings.register_profile("captures", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("captures")

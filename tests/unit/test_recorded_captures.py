@@ -8,9 +8,13 @@ import pytest
 from scapy.contrib.roce import AETH, BTH
 
 from hil.capture.pcapng import CapturedFrame, read_pcapng
+from hil.evidence.disconnect import Finding, broken
 from hil.evidence.evidence import Evidence
+from hil.evidence.journal import Begin, Call, CmEvent, CmHeard, QueuePairMade
 from hil.evidence.packets import connections, ip_of, roce_packets
-from hil.evidence.rules import Finding, HardClose, broken, disconnect_links, peer_links, wire_links
+from hil.evidence.rules.closes import HardClose
+from hil.evidence.rules.peer import peer_findings
+from hil.evidence.rules.wire import disconnect_findings, wire_findings
 from hil.roce.frames import CMREQ, DETH, IPCM, MAD, addresses, dissect, scan
 
 FOLDER = Path(__file__).parent / "captures"
@@ -82,12 +86,13 @@ def links(name: str, change: "list[int] | None" = None) -> list[str]:
     removed = [p for p in evidence.packets if p.cm in ("DREQ", "DREP")]
     for place in change or []:
         evidence.packets.remove(removed[place])
-    return [f.link for f in broken(disconnect_links(evidence, connection, [connection.active], [connection.passive]))]
+    findings = disconnect_findings(evidence, connection, [connection.active], [connection.passive])
+    return [f.statement for f in broken(findings)]
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
 def test_a_clean_disconnect_breaks_no_link(name: str) -> None:
-    """As recorded, every link holds."""
+    """As recorded, every finding holds."""
     assert links(name) == []
 
 
@@ -99,13 +104,13 @@ def test_a_missing_dreq_and_a_missing_drep_are_named(name: str) -> None:
 
 
 def test_data_after_the_dreq_is_named() -> None:
-    """A data packet of the closer's moved behind the DREQ breaks that link and no other of the DREQ's."""
+    """A data packet of the closer's moved behind the DREQ breaks that finding and no other of the DREQ's."""
     evidence = evidence_of("hard_close_ipv4.pcapng")
     (connection,) = evidence.connections()
     data = next(p for p in connection.packets(evidence.packets) if not p.cm and p.source == connection.active)
     evidence.packets.append(replace(data, frame=10_000))
-    findings = disconnect_links(evidence, connection, [connection.active], [connection.passive])
-    assert {f.link for f in broken(findings)} == {
+    findings = disconnect_findings(evidence, connection, [connection.active], [connection.passive])
+    assert {f.statement for f in broken(findings)} == {
         "no data leaves the closer after its DREQ",
         "nothing of the connection follows the DREP",
     }
@@ -116,8 +121,8 @@ def test_a_dreq_for_another_qp_is_named() -> None:
     evidence = evidence_of("hard_close_ipv4.pcapng")
     (connection,) = evidence.connections()
     evidence.packets = [replace(p, qpn=p.qpn + 1) if p.cm == "DREQ" else p for p in evidence.packets]
-    findings = disconnect_links(evidence, connection, [connection.active], [connection.passive])
-    assert {f.link for f in broken(findings)} == {"the closer's DREQ is on the wire, for this connection"}
+    findings = disconnect_findings(evidence, connection, [connection.active], [connection.passive])
+    assert {f.statement for f in broken(findings)} == {"the closer's DREQ is on the wire, for this connection"}
 
 
 def heard(*, carried: bool, after_ns: int) -> Finding:
@@ -129,11 +134,11 @@ def heard(*, carried: bool, after_ns: int) -> Finding:
     evidence.delivered = [p for p in evidence.packets if carried or p.cm != "DREQ"]
     dreq_ns = next(p.time_ns for p in evidence.packets if p.cm == "DREQ")
     evidence.events = [
-        {"node": "a", "kind": "qp", "at_ns": 0, "handle": 1, "qp_num": connection.active_qpn},
-        {"node": "b", "kind": "cm", "at_ns": dreq_ns + after_ns, "handle": 2, "event": "DISCONNECTED"},
+        QueuePairMade(node="a", at_ns=0, t_ns=0, handle=1, qp_num=connection.active_qpn),
+        CmHeard(node="b", at_ns=dreq_ns + after_ns, t_ns=0, handle=2, event=CmEvent.DISCONNECTED, status=0),
     ]
-    found = peer_links(evidence, HardClose("a", 10, 1, "b", 20, 2))
-    return next(f for f in found if f.link == "what the peer's CM hears the wire has carried")
+    found = peer_findings(evidence, HardClose("a", 10, 1, "b", 20, 2))
+    return next(f for f in found if f.statement == "what the peer's CM hears the wire has carried")
 
 
 def test_a_peer_that_hears_what_the_wire_has_not_carried_is_named() -> None:
@@ -151,14 +156,14 @@ def reset_by_close(*, after_ns: int, late_ns: int) -> Finding:
     evidence.packet_times_ns = {p.frame: p.time_ns for p in evidence.packets}
     dreq = next(p for p in evidence.packets if p.cm == "DREQ")
     evidence.late_frames = {dreq.frame: late_ns} if late_ns else {}
-    close = {"node": "a", "function": "WSPCloseSocket", "socket": 10}
+    begun_ns, ended_ns, name = dreq.time_ns - after_ns - 2_000_000, dreq.time_ns - after_ns, "WSPCloseSocket"
     evidence.events = [
-        {"node": "a", "kind": "qp", "at_ns": 0, "handle": 1, "qp_num": connection.active_qpn},
-        close | {"kind": "begin", "at_ns": dreq.time_ns - after_ns - 2_000_000},
-        close | {"kind": "call", "at_ns": dreq.time_ns - after_ns, "result": 0, "code": 0},
+        QueuePairMade(node="a", at_ns=0, t_ns=0, handle=1, qp_num=connection.active_qpn),
+        Begin(node="a", at_ns=begun_ns, t_ns=0, function=name, socket=10),
+        Call(node="a", at_ns=ended_ns, t_ns=0, begun_ns=0, function=name, socket=10, result=0, code=0),
     ]
-    found = wire_links(evidence, HardClose("a", 10, 1, "b", 20, 2))
-    return next(f for f in found if f.link == "the DREQ comes while WSPCloseSocket runs, at once")
+    found = wire_findings(evidence, HardClose("a", 10, 1, "b", 20, 2))
+    return next(f for f in found if f.statement == "the DREQ comes while WSPCloseSocket runs, at once")
 
 
 def test_a_dreq_that_was_stamped_late_is_no_proof_of_a_late_reset() -> None:

@@ -41,8 +41,9 @@ def test_rules_name_requirements() -> None:
     """Every id in the rules over evidence is in the catalogue."""
     import re
 
-    source = (Path(__file__).parents[2] / "hil" / "evidence" / "rules.py").read_text()
-    named = set(re.findall(r'"([A-Z]+-\d+)"', source))
+    folder = Path(__file__).parents[2] / "hil" / "evidence"
+    sources = [path.read_text() for path in (*folder.glob("rules/*.py"), folder / "disconnect.py")]
+    named = {name for source in sources for name in re.findall(r'"([A-Z]+-\d+)"', source)}
     assert named and named <= requirements().keys()
 
 

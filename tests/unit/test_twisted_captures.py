@@ -33,10 +33,11 @@ from captured import (
 import hil.testing.roce as roce
 from hil.capture.pcapng import CapturedFrame
 from hil.evidence.rebuild.endings import Ending
-from hil.evidence.rebuild.judgement import Judged, Verdict
+from hil.evidence.rebuild.judgement import Judged
 from hil.roce.icrc import icrc
 from hil.roce.layers.cm import CmAttribute
 from hil.testing.roce import START_NS, Side, connect, disconnect, management, message
+from hil.verdict import Verdict
 
 PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID
 
@@ -221,7 +222,8 @@ def test_networks_do_not_hang_on_the_values_of_macs(macs: tuple[int, int, int, i
 
     connections, _ = rebuilt(pcapng(sent(n, f) for n, f in enumerate([*frames, late])), chunk_bytes=chunk_bytes)
     assert [c.verdict for c in connections] == [FAIL]
-    assert [f.link for f in connections[0].findings if not f.held] == ["nothing of the connection follows the DREP"]
+    broke = [f.statement for f in connections[0].findings if not f.held]
+    assert broke == ["nothing of the connection follows the DREP"]
 
 
 # --- what is missing -------------------------------------------------------------------------------------------------
@@ -348,7 +350,7 @@ def test_what_follows_the_drep_is_told_with_the_drep_in_front_of_it() -> None:
     frames, ends = sending(2)
     late = numbered([frame(frames[-1].time_ns + 5_000_000, next(message(*ends, 0))[1], "side-a")], 900)
     connection = one([*frames, *late, *resent(frames[-2:], 5_000_000_000, number=500)])
-    (broken,) = [f for f in connection.findings if not f.held and "DREP" in f.link]
+    (broken,) = [f for f in connection.findings if not f.held and "DREP" in f.statement]
     assert f"after frame {len(frames)}: [{len(frames) + 1}]" in broken.seen
 
 

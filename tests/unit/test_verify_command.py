@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 
 from hil import progress
 from hil.cli.main import main
-from hil.evidence.rebuild.judgement import Verdict
 from hil.report.command import run_verify
 from hil.report.verify import verify
 from hil.report.verify_json import FORMAT
 from hil.testing.roce import Side
+from hil.verdict import Verdict
 
 
 def run(*arguments: object) -> Result:
@@ -52,7 +52,7 @@ def test_the_exit_code_is_that_of_the_worst(good: Path, bad: Path, tmp_path: Pat
 
 
 def test_the_text_says_what_broke(bad: Path) -> None:
-    """The link, its requirement and the frame."""
+    """The statement, its requirement and the frame."""
     text = run(bad).stdout
     assert text.startswith("fail")
     assert "BROKE no data leaves the closer after its DREQ [CLOSE-36]" in text
@@ -124,7 +124,7 @@ def test_the_json_has_the_documented_shape(good: Path, bad: Path) -> None:
     }
     assert [m["name"] for m in connection["messages"]] == ["REQ", "REP", "RTU", "DREQ", "DREP"]
     assert connection["ends"][0]["requests"]["messages_ended"] == 40
-    broke = [f["link"] for f in second["connections"][0]["findings"] if not f["held"]]
+    broke = [f["statement"] for f in second["connections"][0]["findings"] if not f["held"]]
     assert broke == ["no data leaves the closer after its DREQ"]
 
 

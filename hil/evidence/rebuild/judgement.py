@@ -1,12 +1,11 @@
 """How each connection of a capture ended, and whether it ended as the contract demands: pure functions over facts.
 
-A verdict is the project's: fail when a link broke that the capture shows to be broken, invalid when the capture cannot
-carry a judgement, else pass. What is absent from an incomplete capture proves nothing, so it never makes a fail.
+A verdict is the project's: fail when a finding broke that the capture shows to be broken, invalid when the capture
+cannot carry a judgement, else pass. What is absent from an incomplete capture proves nothing, so it never makes a fail.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 
 from hil.evidence.disconnect import Finding
 from hil.evidence.rebuild.aftermath import UNDER_WAY_NS
@@ -17,18 +16,11 @@ from hil.evidence.rebuild.facts import After, ConnectionFacts
 from hil.evidence.rebuild.file import FileFacts
 from hil.evidence.rebuild.window import COPY_WITHIN_NS
 from hil.roce.layers.cm import CmAttribute
+from hil.verdict import Verdict, worst
 
 LONG_NS = 1 << 62
 # A capture that goes on for less behind a DREP says so: an adapter's retransmission may take longer.
 SILENCE_SHOWN_NS = 1_000_000_000
-
-
-class Verdict(Enum):
-    """The project's words for a judgement."""
-
-    PASS = "pass"
-    FAIL = "fail"
-    INVALID = "invalid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +141,4 @@ def _silence_shown(facts: ConnectionFacts, last_ns: int | None) -> Iterator[str]
 
 def overall(verdicts: Iterable[Verdict], doubts: list[str]) -> Verdict:
     """The verdict of a file, as of a run: one connection that could not be judged, or none at all, makes it invalid."""
-    found = set(verdicts)
-    if doubts or not found or Verdict.INVALID in found:
-        return Verdict.INVALID
-    return Verdict.FAIL if Verdict.FAIL in found else Verdict.PASS
+    return Verdict.INVALID if doubts else worst(verdicts)

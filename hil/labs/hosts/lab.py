@@ -12,13 +12,14 @@ import attrs
 
 from hil.agent.protocol import Message
 from hil.errors import HilError, NodeError, RemoteError, SetupError, Unsupported
+from hil.evidence.resources import Resource
 from hil.files import passing_folder
 from hil.interrupts import undisturbed
 from hil.labs.hosts.file import Adapter, HostsFile, NodeSection
 from hil.labs.hosts.host import Host
 from hil.labs.hosts.kinds import POWERS, HostCapturePoint, Scene, capture_kind
 from hil.labs.node import Node, Record
-from hil.labs.pair import Pair, Resources
+from hil.labs.pair import Pair
 from hil.labs.place import Place
 from hil.labs.power import Power
 from hil.labs.schema import Name, Namespace
@@ -388,10 +389,10 @@ class HostPair(Pair):
         if self.capture.tells_at_end:
             self.capture.stop()
 
-    def resources(self, name: str, *, contexts: bool = False) -> Resources:
+    def resources(self, name: str, *, contexts: bool = False) -> list[Resource]:
         """What the kernel holds on the adapter that is tested: other adapters of the host are other people's."""
         device = self.place(name).device
-        return [found for found in super().resources(name, contexts=contexts) if found["device"] == device]
+        return [found for found in super().resources(name, contexts=contexts) if found.device == device]
 
     def close(self) -> None:
         """Give nodes their power back, stop the capture, and end every worker on the nodes that live."""

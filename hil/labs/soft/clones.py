@@ -8,7 +8,8 @@ from typing import Any
 
 from hil.agent.protocol import Message
 from hil.errors import NodeError
-from hil.evidence.rules import complaints, starved
+from hil.evidence.resources import kernel_log_of
+from hil.evidence.rules.kernel_log import complaints, starved
 from hil.labs.node import Record
 from hil.labs.soft.kinds import SoftGuest, start
 from hil.labs.soft.node import SoftNode
@@ -66,7 +67,7 @@ class Clones:
         self._record = None
         if set(ended) - {-signal.SIGKILL}:
             return "a worker ended by itself"
-        logs = [node.system("kernel_log") for node in self.nodes.values()]
+        logs = [kernel_log_of(node.system("kernel_log"), "the kernel log") for node in self.nodes.values()]
         if any(complaints(log) or starved(log) for log in logs):
             return "a kernel complained"
         different = (self._different(_look(node), self._standing[name]) for name, node in self.nodes.items())

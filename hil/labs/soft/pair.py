@@ -8,7 +8,9 @@ from pathlib import Path
 
 from hil import stopwatch
 from hil.errors import HilError
+from hil.evidence.bundle import Judged
 from hil.evidence.evidence import Evidence
+from hil.evidence.journal import Exit
 from hil.labs.node import Node
 from hil.labs.pair import Pair
 from hil.labs.place import Place
@@ -85,9 +87,9 @@ class SoftPair(Pair):
         return MachinePower(self.clones[name])
 
     @stopwatch.phase(Phase.WRITING)
-    def write(self, evidence: Evidence) -> None:
+    def write(self, evidence: Evidence, judged: Judged | None = None) -> None:
         self.made_with = self.made_with | {"tests before on the same nodes": self._clones.uses}
-        super().write(evidence)
+        super().write(evidence, judged)
 
     def close(self) -> None:
         """Stop the wire, and both nodes unless another pair may have them."""
@@ -108,7 +110,7 @@ class SoftPair(Pair):
         if not self.passed:
             return "its test did not pass"
         # A process that a test killed is no crash; the look at the nodes finds what the kernel has left of it.
-        ended = {event["status"] for _, event in self._events if event["kind"] == "exit"}
+        ended = {entry.status for entry in self._entries if isinstance(entry, Exit)}
         if ended - {0, -signal.SIGKILL}:
             return "a process crashed"
         try:
