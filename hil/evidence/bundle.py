@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -252,11 +253,11 @@ def _journal(path: Path) -> Iterator[Entry]:
 
 
 def _read_capture(path: Path, evidence: Evidence) -> None:
-    if not evidence.frames:
+    if evidence.frames <= 0:
         return
     # What came after the judgement was not judged.
     with _opened(path) as file:
-        frames = list(islice(read_pcapng(file), evidence.frames))
+        frames = list(islice(read_pcapng(file), min(evidence.frames, sys.maxsize)))
     if len(frames) < evidence.frames:
         raise ResultsError(f"{path}: {len(frames)} frames are there, {evidence.frames} were judged")
     evidence.take_packets([*roce_packets(came_in(frames))], [*roce_packets(reached(frames))])
