@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -252,11 +253,11 @@ def _journal(path: Path) -> Iterator[Entry]:
 
 
 def _read_capture(path: Path, evidence: Evidence) -> None:
-    if not evidence.frames:
+    if evidence.frames <= 0:
         return
     # What came after the judgement was not judged.
     with _opened(path) as file:
-        frames = list(islice(read_pcapng(file), evidence.frames))
+        frames = list(islice(read_pcapng(file), min(evidence.frames, sys.maxsize)))
     if len(frames) < evidence.frames:
         raise ResultsError(f"{path}: {len(frames)} frames are there, {evidence.frames} were judged")
     evidence.take_packets([*roce_packets(came_in(frames))], [*roce_packets(reached(frames))])
@@ -291,16 +292,19 @@ def _opened(path: Path) -> BinaryIO:
     if path.parent.is_symlink():
         raise ResultsError(f"{path.parent} is a symbolic link: name the folder that it leads to")
     try:
-        # A pipe would keep the reader waiting, a link may lead anywhere.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     except (OSError, ValueError) as error:
         why = "it is a symbolic link" if path.is_symlink() else getattr(error, "strerror", None) or str(error)
         raise ResultsError(f"{path}: {why}") from error
-    known, most = os.fstat(descriptor), LARGEST_BYTES.get(path.name, LARGEST_OTHER_BYTES)
+    known, most = os.fstat(file.fileno()), LARGEST_BYTES.get(path.name, LARGEST_OTHER_BYTES)
     if stat.S_ISREG(known.st_mode) and known.st_size <= most:
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    why = (
-        f"{known.st_size} bytes, more than the {most} that are read" if stat.S_ISREG(known.st_mode) else "no plain file"
-    )
-    raise ResultsError(f"{path}: {why}")
+        return file
+    file.close()
+    if not stat.S_ISREG(known.st_mode):
+        raise ResultsError(f"{path}: no plain file")
+    raise ResultsError(f"{path}: {known.st_size} bytes, more than the {most} that are read")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # A pipe would keep the reader waiting, a link may lead anywhere.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,6 +1,6 @@
 """Where what the kernel still holds came from: its list joined with the provider's journal."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hil.evidence.evidence import Evidence
@@ -24,12 +24,45 @@ class Origin:
     at_ns: int
 
 
+class _Known:
+    """What the journal of a node, and lists of resources, tell of resources; looked through once."""
+
+    def __init__(self, evidence: Evidence, node: str, left: Iterable[Resource]) -> None:
+        self.evidence, self.node = evidence, node
+        # A key or number may be used again: the last entry with it is of the one that is left.
+        self.registered = {e.key: e for e in evidence.of(node, Registered)}
+        self.made = {e.qp_num: e for e in evidence.of(node, QueuePairMade)}
+        self.within: dict[tuple[str, int | None], list[Resource]] = {}
+        self.domains: dict[tuple[str, int | None], list[Resource]] = {}
+        for resource in dict.fromkeys((*left, *evidence.during.get(node, ()))):
+            self.within.setdefault((resource.device, resource.in_domain), []).append(resource)
+            if isinstance(resource, ProtectionDomain):
+                self.domains.setdefault((resource.device, resource.context), []).append(resource)
+        self.seen = {resource.identity for resource in evidence.during.get(node, ())}
+        self.start_ns = start_ns(evidence)
+
+    def entries(self, resource: Resource) -> Iterator[Registered | QueuePairMade]:
+        """The journal's entries of the making of a region, a queue pair, or an id's queue pair."""
+        if isinstance(resource, MemoryRegion) and resource.key in self.registered:
+            yield self.registered[resource.key]
+        number = resource.number if isinstance(resource, QueuePair) else None
+        number = resource.qp if isinstance(resource, CmId) else number
+        if number and number in self.made:
+            yield self.made[number]
+
+    def related(self, resource: Resource) -> list[Resource]:
+        """What was in a protection domain."""
+        if not isinstance(resource, ProtectionDomain):
+            return []
+        return self.within.get((resource.device, resource.number), [])
+
+
 def named(resources: Iterable[Resource], evidence: Evidence | None = None, node: str = "") -> str:
     """Resources for people; with the evidence of their ``node``, each with where it came from."""
-    known = list(resources)
-    shown = known[:DESCRIBED]
-    texts = [_described(r) + (_opened(evidence, node, r, known) if evidence else _owner(r)) for r in shown]
-    more = [f"and {len(known) - DESCRIBED} more"] if len(known) > DESCRIBED else []
+    left = list(resources)
+    known = _Known(evidence, node, left) if evidence and left else None
+    texts = [_described(r) + (_opened(known, r) if known else _owner(r)) for r in left[:DESCRIBED]]
+    more = [f"and {len(left) - DESCRIBED} more"] if len(left) > DESCRIBED else []
     return "; ".join([*texts, *more]) or "nothing left"
 
 
@@ -43,20 +76,20 @@ def _owner(resource: Resource, pid: int | None = None) -> str:
     return f", pid {resource.pid or pid} ({resource.command})"
 
 
-def _opened(evidence: Evidence, node: str, resource: Resource, left: Collection[Resource]) -> str:
-    found = origin(evidence, node, resource, left)
+def _opened(known: _Known, resource: Resource) -> str:
+    found = _origin(known, resource)
     if found is None:
-        return _owner(resource, _pid_of_context(evidence, node, resource, left)) + _first_seen(evidence, node, resource)
+        return _owner(resource, _pid_of_context(known, resource)) + _first_seen(known, resource)
     by = f"by {found.function}" if found.function else "by the provider's own thread"
     socket = f" for socket {found.socket}" if found.socket is not None else ""
-    at_ms = (found.at_ns - start_ns(evidence)) / 1e6
+    at_ms = (found.at_ns - known.start_ns) / 1e6
     return f"{_owner(resource, found.pid)}, opened {by}{socket} at {at_ms:.3f} ms"
 
 
-def _first_seen(evidence: Evidence, node: str, resource: Resource) -> str:
-    if node not in evidence.during:
+def _first_seen(known: _Known, resource: Resource) -> str:
+    if known.node not in known.evidence.during:
         return ""
-    seen = any(resource.identity == other.identity for other in evidence.during[node])
+    seen = resource.identity in known.seen
     return ", there when the connection was open" if seen else ", made when the connection was open already"
 
 
@@ -72,40 +105,21 @@ def origin(evidence: Evidence, node: str, resource: Resource, left: Iterable[Res
     pairs in it, a connection manager's id by its queue pair, as the kernel listed them in ``left`` or while the
     connection was open.
     """
-    entries = list(_entries(evidence, node, resource))
-    if not entries:
-        entries = [e for other in _related(evidence, node, resource, left) for e in _entries(evidence, node, other)]
-    return _made_by(evidence, node, min(entries, key=lambda e: e.at_ns)) if entries else None
+    return _origin(_Known(evidence, node, left), resource)
 
 
-def _entries(evidence: Evidence, node: str, resource: Resource) -> Iterator[Registered | QueuePairMade]:
-    """The journal's entries of the making of a region, a queue pair, or an id's queue pair."""
-    if isinstance(resource, MemoryRegion) and resource.key is not None:
-        # A key may be used again: the last registration with it is the one that is left.
-        yield from evidence.of(node, Registered, key=resource.key)[-1:]
-    elif isinstance(resource, QueuePair):
-        yield from evidence.of(node, QueuePairMade, qp_num=resource.number)[-1:]
-    elif isinstance(resource, CmId) and resource.qp:
-        yield from evidence.of(node, QueuePairMade, qp_num=resource.qp)[-1:]
+def _origin(known: _Known, resource: Resource) -> Origin | None:
+    entries = list(known.entries(resource))
+    entries = entries or [e for other in known.related(resource) for e in known.entries(other)]
+    return _made_by(known.evidence, known.node, min(entries, key=lambda e: e.at_ns)) if entries else None
 
 
-def _related(evidence: Evidence, node: str, resource: Resource, left: Iterable[Resource]) -> list[Resource]:
-    if not isinstance(resource, ProtectionDomain):
-        return []
-    known = [*left, *evidence.during.get(node, ())]
-    within = [r for r in known if (r.device, r.in_domain) == (resource.device, resource.number)]
-    return list(dict.fromkeys(within))[:DESCRIBED]
-
-
-def _pid_of_context(evidence: Evidence, node: str, resource: Resource, left: Iterable[Resource]) -> int | None:
+def _pid_of_context(known: _Known, resource: Resource) -> int | None:
     """The process that opened the device which a resource belongs to, by any other resource that tells."""
-    known = [*left, *evidence.during.get(node, ())]
-    place = resource.device, resource.in_context
-    domains = [r for r in known if isinstance(r, ProtectionDomain) and (r.device, r.context) == place][:DESCRIBED]
-    within = [r for domain in domains for r in _related(evidence, node, domain, known)]
-    pids = [r.pid for r in (*domains, *within)]
-    pids += [e.pid for r in within for e in _entries(evidence, node, r)]
-    return next((pid for pid in pids if pid), None)
+    domains = known.domains.get((resource.device, resource.in_context), [])
+    told = [r.pid for domain in domains for r in (domain, *known.related(domain))]
+    told += [e.pid for domain in domains for r in known.related(domain) for e in known.entries(r)]
+    return next((pid for pid in told if pid), None)
 
 
 def _made_by(evidence: Evidence, node: str, entry: Registered | QueuePairMade) -> Origin:

@@ -65,7 +65,7 @@ def foreign_rules() -> list[Registered]:
 
 
 def _registered(point: EntryPoint) -> Registered:
-    package = point.dist.name if point.dist is not None else point.value.partition(".")[0]
+    package = point.dist.name if point.dist is not None else point.module.partition(".")[0]
     return Registered(point.name, package, point.load)
 
 
