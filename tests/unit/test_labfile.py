@@ -523,7 +523,9 @@ def test_a_kernel_without_its_suite_is_refused(tmp_path: Path) -> None:
     path.write_text('[guest]\nkind = "xen"\nkernel = ["linux-source-7.2"]\n')
     with pytest.raises(LabFileError) as told:
         read_lab_file(path)
-    assert "'linux-source-7.2' is no kernel source: SUITE/PACKAGE, or the path of a kernel tree" in str(told.value)
+    assert "'linux-source-7.2' is no kernel source: write SUITE/PACKAGE, or the path of a kernel tree" in str(
+        told.value
+    )
     assert "[guest] kind 'xen' is not one of clone, uml; a package can add a kind of guest" in str(told.value)
 
 
