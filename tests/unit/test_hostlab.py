@@ -171,7 +171,7 @@ def test_what_was_not_given_back_is_told_with_the_command_that_does(
     with pytest.raises(SetupError) as raised:
         provisioned.close()
     said = str(raised.value)
-    assert "node a is not as it was: far could not be made a node" in said
+    assert "node a is not restored: far could not be made a node" in said
     assert f"hil lab restore {tmp_path / 'lab.toml'}" in said and Fake.made[1].calls[-1] == "restore"
 
 

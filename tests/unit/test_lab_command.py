@@ -102,7 +102,7 @@ sys.exit(2)
 
 def test_down_tells_what_could_not_be_given_back(tmp_path: Path) -> None:
     """A supervisor that ends so leaves its last words: they are told once, with exit code 2, and nothing stays."""
-    folder, last_words = tmp_path / "hil" / "odd", "hil: error: node a is not as it was: gone"
+    folder, last_words = tmp_path / "hil" / "odd", "hil: error: node a is not restored: gone"
     folder.mkdir(parents=True)
     folder.parent.chmod(0o700)
     with subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), last_words]) as supervisor:

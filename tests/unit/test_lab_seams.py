@@ -172,7 +172,8 @@ def test_a_host_without_power_control_lacks_it(install: Callable[[str], None], t
     """One of the tested nodes is enough; the reason names the section that is missing."""
     install(PACKAGE)
     lab = read_lab_file(lab_file(tmp_path, ('[nodes.b.power]\nkind = "strip"\noutlet = 2\n', "")))
-    assert kind_of(lab).lacks(lab)[Need.POWER] == "[nodes.b] has no section power, which says how the host is halted"
+    reason = "[nodes.b] has no section power, which names the commands that halt the host"
+    assert kind_of(lab).lacks(lab)[Need.POWER] == reason
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_contradictions_between_good_sections_are_told_at_once(tmp_path: Path) -
 
 
 def test_what_a_lab_lacks_is_told_with_its_reason(tmp_path: Path) -> None:
-    """A soft pair has all; foreign hosts have no inline wire, and must be given back as they were."""
+    """A soft pair has all; foreign hosts have no inline wire, and must be restored after a run."""
     assert lacks(SoftPairFile()) == {}
     lab = read_lab_file(hosts(tmp_path))
     assert isinstance(lab, HostsFile)
@@ -167,7 +167,7 @@ def test_what_a_lab_lacks_is_told_with_its_reason(tmp_path: Path) -> None:
         *(Need.INLINE_WIRE, Need.POWER, Need.GUESTS, Need.MANY_NODES, Need.OWN_NODES, Need.CLONES),
         Need.IPV6,
     }
-    assert lacks(lab)[Need.OWN_NODES].startswith("hosts must be given back as they were")
+    assert lacks(lab)[Need.OWN_NODES].startswith("hosts must be restored after a run")
 
 
 def test_a_netdev_of_a_hardware_adapter_is_no_capture_point(tmp_path: Path) -> None:
@@ -217,14 +217,14 @@ def test_an_mtu_that_ipv6_cannot_use_is_refused(tmp_path: Path, mtu: int) -> Non
     ("family", "address", "why"),
     [
         ("ipv6", "fd00::1%eth0", "it names a scope"),
-        ("ipv6", "::ffff:10.0.0.1", "it is an IPv4 address in disguise"),
+        ("ipv6", "::ffff:10.0.0.1", "it is an IPv4-mapped address"),
         ("ipv6", "ff02::1", "it is multicast"),
         ("ipv6", "::", "it is unspecified"),
         ("ipv4", "0.0.0.0", "it is unspecified"),
         ("ipv4", "224.0.0.1", "it is multicast"),
         ("ipv4", "127.0.0.1", "it is loopback"),
         ("ipv4", "0.1.2.3", "it is this network's own"),
-        ("ipv4", "255.255.255.255", "it is everybody's"),
+        ("ipv4", "255.255.255.255", "it is broadcast"),
         ("ipv4", "", "is not an IPv4 address"),
     ],
 )
@@ -241,7 +241,7 @@ def test_an_address_is_one_that_an_adapter_can_have(tmp_path: Path, family: str,
     ("address", "prefix", "why"),
     [
         ("10.0.0.0", "provision = true", "names the network 10.0.0.0/24"),
-        ("10.0.0.255", "ipv4_prefix = 24", "is everybody's in 10.0.0.0/24"),
+        ("10.0.0.255", "ipv4_prefix = 24", "is the broadcast address of 10.0.0.0/24"),
         ("10.0.0.255", "ipv4_prefix = 22", ""),
         ("10.0.0.0", "ipv4_prefix = 31", ""),
         ("10.0.1.0", "", ""),
@@ -401,9 +401,9 @@ def test_what_the_bench_is_to_give_an_adapter_is_asked_for(tmp_path: Path) -> No
         ('settings = {"/etc/passwd" = "1"}', "it is not below /sys/class/net/ or /proc/sys/net/"),
         ("traffic_class = 256", "adapter.traffic_class] 256 is out of range: 0 to 255"),
         ('settings = {"/proc/x" = 1}', "1 is not a string"),
-        ("soft_roce = true", "adapter.soft_roce] it is the bench's to give only with provision = true"),
-        ("mtu = 4200", "adapter.mtu] it is the bench's to give only with provision = true"),
-        ("flow_control = []", "adapter.flow_control] it is the bench's to give only with provision = true"),
+        ("soft_roce = true", "adapter.soft_roce] the bench sets it only with provision = true"),
+        ("mtu = 4200", "adapter.mtu] the bench sets it only with provision = true"),
+        ("flow_control = []", "adapter.flow_control] the bench sets it only with provision = true"),
     ],
 )
 def test_what_the_bench_cannot_give_is_refused(tmp_path: Path, key: str, said: str) -> None:
@@ -429,7 +429,7 @@ def test_mistakes_and_contradictions_are_told_together(tmp_path: Path) -> None:
         for mistake in (
             "[capture.node] there is no node 'm'; known are a, b",
             "[nodes.a.adapter.mtu] 100 is out of range: 0, or 1280 to 9000; IPv6 loses its addresses below 1280",
-            "[nodes.b.adapter.soft_roce] it is the bench's to give only with provision = true",
+            "[nodes.b.adapter.soft_roce] the bench sets it only with provision = true",
             "[nodes] two adapters have the address 10.0.0.2",
         )
     ]
@@ -484,7 +484,7 @@ def test_a_missing_or_wrong_kind_hides_no_other_mistake(tmp_path: Path) -> None:
         "[nodes.b.port] 99999999 is out of range: 0 to 65535",
         f"[nodes.b] kind 'telnet' is not one of {NODE_KINDS}",
         "[capture] it is missing",
-        "[nodes.a] the section adapter is missing: device, netdev and ipv4 of what is tested",
+        "[nodes.a] the section adapter is missing: device, netdev and ipv4 of the tested adapter",
     ]
 
 
@@ -523,7 +523,9 @@ def test_a_kernel_without_its_suite_is_refused(tmp_path: Path) -> None:
     path.write_text('[guest]\nkind = "xen"\nkernel = ["linux-source-7.2"]\n')
     with pytest.raises(LabFileError) as told:
         read_lab_file(path)
-    assert "'linux-source-7.2' is no kernel source: SUITE/PACKAGE, or the path of a kernel tree" in str(told.value)
+    assert "'linux-source-7.2' is no kernel source: write SUITE/PACKAGE, or the path of a kernel tree" in str(
+        told.value
+    )
     assert "[guest] kind 'xen' is not one of clone, uml; a package can add a kind of guest" in str(told.value)
 
 

@@ -385,9 +385,9 @@ def test_a_rule_comes_back_from_json(action: Action, match: Match) -> None:
         (lambda: Fault("", Drop()), "a fault's name is 1 to 200 printable characters, not ''"),
         (lambda: Fault("x", "drop"), "fault x: 'drop' is no action"),  # type: ignore[arg-type]
         (lambda: Fault("x", Drop(), None), "fault x: None is no Match"),  # type: ignore[arg-type]
-        (lambda: from_json({"name": "x", "action": {"kind": "Explode"}, "match": {}}), "no fault: .*Explode"),
-        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {"colour": 1}}), "no fault: .*colour"),
-        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {}, "side": "a"}), "it has no side"),
+        (lambda: from_json({"name": "x", "action": {"kind": "Explode"}, "match": {}}), "not a fault: .*Explode"),
+        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {"colour": 1}}), "not a fault: .*colour"),
+        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {}, "side": "a"}), "unknown keys: side"),
     ],
 )
 def test_a_mistake_in_a_rule_is_named(make: object, told: str) -> None:
