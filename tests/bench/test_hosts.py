@@ -21,6 +21,7 @@ from hil.labs.hosts.capture import NodeCapture
 from hil.labs.hosts.file import LocalNode, SshNode
 from hil.labs.hosts.host import Host
 
+TRIES = 5
 NOTICED_WITHIN_S = 20.0
 PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="recording a netdev needs CAP_NET_RAW")
@@ -195,12 +196,18 @@ def test_frames_of_a_netdev_are_brought_home(node: Host, tmp_path: Path, method:
     macs = {"a": "00:00:00:00:00:00", "b": "02:00:00:00:00:0b"}
     sides = ("a",) if method == "packet-socket" else ()
     capture = NodeCapture(node, method, "lo", tmp_path / "wire.pcapng", macs, sides)
-    assert capture.sides == sides, "our questions do not pass there"
+    for number in range(TRIES):
+        # Tests beside this one use the same loopback: the capture may take their frames for its own questions.
+        if capture.sides == sides:
+            break
+        capture.stop()
+        capture = NodeCapture(node, method, "lo", tmp_path / f"wire-{number}.pcapng", macs, sides)
+    assert capture.sides == sides, "the bench's own questions do not pass there"
     mark = os.urandom(8).hex().encode()
     ping(mark)
     counts = capture.stop()
     assert counts is not None and not counts.capture_error
-    frames = [f for f in read_pcapng(tmp_path / "wire.pcapng") if mark in f.data]
+    frames = [f for f in read_pcapng(capture.path) if mark in f.data]
     numbers = [int(f.data.split(mark)[1][:3]) for f in frames]
     # The loopback shows a frame when it is sent and when it arrives; libpcap passes the first by.
     assert list(dict.fromkeys(numbers)) == list(range(20))
