@@ -1,4 +1,4 @@
-"""Cache folders: built beside their place, sealed with a manifest, checked, locked while in use, swept."""
+"""Cache folders: built under another name, sealed with a manifest, checked, locked while in use, removed when old."""
 
 import fcntl
 import hashlib
@@ -17,7 +17,7 @@ from hil.progress import say
 def building(parent: Path) -> Iterator[Path]:
     """A folder to build in below ``parent``, removed at the end, also when this process is killed.
 
-    Its name carries our process id for ``sweep``, which removes what even a power failure left.
+    Its name holds this process's id. ``sweep`` removes the folders that a power failure left.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with passing_folder(f"building-{os.getpid()}-", parent) as folder:
@@ -25,7 +25,7 @@ def building(parent: Path) -> Iterator[Path]:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what a process that is gone was building below ``parent``."""
+    """Remove the folders below ``parent`` that were being built by processes that have ended."""
     for left in parent.glob("building-*"):
         owner = left.name.split("-")[1]
         if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
@@ -34,7 +34,7 @@ def sweep(parent: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a cache folder that ``seal`` completed, or None. Sizes and digests are compared."""
+    """The damage of a sealed cache folder in words, or None. Sizes and digests are compared with its manifest."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, (size, digest) in manifest["files"].items():
@@ -57,32 +57,32 @@ def seal(folder: Path, final: Path, extra: dict[str, object]) -> None:
 
 
 def in_use(folder: Path) -> None:
-    """Mark a cache folder as used by this process, until it ends; the kernel gives the lock back."""
-    # Never closed on purpose.
+    """Mark a cache folder as used by this process until the process ends; the kernel then releases the lock."""
+    # The descriptor stays open on purpose.
     fcntl.flock(os.open(folder / "in-use", os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
 
 
 def keep_newest(folder: Path, keep: int) -> None:
-    """Remove the oldest of the cache folders beside ``folder``, so that ``keep`` are left; none that is in use."""
+    """Remove the oldest cache folders beside ``folder``, so that ``keep`` are left. Folders in use stay."""
     others = [p for p in folder.parent.iterdir() if p.is_dir() and p != folder and not p.name.startswith("building-")]
     for old in sorted(others, key=lambda p: p.stat().st_mtime)[: max(0, len(others) - keep + 1)]:
         with (old / "in-use").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # Another bench makes its nodes from it.
+                # Another bench uses this folder.
                 continue
             shutil.rmtree(old, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:
-    """A digest good enough to notice damage: SHA-1 of the whole file, in hex."""
+    """SHA-1 of the whole file, in hex; it is meant to detect damage."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha1").hexdigest()
 
 
 def cache_folder() -> Path:
-    """Where images and snapshots are kept: HIL_CACHE, else the user's cache folder."""
+    """The folder of images and snapshots: HIL_CACHE, else the user's cache folder."""
     if named := os.environ.get("HIL_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hil"

@@ -1,4 +1,4 @@
-"""Child processes that do not outlive the bench."""
+"""Child processes that end with the bench."""
 
 import ctypes
 import signal
@@ -10,5 +10,5 @@ _libc = ctypes.CDLL(None)
 
 
 def die_with_parent() -> None:
-    """In a child before exec: be killed when the parent dies, also if it already has."""
+    """Have this child process killed when its parent dies; to be called before exec."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

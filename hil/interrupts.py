@@ -1,4 +1,4 @@
-"""Signals that end a program, also where the interpreter loses the exception that they raise."""
+"""Signals that end a program, also where the interpreter loses the exception that their handler raises."""
 
 import os
 import signal
@@ -10,22 +10,23 @@ from typing import Any, NoReturn
 
 from hil.progress import say
 
-AGAIN_S = 0.1
-ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a polite kill, and a terminal that is gone."""
+RESEND_AFTER_S = 0.1
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals of Ctrl-C, of a plain kill, and of a terminal that is closed."""
 
 
 def lose_none(kind: type[BaseException], number: signal.Signals) -> None:
-    """From now on a signal ``number`` whose exception, of ``kind``, was lost comes once more.
+    """Send signal ``number`` to this process again whenever the interpreter has lost its exception, of ``kind``.
 
-    One that arrives in a callback of the interpreter's own (at a fork, in a finaliser) is reported and ends nothing.
+    The interpreter loses an exception raised in one of its own callbacks (at a fork, in a finaliser): it reports the
+    exception, and the program goes on.
     """
     known, own = sys.unraisablehook, os.getpid()
 
     def hook(lost: Any) -> None:
-        # A child that was only forked yet must not start a thread; it is about to run another program.
+        # A forked child must not start a thread: it is about to run another program.
         if lost.exc_type is kind and os.getpid() == own:
-            again = threading.Timer(AGAIN_S, os.kill, (own, number))
+            again = threading.Timer(RESEND_AFTER_S, os.kill, (own, number))
             again.daemon = True
             again.start()
         else:
@@ -35,35 +36,35 @@ def lose_none(kind: type[BaseException], number: signal.Signals) -> None:
 
 
 def end_by_any() -> None:
-    """From now on whatever politely ends a program ends this one as Ctrl-C does; what is ignored stays so (nohup)."""
+    """Make each of ``ENDING_SIGNALS`` raise KeyboardInterrupt; an ignored signal stays ignored (nohup)."""
 
     def end(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    for number in ENDS:
+    for number in ENDING_SIGNALS:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, end)
 
 
 def go_on(doing: str) -> None:
-    """From now on nothing that politely ends a program ends this one: it is told what is being ``doing`` instead."""
+    """Ignore ``ENDING_SIGNALS`` from now on. Each prints the line ``doing``, which says what the program does."""
 
     def answer(*_: object) -> None:
-        # The terminal may be gone, or the signal has come in the middle of another line.
+        # The terminal may be gone, or the signal may interrupt another line.
         with suppress(OSError, RuntimeError):
             say(doing)
 
-    for number in ENDS:
+    for number in ENDING_SIGNALS:
         signal.signal(number, answer)
 
 
 @contextmanager
 def undisturbed(doing: str) -> Iterator[None]:
-    """``go_on`` meanwhile. Other threads than the main one are never interrupted."""
+    """Ignore ``ENDING_SIGNALS``, as ``go_on`` does, until the context ends. Signals interrupt the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in ENDS}
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     go_on(doing)
     try:
         yield

@@ -1,6 +1,6 @@
-"""Random naps at the places where threads and machines meet: a test that takes an order for granted fails with them.
+"""Random naps where threads and machines meet. A test that relies on an accidental order fails with them.
 
-Off unless started. With a seed each place naps by random numbers of its own, so that a run with the same seed naps at
+Naps are off until ``start``. Each place has its own random numbers from the seed, so a run with the same seed naps at
 the same calls, as far as its threads make the same calls.
 """
 
@@ -32,7 +32,7 @@ _derived: dict[str, int] = {}
 
 
 def start(seed: str) -> None:
-    """Nap from now on, or no more with an empty ``seed``."""
+    """Turn naps on with ``seed``, or off with an empty text."""
     global _seed
     with _lock:
         _seed = seed
@@ -41,14 +41,14 @@ def start(seed: str) -> None:
 
 
 def seed() -> str:
-    """The seed that was started with, or an empty text."""
+    """The seed of ``start``, or an empty text without naps."""
     return _seed
 
 
 def derived(name: str) -> str:
-    """A seed for another process of a test, of its own; empty without naps.
+    """A seed for another process of the test; empty without naps.
 
-    A process of that name is numbered by how many there were in the test.
+    It holds ``name`` and the number of seeds made for that name in this test, so every process has its own.
     """
     if not _seed:
         return ""
@@ -58,7 +58,7 @@ def derived(name: str) -> str:
 
 
 def nap(place: Place) -> None:
-    """Nap now and then."""
+    """Sleep at this place, in one call of ``place.one_in``, up to ``place.most_s`` seconds."""
     if not _seed:
         return
     with _lock:

@@ -32,9 +32,9 @@ def step(text: str) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[Callable[[int], None]]:
-    """How far a file is read: a bar on a terminal, a plain line every few seconds elsewhere; nothing for small files.
+    """Show on standard error how far a file is read: a bar on a terminal, elsewhere a line every few seconds.
 
-    Gives a function that is told how many bytes are done. Progress goes to standard error.
+    Yields a function to be called with the number of bytes read so far. A small file shows nothing.
     """
     size = path.stat().st_size if path.is_file() else 0
     if size < LARGE_FILE:
@@ -43,28 +43,28 @@ def reading(path: Path) -> Iterator[Callable[[int], None]]:
         with click.progressbar(length=size, label=f"hil: {harmless(path.name)}", file=sys.stderr) as bar:
             yield lambda done: bar.update(done - bar.pos)
     else:
-        yield _Lines(path.name, size).tell
+        yield _Lines(path.name, size).show
 
 
 class _Lines:
-    """Plain lines, not more than one every few seconds."""
+    """Progress in plain lines, at most one every ``EVERY_NS``."""
 
     def __init__(self, name: str, size: int) -> None:
         self._name, self._size, self._next_ns = harmless(name), size, time.monotonic_ns() + EVERY_NS
 
-    def tell(self, done: int) -> None:
+    def show(self, done: int) -> None:
         if time.monotonic_ns() >= self._next_ns:
             self._next_ns = time.monotonic_ns() + EVERY_NS
             say(f"{self._name}: {100 * done // self._size}% of {self._size >> 20} MiB")
 
 
 def harmless(text: str) -> str:
-    """Text from a file's name or a capture without what a terminal would obey."""
+    """Text from a file's name or a capture, without the characters that control a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def printable(text: str) -> str:
-    """Text of several lines from somebody else's machine without what a terminal would obey."""
+    """Text of several lines from another machine, without the characters that control a terminal."""
     return "\n".join(harmless(line.expandtabs()) for line in text.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a test goes: seconds by phase, how much of each the processors worked, and what was waited for."""
+"""Times of a test: wall time and processor time of each phase, and its long remote calls."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-# Bound here: a test may put others into the module time.
+# Imported by name: a test may replace the functions of the module time.
 from time import monotonic_ns, process_time_ns, time_ns
 from typing import Any
 
 LONG_NS = 10**9
-"""A remote call that takes at least so long is kept by its name."""
+"""A remote call that takes at least this long is recorded with its name."""
 
 
 class Phase(StrEnum):
-    """What a test is at. Time that no other phase claims is SET_UP before its call, TAKE_DOWN after it."""
+    """The phases of a test. Time outside the other phases is SET_UP before the test's call, TAKE_DOWN after it."""
 
     PAIR = "pair"
     SET_UP = "set-up"
@@ -29,7 +29,7 @@ class Phase(StrEnum):
 
 @dataclass(slots=True)
 class Spent:
-    """Nanoseconds of a phase: on the wall's clock, and of all processors that worked for the test."""
+    """Nanoseconds of a phase: wall time, and processor time of all processes that worked for the test."""
 
     wall_ns: int = 0
     processor_ns: int = 0
@@ -37,7 +37,7 @@ class Spent:
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Times one test. ``sources`` tell the processor time, in ns, of this process and of others that work for it."""
+    """Times one test. ``sources`` return processor time in ns, of this process and of others that work for the test."""
 
     phase: Phase = Phase.SET_UP
     begun_ns: int = field(default_factory=time_ns)
@@ -49,11 +49,11 @@ class Stopwatch:
     _processor_ns: int = field(default_factory=process_time_ns)
 
     def enter(self, phase: Phase) -> Phase:
-        """Time that passes from now on counts for ``phase``; returns the phase until now."""
+        """Begin ``phase``; returns the phase that ends."""
         left, wall_ns, processor_ns = self.phase, monotonic_ns(), self._read()
         spent = self.spent.setdefault(left, Spent())
         spent.wall_ns += wall_ns - self._wall_ns
-        # A process that ended took its count along.
+        # The sum may fall, because a process that has ended is no longer counted.
         spent.processor_ns += max(processor_ns - self._processor_ns, 0)
         self.phase, self._wall_ns, self._processor_ns = phase, wall_ns, processor_ns
         return left
@@ -61,8 +61,8 @@ class Stopwatch:
     def _read(self) -> int:
         return sum(source() for source in self.sources)
 
-    def told(self) -> dict[str, Any]:
-        """As JSON, seconds: ``phases`` are [wall, processor] by name."""
+    def as_json(self) -> dict[str, Any]:
+        """The times as JSON, in seconds: ``phases`` maps a phase's name to [wall, processor]."""
         self.enter(self.phase)
         phases = {
             str(name): [round(s.wall_ns / 1e9, 3), round(s.processor_ns / 1e9, 3)] for name, s in self.spent.items()
@@ -74,22 +74,22 @@ _running: Stopwatch | None = None
 
 
 def start() -> Stopwatch:
-    """Time a new test from now on: one at a time in a process."""
+    """Begin to time a test. A process times one test at a time."""
     global _running
     _running = Stopwatch()
     return _running
 
 
 def stop() -> dict[str, Any] | None:
-    """What was timed, or None when nothing was."""
+    """End the timing; returns the times as JSON, or None when no test was timed."""
     global _running
     stopped, _running = _running, None
-    return stopped.told() if stopped else None
+    return stopped.as_json() if stopped else None
 
 
 @contextmanager
 def phase(name: Phase) -> Iterator[None]:
-    """Time that passes inside counts for this phase of the running test, if one runs."""
+    """Count the time inside the context for this phase of the running test, if one runs."""
     watch = _running
     if watch is None:
         yield
@@ -102,7 +102,7 @@ def phase(name: Phase) -> Iterator[None]:
 
 
 def enter(name: Phase) -> None:
-    """Time that passes from now on counts for this phase of the running test, if one runs."""
+    """Begin this phase of the running test, if one runs."""
     if _running is not None:
         _running.enter(name)
 
@@ -110,7 +110,7 @@ def enter(name: Phase) -> None:
 def watch(processor_ns: Callable[[], int], *, new: bool) -> None:
     """Count the processor time of other processes that work for the running test, if one runs.
 
-    ``new``: they were made for it, and all that they have worked is the test's.
+    ``new``: the processes were started for this test, so all their processor time counts.
     """
     if _running is not None:
         before = 0 if new else processor_ns()
@@ -118,15 +118,15 @@ def watch(processor_ns: Callable[[], int], *, new: bool) -> None:
 
 
 def note(text: str) -> None:
-    """Keep a word about what the running test's time depends on, the same for all that are alike."""
+    """Record a condition that the running test's time depends on; tests under equal conditions record equal texts."""
     if _running is not None:
         _running.notes.append(text)
 
 
 class ProcessorTime:
-    """Nanoseconds that a process and its children, ended or not, have worked; the last that was known once it is gone.
+    """Processor time in ns of a process and its children, running or ended.
 
-    The kernel counts in ticks, of 10 ms on most machines.
+    When the process has ended, the last known value stays. The kernel counts in ticks, of 10 ms on most machines.
     """
 
     def __init__(self, pid: int) -> None:
@@ -146,7 +146,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def _ticks(pid: int) -> list[int]:
-    """User and system time of a process, and those of its children that it has waited for (proc(5), stat)."""
+    """User and system time of a process, and of the children that it has waited for, in ticks (proc(5), stat)."""
     try:
         return [int(number) for number in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]]
     except FileNotFoundError:
@@ -154,6 +154,6 @@ def _ticks(pid: int) -> list[int]:
 
 
 def waited(call: str, wall_ns: int) -> None:
-    """A remote call took so long; kept when it is long."""
+    """Record that a remote call took ``wall_ns``, when that is at least ``LONG_NS``."""
     if _running is not None and wall_ns >= LONG_NS:
         _running.waits.append((call, round(wall_ns / 1e9, 2)))

@@ -1,7 +1,8 @@
-"""Changes to a node's adapters. Each knows what was before, how to make it, and how to undo it, any number of times.
+"""Changes to a node's adapters. Each change holds the former value, and can be made and undone any number of times.
 
-What is undone may have been made or not: its maker may have died in between. A netdev is known by its name; to find one
-under another name is an error. Where it is gone there is nothing to undo, unless it was to come back.
+``undo`` also works for a change that was noted but never made, because its process died in between. A netdev is
+identified by its name; a netdev that was renamed is an error. When a netdev is gone, there is nothing to undo, except
+for a netdev that was to come back from another namespace.
 """
 
 import errno
@@ -42,16 +43,16 @@ class Change(Protocol):
     """One step of provisioning."""
 
     def make(self) -> None:
-        """Change it. Raises OSError and pyroute2's NetlinkError as the kernel answers."""
+        """Make the change. Raises OSError or pyroute2's NetlinkError with the kernel's answer."""
 
     def undo(self) -> None:
-        """Bring back what was. Does nothing where that is so already."""
+        """Bring back the former state. Does nothing where that state is already there."""
 
 
 def in_namespace(name: str, work: Callable[[], T]) -> T:
-    """What ``work`` returns in the network namespace ``name``, "" for this process's own.
+    """Call ``work`` in the network namespace ``name`` ("": this process's own), and return its result.
 
-    Raises AdapterError where that name is no namespace's, and what ``work`` raises.
+    Raises AdapterError when no namespace has that name, and every error of ``work``.
     """
     if not name:
         return work()
@@ -59,7 +60,7 @@ def in_namespace(name: str, work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            # A namespace belongs to a thread: this one ends with its work.
+            # A namespace belongs to a thread, so the work has a thread of its own.
             _enter(name)
             value = work()
             outcome.append(lambda: value)
@@ -77,20 +78,20 @@ def _enter(name: str) -> None:
     try:
         namespaces.setns(name, flags=0)
     except OSError as error:
-        # A file is left where "ip netns add" was interrupted, or its namespace was unmounted.
+        # The file remains when "ip netns add" was interrupted, or when the namespace was unmounted.
         hint = f": remove it with 'ip netns delete {name}'" if error.args[0] == errno.EINVAL else ""
         raise AdapterError(f"{name} is no network namespace ({os.strerror(error.args[0])}){hint}") from error
 
 
-def _there(name: str) -> str:
-    """``name``, or "" when that namespace has been removed: its netdevs came back to where they were."""
+def _existing(name: str) -> str:
+    """``name``, or "" when that namespace has been removed, because its netdevs then came back to this one."""
     return name if name in namespaces.listnetns() else ""
 
 
 def _to_undo(netns: str, index: int) -> tuple[str, int]:
-    """Where a netdev that was changed in ``netns`` is by now, and which index it has; 0: not known."""
-    where = _there(netns)
-    # One that came back from a namespace may have another index.
+    """The namespace that now holds a netdev changed in ``netns``, and the netdev's index, 0 when unknown."""
+    where = _existing(netns)
+    # A netdev that came back from a namespace may have another index.
     return where, index if where == netns else 0
 
 
@@ -100,11 +101,11 @@ def _raise(error: BaseException) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class LinkSetting:
-    """A netdev's "address", "mtu", "state" ("up", "down"), or the "ipv6 mtu" where that is another.
+    """A netdev's "address", "mtu" (bytes), "state" ("up", "down"), or its "ipv6 mtu" where that differs from "mtu".
 
-    ``given``: IPv6's addresses that it held, in full: the kernel drops them where a netdev goes down, or its MTU below
-    1280.
-    ``index`` is the netdev's, which stays when it gets another name; 0: not known.
+    ``given``: the IPv6 addresses it held, each with all its properties. The kernel drops them when the netdev goes
+    down, or when its MTU falls below 1280 bytes. ``index``: the netdev's index, which a rename does not change; 0 when
+    unknown.
     """
 
     netdev: str
@@ -150,7 +151,7 @@ class LinkSetting:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address that a netdev had not before, "10.0.0.1/24". ``index`` as of a ``LinkSetting``."""
+    """An address, such as "10.0.0.1/24", that the netdev did not have before. ``index``: as in ``LinkSetting``."""
 
     netdev: str
     address: str
@@ -158,7 +159,7 @@ class Address:
     index: int = 0
 
     def make(self) -> None:
-        # Duplicate address detection costs a second, in which the address is no GID.
+        # Duplicate address detection takes a second, in which the port has no GID for the address.
         text = f"{self.address} nodad" if is_ipv6(self.address) else self.address
         in_namespace(self.netns, lambda: give_back(self.netdev, [text]))
 
@@ -177,7 +178,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class SoftDevice:
-    """A software RDMA device that was not there before, on a netdev."""
+    """A new software RDMA device on a netdev."""
 
     device: str
     kind: str
@@ -198,16 +199,16 @@ class SoftDevice:
                     if known["DEV_NAME"] == self.device and self._is_ours(link.ports(known["DEV_INDEX"])):
                         link.delete_link(known["DEV_INDEX"])
 
-        in_namespace(_there(self.netns), work)
+        in_namespace(_existing(self.netns), work)
 
     def _is_ours(self, ports: list[dict[str, Any]]) -> bool:
-        # A netdev in another namespace is not told.
+        # The kernel leaves out a netdev in another namespace.
         return all(port.get("NDEV_NAME", self.netdev) == self.netdev for port in ports)
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """RDMA's namespace mode, by number."""
+    """RDMA's namespace mode, as the number of a ``NetnsMode``."""
 
     was: int
     wanted: int
@@ -226,7 +227,7 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A network namespace that was not there before."""
+    """A new network namespace."""
 
     name: str
 
@@ -242,8 +243,11 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A netdev in another namespace; the kernel forgot the addresses it was ``given``, its ``groups`` (``groups_of``),
-    and that it was up."""
+    """A netdev moved to another namespace.
+
+    The kernel drops the netdev's addresses (``given``) and its multicast groups (``groups``, see ``groups_of``) on a
+    move, and takes it down; ``up`` is its state before.
+    """
 
     netdev: str
     netns: str
@@ -286,7 +290,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder of configfs that was not there before: a device's defaults of the connection manager."""
+    """A new folder of configfs, which holds a device's defaults for the connection manager."""
 
     path: str
 
@@ -321,7 +325,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class FlowControl:
-    """Priority flow control of a netdev: a bit for each priority that has it."""
+    """Priority flow control of a netdev; ``was`` and ``wanted`` have a bit for each priority with flow control."""
 
     netdev: str
     was: int
@@ -336,7 +340,7 @@ class FlowControl:
 
 
 def checked(path: str) -> Path:
-    """A path that provisioning may write. Raises AdapterError for any other."""
+    """``path`` when provisioning may write it. Raises AdapterError for any other path."""
     if why := why_not_settable(path):
         raise AdapterError(f"{path} is no setting of the network: {why}")
     return Path(path)
@@ -349,12 +353,12 @@ KINDS: dict[str, type[Any]] = {
 
 
 def noted(change: Any) -> tuple[str, dict[str, Any]]:
-    """A change as the journal holds it: its kind, and its facts as plain data."""
+    """The kind of a change, and its facts as plain data, for the journal."""
     return type(change).__name__, asdict(change)
 
 
 def read(kind: str, facts: dict[str, Any]) -> Change:
-    """A change from the journal. Raises AdapterError when it is none that this version knows."""
+    """A change from the journal. Raises AdapterError when this version does not know the kind or its facts."""
     made = KINDS.get(kind)
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
     if made is not None and _fits(made, given):
@@ -367,7 +371,7 @@ def read(kind: str, facts: dict[str, Any]) -> Change:
 
 
 def _fits(kind: type[Any], facts: dict[str, Any]) -> bool:
-    """Whether every fact is of the type that its field has."""
+    """Whether every fact has the type of its field."""
     types = get_type_hints(kind)
     return all(name in types and _is_a(value, types[name]) for name, value in facts.items())
 

@@ -1,4 +1,4 @@
-"""Netdevs in other network namespaces that are on top of one of this namespace, such as a container's MACVLAN."""
+"""Finds netdevs in other network namespaces on top of a netdev of this one, such as a container's MACVLAN."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ NAMED = Path("/var/run/netns")
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """A netdev on top of another, its MTU in bytes, and the namespace that it is in, in words."""
+    """A netdev on top of another. ``mtu``: in bytes. ``where``: its namespace, in words."""
 
     stacked: Stacked
     mtu: int
@@ -29,9 +29,10 @@ class Elsewhere:
 
 
 def stacked_elsewhere(index: int) -> list[Elsewhere]:
-    """Those on top of a netdev of this thread's namespace, in every other one that has a name or a process here.
+    """The netdevs on top of netdev ``index`` of this thread's namespace, in all other namespaces.
 
-    What is in a namespace that nobody may enter who is not root is not found.
+    A namespace is searched when it has a name or a process here, and when this process may enter it. Without root most
+    namespaces cannot be entered.
     """
     ours = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
@@ -45,12 +46,12 @@ def stacked_elsewhere(index: int) -> list[Elsewhere]:
 
 
 def _others(ours: os.stat_result) -> Iterator[tuple[str, Path]]:
-    """The namespaces, each once, in words and as a file."""
+    """The other namespaces, each once: the name in words, and the file. ``ours``: the status of this one's file."""
     seen = {(ours.st_dev, ours.st_ino)}
     named = [(f"namespace {name}", NAMED / name) for name in namespaces.listnetns()]
     processes = [path for path in Path("/proc").iterdir() if path.name.isdecimal()]
     for where, path in [*named, *((f"the namespace of process {p.name}", p / "ns" / "net") for p in processes)]:
-        # A process may have ended, or be somebody else's.
+        # A process may have ended, or belong to another user.
         with suppress(OSError):
             status = path.stat()
             if (status.st_dev, status.st_ino) not in seen:
@@ -59,7 +60,7 @@ def _others(ours: os.stat_result) -> Iterator[tuple[str, Path]]:
 
 
 def _on_top(index: int, namespace: int, where: str) -> Iterator[Elsewhere]:
-    """Those of this thread's namespace that are on top of netdev ``index`` of ``namespace``, an open file."""
+    """The netdevs of this thread's namespace on top of netdev ``index`` of ``namespace``, an open file."""
     with IPRoute() as ip:
         number = ip.get_netnsid(fd=namespace)["nsid"]
         for link in ip.get_links():

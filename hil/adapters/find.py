@@ -1,4 +1,4 @@
-"""Every RDMA device of this machine, with all that tells it from others, and the choice of one by any of its names."""
+"""Lists the RDMA devices of this machine with their names and addresses, and chooses one by any of these."""
 
 import errno
 import ipaddress
@@ -19,7 +19,7 @@ from hil.netlink.link import RdmaLink
 INFINIBAND, NET = Path("/sys/class/infiniband"), Path("/sys/class/net")
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 IFF_UP = 1
-# linux/neighbour.h: an address, such as a multicast one, that needs no asking.
+# linux/neighbour.h: an entry that needs no resolution, such as a multicast address.
 NUD_NOARP = 0x40
 # rdma-core: enum rdma_driver_id in ib_user_ioctl_verbs.h.
 # fmt: off
@@ -32,7 +32,7 @@ DRIVERS = (
 
 @dataclass(frozen=True, slots=True)
 class Gid:
-    """An entry of a port's GID table. ``type``: as sysfs says it, "RoCE v2" or "IB/RoCE v1"."""
+    """An entry of a port's GID table. ``type``: as in sysfs, "RoCE v2" or "IB/RoCE v1"."""
 
     index: int
     gid: str
@@ -42,7 +42,7 @@ class Gid:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port and its netdev. ``mtu``: the netdev's, in bytes. ``addresses``: with their prefix, "10.0.0.1/24"."""
+    """A port and its netdev. ``mtu``: of the netdev, in bytes. ``addresses``: with prefix length, "10.0.0.1/24"."""
 
     number: int
     state: str
@@ -59,7 +59,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An RDMA device. A software device has its netdev's PCI address; "" is what the kernel does not tell."""
+    """An RDMA device. A fact that the kernel does not give is "". A software device has its netdev's PCI address."""
 
     name: str
     protocol: str
@@ -118,7 +118,7 @@ def _driver(link: RdmaLink, device: Device) -> str:
         number = link.character_device("uverbs", device.index)["UVERBS_DRIVER_ID"]
         return DRIVERS[number]
     except (OSError, KeyError, IndexError):
-        # Without ib_uverbs nobody tells the driver's number; a device of hardware has its kernel driver's name.
+        # Without ib_uverbs there is no driver number. A hardware device still has its kernel driver's name.
         place = INFINIBAND / device.name / "device" / "driver"
         return place.resolve().name if place.exists() else "unknown"
 
@@ -144,10 +144,10 @@ def _port(device: str, port: RdmaPort, netdevs: dict[str, _Netdev]) -> Port:
 
 
 def gid_table(device: str, port: int, last_gap: int = 1 << 16) -> list[Gid]:
-    """The entries of a port's GID table that are in use, in order, up to a gap of ``last_gap`` empty ones."""
+    """The used entries of a port's GID table, in order, up to a gap of more than ``last_gap`` empty entries."""
     folder = INFINIBAND / device / "ports" / str(port)
     found: list[Gid] = []
-    # The kernel numbers the files without a gap: to list and sort a thousand of them takes longer than to read a few.
+    # The kernel numbers the files without a gap. Listing and sorting a thousand files takes longer than reading a few.
     for index in itertools.count():
         if index - (found[-1].index if found else -1) > last_gap:
             break
@@ -165,7 +165,7 @@ def gid_table(device: str, port: int, last_gap: int = 1 << 16) -> list[Gid]:
 
 
 def _netdevs() -> dict[str, _Netdev]:
-    """What rtnetlink tells of every netdev, by name."""
+    """The facts of every netdev from rtnetlink, by name."""
     with IPRoute() as ip:
         links, addresses = list(ip.get_links()), list(ip.get_addr())
     held: dict[int, list[str]] = {}
@@ -184,7 +184,7 @@ def _netdevs() -> dict[str, _Netdev]:
 
 
 def standing() -> dict[str, Any]:
-    """Every netdev with its addresses, every RDMA port with its state, and the neighbours that were looked for."""
+    """The present state of the network: netdevs with their addresses, states of RDMA ports, resolved neighbours."""
     with RdmaLink() as link:
         ports = [port for device in link.devices() for port in link.ports(device["DEV_INDEX"])]
     with IPRoute() as ip:
@@ -197,18 +197,18 @@ def standing() -> dict[str, Any]:
 
 
 def pci_address(place: Path) -> str:
-    """The PCI address of the device behind a link in sysfs, or ""; of a virtio device, its PCI device's."""
+    """The PCI address of the device behind a link in sysfs, or ""; for a virtio device that of its PCI device."""
     return next((part for part in reversed(place.resolve().parts) if PCI_ADDRESS.fullmatch(part)), "")
 
 
 def choose(found: Sequence[Adapter], wanted: str) -> tuple[Adapter, Port]:
-    """The adapter and port that ``wanted`` names: device, netdev, PCI address, GUID, or IP address.
+    """The adapter and port that ``wanted`` names by device, netdev, PCI address, GUID or IP address.
 
-    A device with several ports is its first, or "NAME/2". Raises AdapterError, which lists what is there, when nothing
-    or more than one thing is meant.
+    The name of a device with several ports means its first port; "NAME/2" means its second. Raises AdapterError, which
+    lists the adapters, when no adapter or several adapters match.
     """
     matching = [(adapter, port) for adapter in found for port in _meant(adapter, wanted)]
-    # The address of a VLAN on a port's netdev is the port's only by its GID.
+    # The address of a VLAN on a port's netdev is known only from the port's GIDs.
     matching = matching or [(a, p) for a in found for p in a.ports if _has_gid_of(wanted, p)]
     if len(matching) == 1:
         return matching[0]
@@ -218,7 +218,7 @@ def choose(found: Sequence[Adapter], wanted: str) -> tuple[Adapter, Port]:
 
 
 def netdevs_of(device: str) -> dict[int, str]:
-    """The netdevs that an RDMA device's ports belong to, by the port's number; an InfiniBand port has none."""
+    """The netdevs of an RDMA device's ports, by port number; an InfiniBand port has none."""
     with RdmaLink() as link:
         indexes = [known["DEV_INDEX"] for known in link.devices() if known["DEV_NAME"] == device]
         ports = [port for index in indexes for port in link.ports(index)]
@@ -226,18 +226,18 @@ def netdevs_of(device: str) -> dict[int, str]:
 
 
 def lower_of(netdev: str) -> list[str]:
-    """The netdevs that a netdev, such as a VLAN's, is on top of, whatever is in between."""
+    """All netdevs below a netdev such as a VLAN, direct and indirect."""
     lower = [path.name.removeprefix("lower_") for path in NET.glob(f"{netdev}/lower_*")]
     return lower + [name for below in lower for name in lower_of(below)]
 
 
 def port_of(netdev: str, ports: dict[int, str]) -> int:
-    """Which of a device's ``ports``, as ``netdevs_of`` tells them, is below a netdev; the first where none is."""
+    """The number of the port below ``netdev``, or 1. ``ports``: of one device, as ``netdevs_of`` returns them."""
     return next((number for number, name in ports.items() if name in (netdev, *lower_of(netdev))), 1)
 
 
 def listed(found: Iterable[Adapter]) -> str:
-    """Adapters for people, one a line."""
+    """The adapters as text, one on each line."""
     return "\n  ".join(["There are:", *map(str, found)]) if found else "There are no RDMA devices."
 
 
@@ -284,7 +284,7 @@ def _same_pci(wanted: str, adapter: Adapter) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """A file of sysfs, or "" where the kernel does not tell: it has no such file, or no answer."""
+    """The text of a file of sysfs, or "" when the kernel has no such file or no value for it."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a node has and lacks for the bench, found without changing anything; the doctor's questions to a node."""
+"""The facts of a node that the bench depends on, read without changing anything; the doctor asks for them."""
 
 import ctypes
 import importlib
@@ -27,7 +27,7 @@ CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_IPC_LOCK": 14}
 
 
 def inspect(device: str = "", netdev: str = "", addresses: list[str] | None = None) -> dict[str, Any]:
-    """Facts by name; a fact that could not be found out is a text that begins with ``error: ``."""
+    """Facts of this node by name; a fact that cannot be read is a text that begins with ``error: ``."""
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return {
         "machine": machine(),
@@ -49,7 +49,7 @@ def inspect(device: str = "", netdev: str = "", addresses: list[str] | None = No
 
 
 def capabilities() -> list[str]:
-    """Which of the capabilities that the bench asks for this process has (CapEff)."""
+    """The capabilities that this process has (CapEff), among those that the bench needs."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             held = int(line.split()[1], 16)
@@ -74,7 +74,7 @@ def _rdma_devices() -> list[str] | str:
 
 
 def _has_module(name: str) -> bool:
-    """Whether the kernel has loaded a module, or could."""
+    """Whether the kernel has loaded a module, or can load it."""
     if Path("/sys/module", name).exists():
         return True
     program = shutil.which("modprobe", path="/usr/sbin:/sbin:/usr/bin:/bin")
@@ -105,7 +105,7 @@ def _adapter(device: str, netdev: str, addresses: list[str]) -> dict[str, Any]:
 
 
 def _not_served(device: str, addresses: list[str]) -> list[str]:
-    """Those that a provider here will not know as this device's, whatever its GIDs are."""
+    """The addresses that a provider on this node will not find on this device, even where the port has their GIDs."""
     network = Network()
     try:
         known = network.addresses()
@@ -115,7 +115,7 @@ def _not_served(device: str, addresses: list[str]) -> list[str]:
 
 
 def device_of(wanted: str) -> str:
-    """The RDMA device that ``wanted`` names, as hil.adapters.find.choose does, or an empty text."""
+    """The name of the RDMA device that ``hil.adapters.find.choose`` finds for ``wanted``, or an empty text."""
     try:
         return choose(adapters(), wanted)[0].name
     except (AdapterError, OSError):

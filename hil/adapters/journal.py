@@ -1,4 +1,4 @@
-"""What was changed on this node, written down before it is changed: JSON lines, synced to the disk, one file."""
+"""The journal of changes to this node: each change is written before it is made, as a JSON line, synced to disk."""
 
 import fcntl
 import json
@@ -15,28 +15,30 @@ from typing import Any
 from hil.errors import AdapterError
 
 JOURNAL = (Path("/run") if os.geteuid() == 0 else Path(f"/run/user/{os.geteuid()}")) / "hil" / "changes.jsonl"
-"""Where the journal lies: in memory, as what it tells of."""
+"""The journal's file. It is in memory, like the settings that it describes: a reboot loses both."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # asm-generic/socket.h, Linux 5.14
 SO_NETNS_COOKIE = 71
 
 
 def namespace_identity() -> str:
-    """What tells this process's network namespace from all others of this boot, as long as the kernel can."""
+    """An identity of this process's network namespace, unique in this boot since Linux 5.14."""
     status = Path("/proc/self/ns/net").stat()
     with socket.socket(socket.AF_UNIX) as any_socket:
         try:
             cookie = int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
         except OSError:
-            # An older kernel has only the inode, which the next namespace may get when this one is gone.
+            # An older kernel has only the inode, which a later namespace may get again.
             cookie = 0
     return f"{status.st_dev}:{status.st_ino}:{cookie}"
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who made a change: a ``bench``, by a name that no other has, through its agent, a process that began at tick
-    ``started`` of this boot."""
+    """The bench that made a change, and its agent process.
+
+    ``bench``: its unique name. ``pid``: of the agent. ``started``: when the agent began, in ticks of this boot.
+    """
 
     bench: str
     pid: int
@@ -44,17 +46,17 @@ class Owner:
 
     @classmethod
     def through(cls, bench: str, pid: int) -> "Owner":
-        """The bench whose agent process ``pid`` is."""
+        """The owner ``bench``, whose agent is process ``pid``."""
         return cls(bench, pid, _started(pid))
 
     def alive(self) -> bool:
-        """Whether its agent is still at work; a process that has its number by now began at another time."""
+        """Whether the agent still runs; a later process with the same id began at another time."""
         return self.started > 0 and _started(self.pid) == self.started
 
 
 def _started(pid: int) -> int:
     try:
-        # A program's name, in parentheses, may hold anything.
+        # The program's name, in parentheses, may hold any characters.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return 0
@@ -62,9 +64,9 @@ def _started(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A change that may have been made. ``number`` counts from 1; ``kind`` and ``facts`` are hil.adapters.changes'.
+    """A noted change, which may have been made or not.
 
-    ``owner`` is None where nobody said who makes it.
+    ``number``: from 1. ``kind``, ``facts``: as in ``hil.adapters.changes``. ``owner``: None when it was noted without.
     """
 
     number: int
@@ -73,17 +75,17 @@ class Entry:
     owner: Owner | None = None
 
     def of_another(self, bench: str) -> bool:
-        """Whether another bench than ``bench``, one that is still at work, made it."""
+        """Whether a running bench other than ``bench`` made the change."""
         return self.owner is not None and self.owner.bench != bench and self.owner.alive()
 
 
 class Journal:
-    """The journal at ``path``. Raises AdapterError when it cannot be read or written.
+    """The journal at ``path``. Raises AdapterError when the file cannot be read or written.
 
-    ``boot`` tells this boot of the machine from others: what was changed before it was booted again is gone, and must
-    not be undone. ``netns`` tells this network namespace from others: the nodes of one machine share the file, a
-    change is undone in the namespace where it was made, and the same netdev's name in another means another netdev.
-    ``owner`` is who makes the changes that are noted.
+    ``boot``: the identity of this boot; a reboot loses all changes, so changes of another boot must not be undone.
+    ``netns``: the identity of this network namespace. The nodes of one machine share the file, and a change is undone
+    only in the namespace where it was made: elsewhere the same name is another netdev. ``owner``: the bench that notes
+    changes.
     """
 
     def __init__(self, path: Path = JOURNAL, boot: str = "", netns: str = "", owner: Owner | None = None) -> None:
@@ -95,7 +97,7 @@ class Journal:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep every other process from changing the file, and what it tells of, until the context ends."""
+        """Lock the journal: until the context ends, no other process changes the file or makes or undoes changes."""
         if self._is_alone:
             yield
             return
@@ -120,14 +122,14 @@ class Journal:
             with suppress(FileNotFoundError):
                 folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
                 fcntl.flock(folder, fcntl.LOCK_EX)
-                # Whoever held it before may have removed it, with the last change undone; another one is there by now.
+                # The former holder of the lock may have removed this folder, and another folder may be in its place.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(folder), self.path.parent.stat()):
                         return folder
                 os.close(folder)
 
     def note(self, kind: str, facts: dict[str, Any]) -> Entry:
-        """Write down a change that is about to be made; it is on the disk when this returns."""
+        """Note a change that is about to be made; the note is on the disk when this returns."""
         with self.alone():
             number = max((line["number"] for line in self._lines() if "number" in line), default=0) + 1
             line = {"number": number, "kind": kind, "facts": facts, "boot": self._boot, "netns": self._netns}
@@ -135,24 +137,26 @@ class Journal:
         return Entry(number, kind, facts, self._owner)
 
     def undone(self, entry: Entry) -> None:
-        """Write down that a change is undone."""
+        """Note that a change is undone."""
         with self.alone():
             self._append({"undone": entry.number})
 
     def pending(self) -> list[Entry]:
-        """What is to be undone in this network namespace, the last change first."""
-        # An entry that names no namespace is anybody's.
+        """The changes to be undone in this network namespace, the last one first."""
+        # An entry without a namespace belongs to every namespace.
         ours = [line for line in self._pending() if line.get("netns", self._netns) == self._netns]
         return [Entry(line["number"], line["kind"], line["facts"], _owner(line)) for line in reversed(ours)]
 
     def elsewhere(self) -> list[Entry]:
-        """What is to be undone in other network namespaces, of which some may be gone, the last change first."""
+        """The changes to be undone in other network namespaces, which may be gone, the last one first."""
         theirs = [line for line in self._pending() if line.get("netns", self._netns) != self._netns]
         return [Entry(line["number"], line["kind"], line["facts"], _owner(line)) for line in reversed(theirs)]
 
     def discard(self) -> None:
-        """Remove the file, and its folder if it was alone there, unless something is left to undo, here or in another
-        namespace."""
+        """Remove the file, and its folder if that is then empty.
+
+        Does nothing while a change is to be undone, in this namespace or in another one.
+        """
         if not self.path.exists():
             return
         with self.alone():
@@ -176,7 +180,7 @@ class Journal:
             return []
         except (OSError, ValueError) as error:
             raise AdapterError(f"the journal of changes {self.path} cannot be read: {error}") from error
-        # A line without an end was being written when its writer died: what it announces was not done.
+        # A line without its end was cut when its writer died, so its change was not made.
         return [self._line(number, line) for number, line in enumerate(text.split("\n")[:-1], 1) if line]
 
     def _line(self, number: int, line: str) -> dict[str, Any]:
@@ -216,7 +220,7 @@ def _is_entry(line: dict[str, Any]) -> bool:
 
 
 def _is_no_folder(path: Path) -> bool:
-    # Path.mkdir fails where a folder that was there is gone when it looks what it is.
+    # Path.mkdir also raises FileExistsError when a folder disappears between its two looks at it.
     with suppress(FileNotFoundError):
         return not stat.S_ISDIR(path.lstat().st_mode)
     return False

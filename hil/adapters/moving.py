@@ -1,4 +1,7 @@
-"""What a netdev would lose for good by a move to another network namespace and back, or without IPv6 for a time."""
+"""Lists the settings that a netdev loses for good by a move to another namespace and back, or by a time without IPv6.
+
+Addresses, link-layer groups and the state are given back, so they are not lost.
+"""
 
 import socket
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from hil.adapters.elsewhere import stacked_elsewhere
 from hil.adapters.netdev import Netdev, ipv6_mtu, is_ipv6, on_top_of
 
 KERNEL_ROUTE = 2
-"""The protocol of routes that come and go with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
+"""The protocol of routes that the kernel makes with an address (linux/rtnetlink.h, RTPROT_KERNEL)."""
 # linux/rtnetlink.h, linux/neighbour.h, linux/if_addr.h
 LOCAL_TABLE, MULTICAST, NUD_PERMANENT = 255, 5, 0x80
 AF_BRIDGE, NTF_SELF = 7, 0x02
@@ -20,17 +23,17 @@ GROUP = 0x01
 IPV6_METRIC = 256
 """The metric of routes that the kernel makes for IPv6 (linux/ipv6_route.h, IP6_RT_PRIO_ADDRCONF)."""
 IFA_F_DEPRECATED, IFA_F_NOPREFIXROUTE = 0x20, 0x200
-# Home address, managed temporary addresses, automatic joining of groups.
+# IFA_F_HOMEADDRESS, IFA_F_MANAGETEMPADDR, IFA_F_MCAUTOJOIN.
 _IFA_F_OTHERS = 0x10 | 0x100 | 0x400
-# What the kernel gives a netdev by itself.
+# Queueing disciplines that the kernel gives a netdev itself.
 OWN_QDISCS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "pfifo"})
 CONF = Path("/proc/sys/net")
-# It cannot be read; IPv6's MTU follows the netdev's own unless it was given another.
+# stable_secret cannot be read. lost_by_a_move() compares the IPv6 MTU with the netdev's own.
 OWN_CONF = frozenset({"mtu", "stable_secret"})
 
 
 def lost_by_a_move(name: str, now: Netdev) -> list[str]:
-    """What cannot be given back to a netdev, in words: addresses are, with their prefix lengths, and that it is up."""
+    """The settings, in words, that cannot be given back to a netdev after a move to another namespace and back."""
     with IPRoute() as ip:
         found = [f"the leased address {address}" for address in now.leased]
         found += _of_link(ip.get_links(now.index)[0])
@@ -49,7 +52,7 @@ def lost_by_a_move(name: str, now: Netdev) -> list[str]:
 
 
 def lost_without_ipv6(name: str, now: Netdev) -> list[str]:
-    """Like ``lost_by_a_move``, where the kernel forgets a netdev's IPv6: it goes down, or its MTU is too small."""
+    """Like ``lost_by_a_move``, for a netdev that loses IPv6 for a time: it goes down, or its MTU becomes too small."""
     found = [f"the leased address {address}" for address in now.leased if is_ipv6(address)]
     with IPRoute() as ip:
         found += _of_addresses(ip, name, now, family=socket.AF_INET6)
@@ -57,7 +60,7 @@ def lost_without_ipv6(name: str, now: Netdev) -> list[str]:
 
 
 def _forwarding(ip: IPRoute, now: Netdev) -> Iterator[str]:
-    """The MAC addresses of one station that a netdev was told to listen to; those of groups move with it."""
+    """The unicast MAC addresses that a netdev was told to accept; multicast addresses move with it."""
     for entry in ip.get_neighbours(family=AF_BRIDGE):
         mac = entry.get_attr("NDA_LLADDR") or ""
         own = entry["ifindex"] == now.index and entry["flags"] & NTF_SELF
@@ -94,7 +97,7 @@ def _of_address(address: Any, name: str) -> Iterator[str]:
 
 
 def _routes(ip: IPRoute, index: int, **wanted: int) -> Iterator[str]:
-    """Routes that do not come back with the addresses."""
+    """The number of routes that do not come back with the addresses, in words."""
     own = [route for route in ip.get_routes(**wanted) if index in _out_of(route) and route["type"] != MULTICAST]
     own = [route for route in own if (route.get_attr("RTA_TABLE") or route["table"]) != LOCAL_TABLE]
     usual = (None, 0, IPV6_METRIC)
@@ -104,12 +107,12 @@ def _routes(ip: IPRoute, index: int, **wanted: int) -> Iterator[str]:
 
 
 def _out_of(route: Any) -> list[int]:
-    """The netdevs that a route leads to."""
+    """The indices of the netdevs that a route leads to."""
     return [route.get_attr("RTA_OIF"), *(hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ())]
 
 
 def _of_conf(name: str) -> Iterator[str]:
-    """Settings of its own below /proc/sys/net."""
+    """The netdev's settings below /proc/sys/net that differ from the defaults."""
     for family in ("ipv4", "ipv6"):
         own, usual = CONF / family / "conf" / name, CONF / family / "conf" / "default"
         if own.is_dir():

@@ -1,4 +1,4 @@
-"""What a netdev of this thread's namespace is and holds, and how it is given that again."""
+"""Reads the settings of a netdev of this thread's namespace, and gives them back to it."""
 
 import fcntl
 import ipaddress
@@ -18,23 +18,24 @@ from hil.errors import AdapterError
 # linux/if_addr.h.
 IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 LINK_LOCAL = 253
-"""The scope of addresses that are good on their link only (linux/rtnetlink.h)."""
+"""The scope of addresses that are valid on their link only (linux/rtnetlink.h)."""
 KERNEL_LL = 3
-"""The protocol of link-local addresses that the kernel makes itself (linux/if_addr.h, IFAPROT_KERNEL_LL)."""
+"""The protocol of link-local addresses that the kernel made (linux/if_addr.h, IFAPROT_KERNEL_LL)."""
 VLAN_FLAG_LOOSE_BINDING = 0x4
-"""Of a VLAN that keeps its own state (linux/if_vlan.h)."""
+"""The flag of a VLAN whose state does not follow the netdev below (linux/if_vlan.h)."""
 # linux/sockios.h, and struct ifreq of linux/if.h with a hardware address in its union.
 _SIOCADDMULTI, _IFREQ_ADDRESS = 0x8931, struct.Struct("16sH6s16x")
 _IPV6_MTU = "/proc/sys/net/ipv6/conf/{}/mtu"
-# Their MTU is never above that of the netdev below, and where it moves they lose their way, or end.
+# Kinds of netdevs whose MTU is at most that of the netdev below. A move of that netdev cuts them off, or ends them.
 STACKED = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"})
 
 
 @dataclass(frozen=True, slots=True)
 class Netdev:
-    """What provisioning changes of a netdev. ``addresses``: with prefix, but for those the kernel makes itself.
+    """The settings of a netdev that provisioning changes. ``mtu``: in bytes.
 
-    ``given``: the same, each in full as ``give_back`` takes it, without ``leased``, those that end by themselves.
+    ``addresses``: with prefix lengths, without those that the kernel makes itself. ``leased``: those of them that
+    expire. ``given``: the others, with all their properties, as ``give_back`` takes them.
     """
 
     index: int
@@ -55,9 +56,9 @@ def netdev(name: str) -> Netdev | None:
         (link,) = links
         known = list(ip.get_addr())
         own = [address for address in known if address["index"] == link["index"]]
-        # Linux before 5.18 says of no address who made it: of link-local ones it will have been the kernel.
-        tells = any(address.get_attr("IFA_PROTO") for address in known)
-        held = [address for address in own if not _is_the_kernels(address, tells=tells)]
+        # Linux before 5.18 does not say who made an address. The kernel is then taken to have made link-local ones.
+        has_protocols = any(address.get_attr("IFA_PROTO") for address in known)
+        held = [address for address in own if not _made_by_kernel(address, has_protocols=has_protocols)]
     leased = [address for address in held if not (address.get_attr("IFA_FLAGS") or 0) & IFA_F_PERMANENT]
     return Netdev(
         link["index"],
@@ -70,10 +71,10 @@ def netdev(name: str) -> Netdev | None:
     )
 
 
-def _is_the_kernels(address: Any, *, tells: bool) -> bool:
+def _made_by_kernel(address: Any, *, has_protocols: bool) -> bool:
     if address["family"] != socket.AF_INET6 or address["scope"] != LINK_LOCAL:
         return False
-    return not tells or address.get_attr("IFA_PROTO") == KERNEL_LL
+    return not has_protocols or address.get_attr("IFA_PROTO") == KERNEL_LL
 
 
 def _text(address: Any) -> str:
@@ -81,7 +82,7 @@ def _text(address: Any) -> str:
 
 
 def _in_full(address: Any) -> str:
-    """An address with what it was given with, in words: "10.0.0.1/24 broadcast 10.0.0.255"."""
+    """An address with its properties, in words: "10.0.0.1/24 broadcast 10.0.0.255"."""
     words = [_text(address)]
     if broadcast := address.get_attr("IFA_BROADCAST"):
         words += ["broadcast", broadcast]
@@ -93,11 +94,12 @@ def _in_full(address: Any) -> str:
 
 
 def give_back(name: str, given: Sequence[str]) -> None:
-    """Give a netdev of this thread's namespace those of these addresses that it has not.
+    """Give a netdev of this thread's namespace the addresses of ``given`` that it lacks.
 
-    Raises OSError and NetlinkError as the kernel answers, and ValueError for what ``Netdev.given`` does not hold.
+    Raises OSError or NetlinkError with the kernel's answer, and ValueError for a text not in the form of
+    ``Netdev.given``.
     """
-    # The kernel lists the newest of IPv6's first, and takes it first as the source of what it sends.
+    # The kernel lists the newest IPv6 address first, and prefers it as a source address.
     by_age = [*(text for text in given if not is_ipv6(text)), *(text for text in reversed(given) if is_ipv6(text))]
     found = netdev(name)
     if found is None:
@@ -110,10 +112,12 @@ def give_back(name: str, given: Sequence[str]) -> None:
 
 @contextmanager
 def promoting(name: str) -> Iterator[None]:
-    """While it lasts, the first address of an IPv4 network does not take with it the others, which somebody else gave,
-    and the routes from them."""
+    """Until the context ends, removing the first address of an IPv4 network keeps its other addresses.
+
+    The other addresses and their routes may belong to other programs.
+    """
     setting = Path(f"/proc/sys/net/ipv4/conf/{name}/promote_secondaries")
-    # A netdev that is too small for IPv4 has no settings of it.
+    # A netdev whose MTU is too small for IPv4 has no IPv4 settings.
     unset = setting.exists() and setting.read_text().strip() == "0"
     if unset:
         setting.write_text("1")
@@ -125,12 +129,12 @@ def promoting(name: str) -> Iterator[None]:
 
 
 def groups_of(name: str) -> tuple[str, ...]:
-    """The link-layer multicast addresses that somebody gave to a netdev of this thread's namespace, in hexadecimal.
+    """The link-layer multicast addresses that programs added to a netdev of this thread's namespace, in hexadecimal.
 
-    Such as a daemon that listens for LLDP; the kernel's own, for what programs joined, are not among them.
+    An LLDP daemon adds one. Addresses that the kernel derives from joined IP groups are left out.
     """
     found = []
-    # The columns: index, name, users, whether it was given, address.
+    # The columns: index, name, users, whether a program added the address, address.
     for line in Path("/proc/thread-self/net/dev_mcast").read_text().splitlines():
         match line.split():
             case [_, held_by, _, given, address] if held_by == name and given != "0":
@@ -139,9 +143,9 @@ def groups_of(name: str) -> tuple[str, ...]:
 
 
 def give_groups_back(name: str, groups: Sequence[str]) -> None:
-    """Give a netdev of this thread's namespace those of these link-layer multicast addresses that it has not.
+    """Give a netdev of this thread's namespace the link-layer multicast addresses of ``groups`` that it lacks.
 
-    Raises OSError as the kernel answers, and ValueError for what ``groups_of`` does not tell.
+    Raises OSError with the kernel's answer, and ValueError for a text not in the form of ``groups_of``.
     """
     for group in groups:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(FileExistsError):
@@ -165,13 +169,13 @@ def _asked(text: str) -> dict[str, Any]:
             case ["nodad", *words]:
                 asked["flags"] = IFA_F_NODAD
             case _:
-                raise ValueError(f"{text!r} is no address in full")
+                raise ValueError(f"{text!r} is no address with its properties")
     return asked
 
 
 def ipv6_mtu(name: str) -> int:
-    """The MTU that IPv6 keeps to on a netdev of this thread's namespace, in bytes; 0 where it has no IPv6."""
-    # This file follows the namespace of the thread that opens it.
+    """The IPv6 MTU of a netdev of this thread's namespace, in bytes; 0 without IPv6."""
+    # The kernel opens this file in the namespace of the calling thread.
     try:
         return int(Path(_IPV6_MTU.format(name)).read_text())
     except FileNotFoundError:
@@ -179,13 +183,13 @@ def ipv6_mtu(name: str) -> int:
 
 
 def set_ipv6_mtu(name: str, mtu: int) -> None:
-    """Does nothing where there is no IPv6."""
+    """Set the IPv6 MTU, in bytes, of a netdev of this thread's namespace. Does nothing without IPv6."""
     with suppress(FileNotFoundError):
         Path(_IPV6_MTU.format(name)).write_text(str(mtu))
 
 
 def still(name: str, index: int) -> Netdev | None:
-    """The netdev of that name, or None where it is gone. Raises AdapterError where it has another name now."""
+    """The netdev with this name, or None when it is gone. Raises AdapterError when it has been renamed."""
     found = netdev(name)
     if found is None and index:
         with IPRoute() as ip:
@@ -197,14 +201,14 @@ def still(name: str, index: int) -> Netdev | None:
 
 
 def netdevs() -> list[str]:
-    """The netdevs of this thread's namespace that it was not made with."""
+    """The names of the netdevs of this thread's namespace, without its loopback."""
     with IPRoute() as ip:
         names = [str(link.get_attr("IFLA_IFNAME")) for link in ip.get_links()]
     return [name for name in names if name != "lo"]
 
 
 def known_netdev(name: str) -> Netdev:
-    """Like ``netdev``. Raises AdapterError that lists the netdevs there are."""
+    """Like ``netdev``; raises AdapterError, which lists the existing netdevs, instead of returning None."""
     found = netdev(name)
     if found is None:
         with IPRoute() as ip:
@@ -217,8 +221,8 @@ def known_netdev(name: str) -> Netdev:
 class Stacked:
     """A netdev on top of another.
 
-    ``follows``: the kernel takes it up and down with the one below. ``whole``: it is given every MTU of that one, and
-    not only the smaller.
+    ``follows``: its state follows the netdev below. ``whole``: its MTU always follows the netdev below; otherwise the
+    kernel only lowers it.
     """
 
     name: str
@@ -227,29 +231,29 @@ class Stacked:
 
 
 def stacked_on(index: int) -> list[Stacked]:
-    """The netdevs of this thread's namespace on top of one, such as its VLANs."""
+    """The netdevs of this thread's namespace on top of netdev ``index``, such as its VLANs."""
     with IPRoute() as ip:
         return [stacked(link) for link in ip.get_links() if kind_of(link) in STACKED and _below(link) == index]
 
 
 def on_top_of(index: int) -> list[str]:
-    """The names of all netdevs of this thread's namespace that are made on one, whatever they are: VLANs, tunnels."""
+    """The names of all netdevs of this thread's namespace that are made on netdev ``index``, tunnels included."""
     with IPRoute() as ip:
         return [str(link.get_attr("IFLA_IFNAME")) for link in ip.get_links() if _below(link) == index]
 
 
 def _below(link: Any) -> int | None:
-    """The netdev below, of the same namespace."""
+    """The index of the netdev below, if it is in the same namespace."""
     kind, below = kind_of(link), link.get_attr("IFLA_LINK")
     if kind == "vxlan":
-        # It tells its own, not the kernel's.
+        # A VXLAN has an attribute of its own for the netdev below.
         below = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA").get_attr("IFLA_VXLAN_LINK")
-    # A veth tells its other end. Of one whose lower netdev is in another namespace the index is that namespace's.
+    # IFLA_LINK of a veth is its other end. With IFLA_LINK_NETNSID the index belongs to another namespace.
     return None if kind == "veth" or link.get_attr("IFLA_LINK_NETNSID") is not None else below
 
 
 def master_of(index: int) -> tuple[int, str] | None:
-    """Index and name of the bridge or bond that a netdev of this thread's namespace is in."""
+    """Index and name of the bridge or bond of a netdev of this thread's namespace, or None."""
     with IPRoute() as ip:
         if master := ip.get_links(index)[0].get_attr("IFLA_MASTER"):
             return int(master), str(ip.get_links(master)[0].get_attr("IFLA_IFNAME"))
@@ -257,7 +261,7 @@ def master_of(index: int) -> tuple[int, str] | None:
 
 
 def stacked(link: Any) -> Stacked:
-    """A netdev on top of another, by the kernel's message of it."""
+    """The facts of a netdev on top of another, from the kernel's message ``link``."""
     kind = kind_of(link)
     return Stacked(link.get_attr("IFLA_IFNAME"), kind == "vlan" and not _is_loose(link), kind in ("ipvlan", "ipvtap"))
 
@@ -269,7 +273,7 @@ def _is_loose(link: Any) -> bool:
 
 
 def below_vlans(name: str) -> str:
-    """The netdev of this thread's namespace below a VLAN, or below VLANs in VLANs; of any other netdev its own name."""
+    """The netdev of this thread's namespace below a VLAN or a stack of VLANs; for another netdev its own name."""
     with IPRoute() as ip:
         links = {link["index"]: link for link in ip.get_links()}
     here = next((link for link in links.values() if link.get_attr("IFLA_IFNAME") == name), None)
@@ -279,6 +283,6 @@ def below_vlans(name: str) -> str:
 
 
 def kind_of(link: Any) -> str:
-    """What a virtual netdev is, by the kernel's message of it, or ""."""
+    """The kind of a virtual netdev, from the kernel's message ``link``, or ""."""
     info = link.get_attr("IFLA_LINKINFO")
     return (info.get_attr("IFLA_INFO_KIND") if info is not None else "") or ""

@@ -1,4 +1,4 @@
-"""The IP addresses and ports of this machine's RDMA devices, and notice of their changes."""
+"""The IP addresses and ports of this machine's RDMA devices, and notices of their changes."""
 
 import errno
 import fcntl
@@ -23,9 +23,9 @@ _DEVICES = "/sys/class/infiniband"
 
 
 class Network:
-    """What a SAN provider must know of the network. ``fd`` polls readable when addresses or links changed.
+    """The facts of the network that a SAN provider needs. ``fd`` is readable when addresses or links have changed.
 
-    A process without a free descriptor still learns which ports are up; of addresses it has those known before.
+    In a process without a free descriptor ``up`` still works, and ``addresses`` returns the last known addresses.
     Raises OSError where the kernel has no RDMA.
     """
 
@@ -39,15 +39,16 @@ class Network:
         self._stale = True
 
     def drain(self) -> None:
-        """Consume the notices; what they say is asked for afresh."""
+        """Discard the notices that wait at ``fd``; ``addresses`` and ``up`` ask the kernel for the new state."""
         _drain(self._socket)
 
     def addresses(self, *, afresh: bool = False) -> dict[str, str]:
         """IP addresses of RDMA devices' netdevs and of VLANs on these, each with its device (ADDR-01, ADDR-02).
 
-        Every bind and connect wants to know, and the kernel takes long to say: it is asked again only when it told of a
-        change, or when the devices are not the same. It tells of a change before the change's maker goes on, but it
-        may tell others first: who asks because of a change that somebody else told of must ask ``afresh``.
+        The kernel takes long to list addresses, and every bind and connect needs them. So the kernel is asked again
+        only after a notice of a change, after a change of the devices, or when ``afresh`` is set. The notice arrives
+        before the program that made the change continues. But other programs may get theirs earlier: a caller that
+        learned of a change from another program must set ``afresh``.
         """
         with self._lock:
             self._stale |= _drain(self._changes) or afresh
@@ -56,7 +57,7 @@ class Network:
                 if self._stale or devices != self._devices:
                     self._devices, self._known, self._stale = devices, self._ask(), False
             except OSError as error:
-                # What cannot be asked now is asked the next time.
+                # Without a free descriptor the kernel is asked at the next call.
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
                     raise
                 self._stale = True
@@ -70,7 +71,7 @@ class Network:
             if "NDEV_INDEX" in port
         }
         with IPRoute() as ip:
-            # A kernel that knows no VLANs passes over which links were asked for.
+            # A kernel without VLANs ignores the filter and returns all links.
             vlans = [link for link in ip.get_links(kind="vlan") if kind_of(link) == "vlan"]
             here = [link for link in vlans if link.get_attr("IFLA_LINK_NETNSID") is None]
             below = {link["index"]: link.get_attr("IFLA_LINK") for link in here}
@@ -87,10 +88,10 @@ class Network:
             }
 
     def up(self) -> bool:
-        """Whether any port of any RDMA device is ACTIVE, and its netdev up.
+        """Whether any port of any RDMA device is ACTIVE and its netdev is up.
 
-        A device being removed is none: its sysfs stays longer. Of a netdev that goes down the kernel tells before it
-        tells the RDMA device, whose port is ACTIVE for a moment longer.
+        RDMA netlink is asked, because sysfs still shows a device that is being removed. The netdev is asked too,
+        because its port stays ACTIVE for a moment after the netdev went down.
         """
         with self._lock:
             self._stale = True
@@ -99,12 +100,12 @@ class Network:
 
     def _is_up(self, netdev: str | None) -> bool:
         if netdev is None:
-            # An InfiniBand port has none.
+            # An InfiniBand port has no netdev.
             return True
         try:
             _, flags = _IFREQ.unpack(fcntl.ioctl(self._socket, _SIOCGIFFLAGS, _IFREQ.pack(netdev.encode(), 0)))
         except OSError as error:
-            # ENODEV: it is gone, or going.
+            # ENODEV: the netdev is gone or is being removed.
             if error.errno != errno.ENODEV:
                 raise
             return False
@@ -117,7 +118,7 @@ class Network:
 
 
 def _devices() -> set[tuple[str, int]]:
-    """The RDMA devices by name and number of their entry, which a device made anew does not share."""
+    """The RDMA devices by name and inode; a device that was removed and made again has another inode."""
     try:
         with os.scandir(_DEVICES) as entries:
             return {(entry.name, entry.inode()) for entry in entries}
@@ -132,7 +133,7 @@ def _notices() -> socket.socket:
 
 
 def _drain(notices: socket.socket) -> bool:
-    """Consume what waits; whether there was any."""
+    """Discard the waiting notices; returns whether there were any."""
     any_waits = False
     while True:
         try:
@@ -140,6 +141,6 @@ def _drain(notices: socket.socket) -> bool:
         except BlockingIOError:
             return any_waits
         except OSError:
-            # ENOBUFS: notices were lost, which is as good as one notice.
+            # ENOBUFS: notices were lost, which counts as a notice.
             pass
         any_waits = True

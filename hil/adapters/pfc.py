@@ -16,13 +16,16 @@ NETLINK_ROUTE = 0
 RTM_GETDCB, RTM_SETDCB = 78, 79
 IEEE_SET, IEEE_GET = 20, 21
 PRIORITIES = 8
-# struct ieee_pfc: classes it can do, enabled priorities, bypass, delay, then requests and indications by priority.
+# struct ieee_pfc: supported classes, enabled priorities, bypass, delay, then requests and indications by priority.
 _PFC = struct.Struct("=BBBxHxx8Q8Q")
 
 
 @dataclass(frozen=True, slots=True)
 class Pfc:
-    """``enabled``: a bit for each priority; ``classes``: how many the adapter can do. ``delay``: in bit times."""
+    """PFC settings. ``classes``: the number that the adapter supports. ``enabled``: a bit for each priority.
+
+    ``delay``: in bit times.
+    """
 
     classes: int
     enabled: int
@@ -30,19 +33,19 @@ class Pfc:
     delay: int
 
     def packed(self) -> bytes:
-        """As the kernel takes it: counts of frames are only told, never set."""
+        """The settings in the kernel's layout; the frame counters behind them are read-only and stay 0."""
         return _PFC.pack(self.classes, self.enabled, self.bypass, self.delay, *[0] * 16)
 
 
 def unpacked(data: bytes) -> Pfc:
-    """What the kernel tells. Raises AdapterError when it is too short."""
+    """PFC settings from the kernel's layout. Raises AdapterError when ``data`` is too short."""
     if len(data) < _PFC.size:
-        raise AdapterError(f"the kernel told {len(data)} bytes about PFC, {_PFC.size} were expected")
+        raise AdapterError(f"the kernel answered {len(data)} bytes about PFC instead of {_PFC.size}")
     return Pfc(*_PFC.unpack_from(data)[:4])
 
 
 class ieee_attribute(nla):  # type: ignore[misc]
-    """DCB_ATTR_IEEE's nest."""
+    """The nest of DCB_ATTR_IEEE."""
 
     nla_map = (("IEEE_UNSPEC", "none"), ("IEEE_ETS", "cdata"), ("IEEE_PFC", "cdata"))
 
@@ -62,7 +65,7 @@ class MarshalDcb(Marshal):  # type: ignore[misc]
 
 
 def message(netdev: str, command: int, pfc: Pfc | None = None) -> Any:
-    """An unencoded question, or an order to set ``pfc``."""
+    """An unencoded message: a request for the settings, or a request to set ``pfc``."""
     made = dcbmsg()
     made["family"], made["cmd"], made["pad"] = 0, command, 0
     nest = [["IEEE", {"attrs": [["IEEE_PFC", pfc.packed()]]}]] if pfc else []
@@ -71,30 +74,29 @@ def message(netdev: str, command: int, pfc: Pfc | None = None) -> Any:
 
 
 def get_pfc(netdev: str) -> Pfc:
-    """How flow control is set. Raises AdapterError for a netdev that has none to set."""
-    told = _asked(netdev, message(netdev, IEEE_GET), RTM_GETDCB, NLM_F_REQUEST)
-    for answer in told:
+    """A netdev's PFC settings. Raises AdapterError for a netdev without PFC."""
+    for answer in _asked(netdev, message(netdev, IEEE_GET), RTM_GETDCB, NLM_F_REQUEST):
         if (nest := answer.get_attr("IEEE")) and (data := nest.get_attr("IEEE_PFC")):
             return unpacked(bytes(data))
-    raise AdapterError(f"{netdev} tells nothing about PFC: its driver has no priority flow control")
+    raise AdapterError(f"{netdev} has no PFC settings: its driver has no priority flow control")
 
 
 def set_priorities(netdev: str, enabled: int) -> None:
-    """Enable PFC for the priorities whose bits are set, and no others.
+    """Enable PFC for the priorities whose bits are set in ``enabled``, and disable it for the others.
 
-    Raises AdapterError like ``get_pfc``, and when the adapter does not do what it was told: a driver's refusal comes in
-    the answer, and the kernel acknowledges the order all the same.
+    Raises AdapterError like ``get_pfc``, and when the adapter did not take the settings: the kernel acknowledges the
+    request even when the driver refuses it, so the settings are read back.
     """
     wanted = replace(get_pfc(netdev), enabled=enabled)
     _asked(netdev, message(netdev, IEEE_SET, wanted), RTM_SETDCB, NLM_F_REQUEST | NLM_F_ACK)
     check_priorities(netdev, get_pfc(netdev), enabled)
 
 
-def check_priorities(netdev: str, told: Pfc, enabled: int) -> None:
-    """Raises AdapterError unless PFC is ``told`` to be enabled for these priorities and no others."""
-    if told.enabled != enabled:
+def check_priorities(netdev: str, found: Pfc, enabled: int) -> None:
+    """Raises AdapterError unless ``found``, the settings read back, enables exactly the priorities ``enabled``."""
+    if found.enabled != enabled:
         raise AdapterError(
-            f"{netdev} did not take PFC for priorities {_listed(enabled)}: it has it for {_listed(told.enabled)}; "
+            f"{netdev} did not take PFC for priorities {_listed(enabled)}: it has PFC for {_listed(found.enabled)}; "
             "its driver or firmware refuses (lldpad or a firmware's DCBX may own the setting)"
         )
 
@@ -107,7 +109,7 @@ def _asked(netdev: str, question: Any, kind: int, flags: int) -> list[Any]:
     with NetlinkSocket(family=NETLINK_ROUTE) as link:
         link.set_marshal(MarshalDcb())
         link.bind()
-        # The kernel answers once, without an acknowledgement unless that was asked for.
+        # The kernel sends one answer, and an acknowledgement only on request.
         single = None if flags & NLM_F_ACK else lambda answer: True
         try:
             return list(link.nlm_request(question, msg_type=kind, msg_flags=flags, terminate=single))

@@ -1,4 +1,4 @@
-"""What the processes of this machine hold that use an RDMA device, and what its kernel logs."""
+"""Processes of this machine that use an RDMA device, with what they hold; and messages of the kernel's log."""
 
 import contextlib
 import os
@@ -9,22 +9,22 @@ from typing import Any
 
 PROC = Path("/proc")
 VERBS = ("/dev/infiniband/", "infinibandevent", "[uverbs", "[rdma_cm")
-"""What the targets of verbs descriptors contain: devices, completion channels, asynchronous events."""
+"""Texts in the targets of verbs descriptors: devices, completion channels, asynchronous events."""
 NUMBERED = re.compile(r"^(socket|pipe):\[\d+\]$")
 AGENT = b"hil.agent.agent import serve_host"
 KIB = 1 << 10
 SSH_CONNECTION = b"SSH_CONNECTION="
 KMSG = "/dev/kmsg"
-# Of who speaks, the kernel; it lets nobody else say that (syslog(3), LOG_KERN).
+# The facility of the kernel's own messages; programs cannot use it (syslog(3), LOG_KERN).
 KERNEL = 0
 
 
 def processes(pids: Collection[int] = ()) -> list[dict[str, Any]]:
-    """Each process that has a verbs descriptor open, and those in ``pids`` that live, in order of their ids.
+    """Each process with an open verbs descriptor, and each living process of ``pids``, in order of their ids.
 
-    Of each: pid, command, threads, ``descriptors`` (what they refer to, with how many do), ``locked`` and ``pinned``
-    memory in bytes (VmLck, VmPin). A process that ends meanwhile is left out, and one of another user's without the
-    right to look.
+    Each has: pid, command, threads, ``descriptors`` (their number by target), ``locked`` and ``pinned`` memory in bytes
+    (VmLck, VmPin). A process that ends meanwhile is left out, and so is another user's process that this one may not
+    read.
     """
     found = (_process(int(path.name), pids) for path in _all())
     return [process for process in found if process]
@@ -36,9 +36,10 @@ def _all() -> list[Path]:
 
 
 def other_agents(own: int) -> list[int]:
-    """The process ids of agents in this network namespace beside the one with id ``own``: benches that are at work.
+    """The process ids of the agents of other benches in this network namespace. ``own``: this bench's agent.
 
-    They are Pythons whose command line is the bootstrap's (hil.agent.parcel); so are their workers', forked from them.
+    An agent is a Python process with the command line of the bootstrap (``hil.agent.parcel``). Its workers, forked from
+    it, have the same command line and are left out.
     """
     here, found = Path("/proc/self/ns/net").stat(), {}
     for path in _all():
@@ -46,7 +47,7 @@ def other_agents(own: int) -> list[int]:
             if not os.path.samestat((path / "ns" / "net").stat(), here):
                 continue
             command = (path / "cmdline").read_bytes()
-            # sudo and "ip netns exec", which started it, have the bootstrap among their arguments, too.
+            # sudo and "ip netns exec", which start an agent, have the bootstrap among their arguments too.
             if AGENT in command and (path / "exe").readlink().name.startswith("python"):
                 found[int(path.name)] = int(_status(path)["PPid"])
         except OSError:
@@ -55,8 +56,10 @@ def other_agents(own: int) -> list[int]:
 
 
 def descends(pid: int, ancestor: int) -> bool:
-    """Whether a process is ``ancestor``, or was started by it or by what it started; also where it has ended, since
-    nobody knows then."""
+    """Whether process ``pid`` is ``ancestor`` or one of its descendants.
+
+    True also when process ``pid`` has ended, because its ancestors are then unknown.
+    """
     try:
         return ancestor in _ancestry(pid)
     except OSError:
@@ -64,32 +67,32 @@ def descends(pid: int, ancestor: int) -> bool:
 
 
 def _ancestry(pid: int) -> Iterator[int]:
-    """A process, its parent, and so on. Raises OSError for one that has ended."""
+    """A process, its parent, and so on. Raises OSError for a process that has ended."""
     while pid:
         yield pid
         pid = int(_status(PROC / str(pid))["PPid"])
 
 
 def ssh_address() -> str:
-    """The address of this machine that somebody's ssh, which started this process, came to; "" where nobody's did.
+    """The address of this machine that the ssh connection of this process uses; "" without ssh.
 
-    sudo keeps SSH_CONNECTION from what it starts, and not from those who look at what it was started with (ssh(1)).
+    sudo removes SSH_CONNECTION from the environment, so the environments of all ancestors are searched (ssh(1)).
     """
     with contextlib.suppress(OSError):
         for pid in _ancestry(os.getpid()):
             variables = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
-            told = [value[len(SSH_CONNECTION) :].split() for value in variables if value.startswith(SSH_CONNECTION)]
-            if told and len(told[0]) == 4:
-                return told[0][2].decode(errors="replace").partition("%")[0]
+            found = [value[len(SSH_CONNECTION) :].split() for value in variables if value.startswith(SSH_CONNECTION)]
+            if found and len(found[0]) == 4:
+                return found[0][2].decode(errors="replace").partition("%")[0]
     return ""
 
 
 def programs() -> dict[str, int]:
-    """The names of the processes that run programs, the kernel's own left out, each with how many there are."""
+    """The number of processes by name, without the kernel's own threads."""
     found: dict[str, int] = {}
     for path in _all():
         with contextlib.suppress(OSError):
-            # Only a program has a file that it was started from.
+            # A kernel thread has no executable.
             if (path / "exe").readlink():
                 name = (path / "comm").read_text().strip()
                 found[name] = found.get(name, 0) + 1
@@ -97,7 +100,7 @@ def programs() -> dict[str, int]:
 
 
 def is_verbs(target: str) -> bool:
-    """Whether a descriptor that refers to ``target`` is one of verbs or the connection manager."""
+    """Whether ``target`` is the target of a descriptor of verbs or the connection manager."""
     return any(part in target for part in VERBS)
 
 
@@ -125,7 +128,7 @@ def _status(process: Path) -> dict[str, str]:
 
 
 def _descriptors(folder: Path) -> dict[str, int]:
-    """What a process's descriptors refer to, with their number; the numbers of sockets and pipes are left out."""
+    """The number of a process's descriptors by target; sockets are counted together, and so are pipes."""
     found: dict[str, int] = {}
     for descriptor in folder.iterdir():
         try:
@@ -142,7 +145,7 @@ def _bytes(text: str) -> int:
 
 
 class KernelLog:
-    """The kernel's own messages from now on: not what programs write to its log."""
+    """The kernel's own messages from now on, without messages that programs write to its log."""
 
     def __init__(self) -> None:
         self._refused: OSError | None = None
@@ -153,9 +156,9 @@ class KernelLog:
             self._refused = error
 
     def read(self) -> list[dict[str, Any]]:
-        """What came since it was made, or read last: sequence, level (0 to 7), microseconds since the boot, text.
+        """The messages since the last read: sequence, level (0 to 7), microseconds since the boot, text.
 
-        Raises OSError where this process may not read them.
+        Raises OSError where this process may not read the log.
         """
         if self._refused:
             raise self._refused
@@ -170,7 +173,7 @@ class KernelLog:
             try:
                 return log_record(os.read(self._log, 1 << 13).decode(errors="replace"))
             except BrokenPipeError:
-                # What was to be read next has been overwritten: reading goes on with the oldest that is left.
+                # The next record was overwritten; the kernel goes on with the oldest record that is left.
                 continue
             except BlockingIOError:
                 return None
@@ -180,5 +183,5 @@ def log_record(text: str) -> dict[str, Any]:
     """A record of /dev/kmsg: "priority,sequence,time,flags;text", then lines of details (Linux: dev-kmsg)."""
     head, _, rest = text.partition(";")
     priority, sequence, time_us = (int(part) for part in head.split(",")[:3])
-    spoken = {"facility": priority >> 3, "level": priority & 7, "text": rest.split("\n")[0]}
-    return {"sequence": sequence, "time_us": time_us} | spoken
+    message = {"facility": priority >> 3, "level": priority & 7, "text": rest.split("\n")[0]}
+    return {"sequence": sequence, "time_us": time_us} | message

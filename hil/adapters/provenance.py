@@ -1,4 +1,4 @@
-"""What a result was made with on a node: adapter, firmware, driver, kernel, rdma-core, as the node itself tells."""
+"""The hardware and software of a node, read on the node: adapter, firmware, driver, kernel, rdma-core."""
 
 import platform
 import shutil
@@ -17,7 +17,7 @@ QUERY_TIMEOUT_S = 20.0
 
 
 def provenance(device: str, netdev: str) -> dict[str, dict[str, str]]:
-    """Facts by what they are of: adapter, port, netdev, machine, packages. What a node does not tell is left out."""
+    """Facts by subject: adapter, port, netdev, machine, packages. Facts that the node cannot give are left out."""
     adapter = _read(INFINIBAND / device, _OF_DEVICE)
     adapter |= {"device": device} | (_driver(INFINIBAND / device) or {"driver": _soft(device)})
     port = _read(INFINIBAND / device / "ports" / str(_port_of(device, netdev)), _OF_PORT)
@@ -32,19 +32,19 @@ def provenance(device: str, netdev: str) -> dict[str, dict[str, str]]:
 
 
 def machine() -> dict[str, str]:
-    """The node's kernel, its Python, the distribution's name, and the machine's own."""
-    told = {"kernel": platform.release(), "version": platform.version(), "architecture": platform.machine()}
+    """The node's kernel, its Python, its distribution, the machine's product name and host name."""
+    facts = {"kernel": platform.release(), "version": platform.version(), "architecture": platform.machine()}
     try:
         release = platform.freedesktop_os_release()
     except OSError:
         release = {}
-    told |= {"python": platform.python_version(), "distribution": release.get("PRETTY_NAME", "")}
-    told |= {"product": _text(Path("/sys/class/dmi/id/product_name")), "host": platform.node()}
-    return _known(told)
+    facts |= {"python": platform.python_version(), "distribution": release.get("PRETTY_NAME", "")}
+    facts |= {"product": _text(Path("/sys/class/dmi/id/product_name")), "host": platform.node()}
+    return _known(facts)
 
 
 def packages() -> dict[str, str]:
-    """The versions of rdma-core's packages, where dpkg, rpm or the bench's own image knows them."""
+    """The versions of rdma-core's packages, from dpkg, rpm or the bench's own image."""
     listing = Path("/hil-packages")
     if listing.is_file():
         named = [name.split("_") for name in listing.read_text().split() if name.count("_") == 2]
@@ -56,7 +56,7 @@ def packages() -> dict[str, str]:
     else:
         return {}
     done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, stdin=subprocess.DEVNULL)
-    # What is not installed has no version, or a sentence about it.
+    # A package that is not installed has no version, or a sentence in its place.
     return dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.count(" ") == 1 and line.split(" ")[1])
 
 
@@ -68,12 +68,12 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(errors="replace").strip()[:200]
     except OSError:
-        # A netdev without a cable has no speed to tell.
+        # A netdev without a cable has no speed.
         return ""
 
 
 def _driver(folder: Path) -> dict[str, str]:
-    """The driver's name, and what its module tells: an out-of-tree one differs from the kernel's own by that only."""
+    """The driver's name, and the version of its module; only the version identifies an out-of-tree driver."""
     try:
         name = (folder / "device" / "driver").resolve(strict=True).name
     except OSError:
@@ -86,7 +86,7 @@ def _port_of(device: str, netdev: str) -> int:
     try:
         return port_of(netdev, netdevs_of(device))
     except OSError:
-        # A kernel without RDMA has no port to tell of.
+        # A kernel without RDMA has no ports.
         return 1
 
 

@@ -1,4 +1,4 @@
-"""Give a netdev its addresses and an RDMA device on it, and wait until it can be used; everything can be undone."""
+"""Gives a netdev its addresses and an RDMA device, and waits until the device is ready; every change can be undone."""
 
 import errno
 import ipaddress
@@ -52,11 +52,15 @@ from hil.netlink.link import RdmaLink
 T = TypeVar("T")
 RDMA_CM = Path("/sys/kernel/config/rdma_cm")
 IPV6_MTU = 1280
-"""Bytes, the least that IPv6 works with."""
+"""The smallest MTU for IPv6, in bytes."""
 POLL_S = 0.01
 GAP = 16
+"""How many entries of a GID table may be empty between two used ones.
+
+A whole table can have thousands of entries, and each is a file to read.
+"""
 SOON_NS = 10**9
-"""How many entries of a GID table may be empty between two: a whole table can have thousands, each a file to read."""
+"""A GID that is missing for longer is looked for in the whole table, behind any gap."""
 
 
 class NotReady(AdapterError):
@@ -65,13 +69,16 @@ class NotReady(AdapterError):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a node's adapter is to be. What is left out stays as it is.
+    """The wanted state of a node's adapter. A field that is left out keeps its present state.
 
-    ``device``: the name of a software device of ``link_type`` ("rxe", "siw") on the netdev; without one, the netdev has
-    an RDMA device already. ``netns``: a network namespace, made when it is not there, that the netdev is moved to.
-    ``netns_mode``: "shared" or "exclusive". ``traffic_class``: of connections that choose none themselves; its two
-    lowest bits are ECN's. ``flow_control``: the priorities (0 to 7) that have PFC. ``settings``: files of sysfs or
-    procfs below /sys/class/net and /proc/sys/net, and what to write into them, such as an adapter's ECN switches.
+    - ``addresses``: with prefix lengths. ``mtu``: in bytes.
+    - ``device``: the name of a software device of ``link_type`` ("rxe", "siw") to make on the netdev; without it the
+      netdev must have an RDMA device already.
+    - ``netns``: the network namespace to move the netdev to; it is made when it does not exist.
+    - ``netns_mode``: RDMA's namespace mode, "shared" or "exclusive".
+    - ``traffic_class``: for connections that choose none; its two lowest bits are ECN's.
+    - ``flow_control``: the priorities (0 to 7) with PFC.
+    - ``settings``: texts to write into files below /sys/class/net and /proc/sys/net, such as an adapter's ECN switches.
     """
 
     netdev: str
@@ -95,19 +102,22 @@ def provision(
     wait: bool = True,
     **wanted: Any,
 ) -> dict[str, Any]:
-    """Make an adapter what it is ``wanted`` to be (the fields of ``Wanted``); what is so already is left alone.
+    """Bring an adapter into the ``wanted`` state (the fields of ``Wanted``). Settings that are right are not changed.
 
-    Each change is written to ``journal`` before it is made; ``hil.adapters.restore`` undoes them. ``pause`` is called
-    before and after each of these steps. Returns the device, its port, and the GID index of each address, once the port
-    is ACTIVE and has them. Raises NotReady after ``timeout_s``, AdapterError for what cannot be, OSError or
-    NetlinkError as the kernel answers; what was changed before stays noted. ``owner``: who asks. AtWork where another
-    bench that is still at work changed the same adapter: it will take away at its end what both find there. Without
-    ``wait`` the port is not waited for, and nothing is returned: whoever is in the namespace may see it only there.
+    Each change is noted in ``journal`` before it is made; ``hil.adapters.restore`` undoes the changes. ``pause`` is
+    called before and after each note. ``owner``: the bench that asks. With ``wait``, waits until the port is ACTIVE and
+    has the GIDs of the addresses, and returns the device, its port and the indices of these GIDs. Without ``wait``,
+    returns an empty dict: a namespace of its own may be the only place where the port can be seen.
+
+    Raises NotReady after ``timeout_s``, AdapterError for a state that is impossible, OSError or NetlinkError with the
+    kernel's answer, AtWork when another running bench has changed the same adapter, because that bench will undo its
+    changes at its end. Changes that were made before an error stay noted.
     """
     asked = Wanted(**wanted)
     _check(asked)
     written = Journal(Path(journal), owner=owner)
-    # Nobody restores between a note and its change: that would be noted as undone, and made then.
+    # The lock keeps a restore from running between a note and its change: the change would be noted as undone and then
+    # made.
     with written.alone():
         _check_others(asked, written.pending(), owner)
         for change in _changes(asked):
@@ -120,7 +130,7 @@ def provision(
 
 
 def foresee(journal: str | Path = JOURNAL, owner: Owner | None = None, **wanted: Any) -> list[str]:
-    """Why ``provision`` would refuse what is ``wanted``, as far as it can be told while nothing is changed."""
+    """The reasons why ``provision`` would refuse the ``wanted`` state, as far as they show without any change."""
     asked = Wanted(**wanted)
     found: list[str] = []
     parts: list[Callable[[], Any]] = [
@@ -141,7 +151,7 @@ def foresee(journal: str | Path = JOURNAL, owner: Owner | None = None, **wanted:
 
 
 def _check(asked: Wanted) -> None:
-    """Raises AdapterError for what cannot be, as far as it can be known before anything is changed."""
+    """Raises AdapterError for a state that is impossible, as far as that shows before any change."""
     if asked.netns and asked.flow_control is not None:
         raise AdapterError("flow_control is a setting of a port: ask for it without netns")
     for path in asked.settings or {}:
@@ -164,7 +174,7 @@ def _check(asked: Wanted) -> None:
 
 
 def _check_others(asked: Wanted, pending: Sequence[Entry], owner: Owner | None) -> None:
-    """Raises AtWork when a living bench other than ``owner``'s has changed this adapter, or is in its namespace."""
+    """Raises AtWork when a running bench other than ``owner``'s has changed this adapter, or uses its namespace."""
     if owner is None:
         return
     for entry in pending:
@@ -183,7 +193,7 @@ def _ready(asked: Wanted, timeout_s: float) -> dict[str, Any]:
 
 
 def _changes(asked: Wanted) -> Iterator[Change]:
-    """What is to be changed, each worked out when those before are made."""
+    """The necessary changes; each is worked out after the changes before it have been made."""
     if asked.netns_mode:
         yield from _mode_change(NetnsMode[asked.netns_mode.upper()])
     if asked.netns:
@@ -221,10 +231,12 @@ def _has(netdev: str) -> bool:
 
 
 def _check_move(name: str, now: Netdev) -> None:
-    """Raises AdapterError for a netdev that would lose in the move what cannot be given back to it."""
-    way = ssh_address()
-    if way and way in [str(ipaddress.ip_interface(text).ip) for text in now.addresses]:
-        raise AdapterError(f"{name} cannot move to another namespace: the way to this machine leads over it ({way})")
+    """Raises AdapterError for a netdev that carries this process's ssh, or would lose settings for good by the move."""
+    address = ssh_address()
+    if address and address in [str(ipaddress.ip_interface(text).ip) for text in now.addresses]:
+        raise AdapterError(
+            f"{name} cannot move to another namespace: the way to this machine leads over it ({address})"
+        )
     if made := _software_devices(name):
         raise AdapterError(f"{name} cannot move to another namespace: {', '.join(made)} on it would end")
     if lost := lost_by_a_move(name, now):
@@ -232,7 +244,7 @@ def _check_move(name: str, now: Netdev) -> None:
 
 
 def _if_rdma(work: Callable[[], T], otherwise: T) -> T:
-    """What ``work`` returns, and ``otherwise`` of a kernel without RDMA. Raises what ``work`` does."""
+    """The result of ``work``, or ``otherwise`` on a kernel without RDMA. Raises every other error of ``work``."""
     try:
         return work()
     except OSError as error:
@@ -250,7 +262,7 @@ def _exclusive() -> bool:
 
 
 def _software_devices(netdev: str) -> list[str]:
-    """The RDMA devices that somebody made on a netdev: they end when it leaves its namespace."""
+    """The software RDMA devices on a netdev; the kernel removes them when the netdev leaves its namespace."""
 
     def work() -> dict[str, list[dict[str, Any]]]:
         with RdmaLink() as link:
@@ -263,7 +275,7 @@ def _software_devices(netdev: str) -> list[str]:
 
 
 def _check_ipv6(name: str, now: Netdev, what: str) -> None:
-    """Raises AdapterError where ``what``, done or undone, takes from a netdev's IPv6 what cannot be given back."""
+    """Raises AdapterError when ``what``, or undoing it, makes a netdev lose IPv6 settings for good."""
     if lost := lost_without_ipv6(name, now):
         raise AdapterError(f"{name} cannot {what}: it would lose {', '.join(lost)} for good")
 
@@ -279,7 +291,7 @@ def _link_changes(asked: Wanted) -> Iterator[Change]:
         _check_ipv6(asked.netdev, now, "go up, and down again in the end")
         yield from _following_changes(asked, now)
         yield LinkSetting(asked.netdev, "state", "down", "up", **_as_it_is(asked, now))
-    # Behind the state, so that it is undone first: below 1280 bytes no IPv6 address could be given back.
+    # The MTU is changed after the state, so it is undone first: below 1280 bytes no IPv6 address can be given back.
     if changed:
         if asked.mtu < IPV6_MTU <= now.mtu:
             _check_ipv6(asked.netdev, now, f"have MTU {asked.mtu}")
@@ -292,21 +304,26 @@ def _as_it_is(asked: Wanted, now: Netdev) -> dict[str, Any]:
 
 
 def _ipv6_mtu_change(asked: Wanted, name: str, now: Netdev, *, always: bool = False) -> Iterator[Change]:
-    """The kernel makes IPv6's MTU the link's with each change: there is only something to undo, and at last."""
+    """A change that does nothing when made and restores the IPv6 MTU when undone, after all others.
+
+    The kernel sets the IPv6 MTU to the link's MTU with each change of the latter.
+    """
     if (own := ipv6_mtu(name)) and (always or own != now.mtu):
         yield LinkSetting(name, "ipv6 mtu", own, own, asked.netns, index=now.index)
 
 
 def _check_elsewhere(asked: Wanted, now: Netdev, what: str, concerned: Callable[[Elsewhere], bool]) -> None:
-    """Raises AdapterError where ``what`` changes a netdev in another namespace, which is not ours to give back."""
+    """Raises AdapterError when ``what`` changes a netdev in another namespace, because that cannot be undone here."""
     for upper in stacked_elsewhere(now.index):
         if concerned(upper):
             raise AdapterError(f"{asked.netdev} cannot {what}: it would change {upper.stacked.name} in {upper.where}")
 
 
 def _check_on_master(asked: Wanted, now: Netdev, what: str) -> None:
-    """Raises AdapterError where a bridge's MTU follows that of its new smallest port, and what is on top of the bridge
-    follows it: only the bridge would be as before in the end."""
+    """Raises AdapterError when ``what`` lowers the MTU of netdevs on top of the netdev's bridge.
+
+    A bridge's MTU follows its smallest port, and netdevs on top follow the bridge. An undo restores only the bridge.
+    """
     if master := master_of(now.index):
         index, name = master
         if lowered := [upper for upper in on_top_of(index) if known_netdev(upper).mtu > asked.mtu]:
@@ -314,12 +331,12 @@ def _check_on_master(asked: Wanted, now: Netdev, what: str) -> None:
 
 
 def _following_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
-    """VLANs that go up and down with the netdev below: once they are down again there are addresses to give back."""
+    """Changes of VLANs that go up and down with the netdev below; they lose addresses when they go down again."""
     _check_elsewhere(asked, now, "go up, and down again in the end", lambda upper: upper.stacked.follows)
     for stacked in stacked_on(now.index):
         upper = known_netdev(stacked.name)
         if stacked.follows and upper.up:
-            # It was bound loosely when its netdev went down.
+            # The VLAN was bound loosely when its netdev went down, so it is still up.
             what = f"{asked.netdev} cannot go up, and down again in the end"
             raise AdapterError(f"{what}: {stacked.name}, which is up, would go down with it")
         if stacked.follows:
@@ -330,7 +347,7 @@ def _following_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
 
 
 def _stacked_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
-    """The MTUs of netdevs on top, which the kernel lowers with that of the netdev below, or makes the same."""
+    """Changes of the MTUs of netdevs on top: the kernel lowers them with the netdev below, or makes them equal."""
     what = f"have MTU {asked.mtu}"
     _check_elsewhere(asked, now, what, lambda upper: upper.mtu > asked.mtu or upper.stacked.whole)
     _check_on_master(asked, now, what)
@@ -339,7 +356,7 @@ def _stacked_changes(asked: Wanted, now: Netdev) -> Iterator[Change]:
         if upper.mtu > asked.mtu or stacked.whole:
             if asked.mtu < IPV6_MTU <= upper.mtu:
                 _check_ipv6(stacked.name, upper, f"have MTU {asked.mtu} with {asked.netdev}")
-            # Of one that follows whole, the kernel does not tell IPv6 when it gives it the MTU back.
+            # When the kernel raises the MTU of a netdev that follows wholly, it does not raise the IPv6 MTU.
             yield from _ipv6_mtu_change(asked, stacked.name, upper, always=stacked.whole)
             yield from _stacked_changes(asked, upper)
             yield LinkSetting(stacked.name, "mtu", upper.mtu, asked.mtu, **_as_it_is(asked, upper))
@@ -369,7 +386,7 @@ def _device_change(asked: Wanted) -> Iterator[Change]:
 
 
 def _check_soft_roce(asked: Wanted) -> None:
-    """Raises AdapterError where the kernel will not have it, and would not say why."""
+    """Raises AdapterError for soft-RoCE on a VLAN, which the kernel refuses without a reason."""
     if asked.link_type == "rxe" and (below := below_vlans(asked.netdev)) != asked.netdev:
         what = f"no soft-RoCE can be made on {asked.netdev}, which is a VLAN"
         raise AdapterError(f"{what}: make it on {below}; it serves addresses of {asked.netdev} too")
@@ -385,13 +402,13 @@ def _setting_changes(asked: Wanted) -> Iterator[Change]:
     if asked.traffic_class is not None:
         if not RDMA_CM.is_dir():
             raise AdapterError(f"{RDMA_CM} is not there: load rdma_cm and mount -t configfs none {RDMA_CM.parent}")
-        on = in_namespace(asked.netns, lambda: (asked.device, 1) if asked.device else device_on(asked.netdev))
-        device, port = on
+        place = in_namespace(asked.netns, lambda: (asked.device, 1) if asked.device else device_on(asked.netdev))
+        device, port = place
         folder = RDMA_CM / device
         if not folder.is_dir():
             yield Folder(str(folder))
         if not folder.is_dir():
-            # Not made: it is only asked what would be.
+            # The folder does not exist when the caller only lists the changes.
             return
         yield from _setting(str(folder / "ports" / str(port) / "default_roce_tos"), str(asked.traffic_class))
 
@@ -416,24 +433,24 @@ def device_on(netdev: str) -> tuple[str, int]:
 
 
 def wait_ready(device: str, addresses: list[str], timeout_s: float, port: int = 1) -> dict[str, Any]:
-    """Wait until a port is ACTIVE and has the GIDs of ``addresses``. Raises NotReady."""
+    """Wait until a port is ACTIVE and has the GIDs of ``addresses``. Raises NotReady after ``timeout_s``."""
     began_ns = time.monotonic_ns()
     end_ns = began_ns + int(timeout_s * 1e9)
     wanted = {gid_of(address) for address in addresses}
     while True:
-        # One that does not come soon may lie behind others that are gone; a whole table is long.
+        # A GID that does not come soon may lie behind a gap. The whole table is long, so it is not read at once.
         whole = time.monotonic_ns() - began_ns > SOON_NS
         state, present = port_state(device, port), gids(device, port, whole=whole)
         if state == PortState.ACTIVE and wanted <= present.keys():
             return {"device": device, "port": port, "gids": {gid: present[gid] for gid in wanted}}
         if time.monotonic_ns() > end_ns:
-            told = "not there" if state is None else f"{state.name} ({state})"
-            raise NotReady(f"{device} port {port}: {told}, GIDs {sorted(present)}, wanted ACTIVE with {sorted(wanted)}")
+            seen = "not there" if state is None else f"{state.name} ({state})"
+            raise NotReady(f"{device} port {port}: {seen}, GIDs {sorted(present)}, wanted ACTIVE with {sorted(wanted)}")
         time.sleep(POLL_S)
 
 
 def port_state(device: str, port: int = 1) -> PortState | None:
-    """The state of a port by RDMA netlink, or None when it is not there."""
+    """The state of a port from RDMA netlink, or None when the port does not exist."""
     with RdmaLink() as link:
         for entry in link.devices():
             if entry["DEV_NAME"] == device:
@@ -443,8 +460,10 @@ def port_state(device: str, port: int = 1) -> PortState | None:
 
 
 def gids(device: str, port: int = 1, *, whole: bool = False) -> dict[str, int]:
-    """The RoCE v2 GIDs of a port, in full notation, each with its lowest index; up to a gap in the table, unless the
-    ``whole`` is looked at."""
+    """The RoCE v2 GIDs of a port, in full notation, each with its lowest index.
+
+    The table is read up to a gap of ``GAP`` empty entries, or to its end with ``whole``.
+    """
     found: dict[str, int] = {}
     for entry in gid_table(device, port, **({} if whole else {"last_gap": GAP})):
         if entry.type != "IB/RoCE v1":
@@ -453,7 +472,7 @@ def gids(device: str, port: int = 1, *, whole: bool = False) -> dict[str, int]:
 
 
 def counters(netdev: str) -> dict[str, int]:
-    """The netdev's own counters. Raises OSError when there is no such netdev."""
+    """The netdev's packet and error counters by name. Raises OSError when there is no such netdev."""
     folder = Path(f"/sys/class/net/{netdev}/statistics")
     names = ("tx_packets", "rx_packets", "tx_dropped", "rx_dropped", "tx_errors", "rx_errors")
     return {name: int((folder / name).read_text()) for name in names}

@@ -1,4 +1,4 @@
-"""Undo what provisioning changed on this node, whoever made it and however that one ended."""
+"""Undoes the changes of provisioning on this node, also those of benches that were killed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +12,15 @@ from hil.errors import AdapterError, AtWork
 
 
 def pending(journal: str | Path = JOURNAL) -> list[dict[str, Any]]:
-    """The changes that ``restore`` would undo, in its order: kind and facts. Raises AdapterError."""
+    """Kind and facts of the changes that ``restore`` would undo, in its order. Raises AdapterError."""
     return [{"kind": entry.kind, "facts": entry.facts} for entry in Journal(Path(journal)).pending()]
 
 
 def elsewhere(journal: str | Path = JOURNAL) -> list[dict[str, Any]]:
-    """Like ``pending``, of what was changed in other network namespaces than this by benches that have ended: it can be
-    undone there only."""
+    """Like ``pending``, for the changes of ended benches in other network namespaces; these are undone only there.
+
+    Raises AdapterError.
+    """
     entries = [entry for entry in Journal(Path(journal)).elsewhere() if not (entry.owner and entry.owner.alive())]
     return [{"kind": entry.kind, "facts": entry.facts} for entry in entries]
 
@@ -29,19 +31,19 @@ def restore(
     at_work: Callable[[], list[int]] = list,
     bench: str = "",
 ) -> list[dict[str, Any]]:
-    """Undo every change in ``journal`` that was made in this network namespace, the last first.
+    """Undo every change in ``journal`` that was made in this network namespace, the last one first.
 
-    Returns what was undone, as ``pending`` tells it; the journal is removed once it notes nothing any more. It may be
-    called any number of times, also after it was killed. ``pause`` is called between its steps; ``at_work`` tells the
-    processes of other benches, which may work with what was changed. With ``bench`` only what that one changed, or
-    nobody who is still at work. Raises AtWork when there is one, and AdapterError that lists what could not be undone;
-    those changes stay in the journal, the others are undone.
+    Returns the undone changes in the form of ``pending``. An empty journal is removed. The call can be repeated, also
+    after it was killed. ``pause`` is called between the steps. ``at_work`` returns the processes of other running
+    benches. With ``bench``, changes of other running benches are left alone. Raises AtWork when ``at_work`` returns a
+    process, and AdapterError that lists the changes which could not be undone: these stay in the journal, the others
+    are undone.
     """
     written = Journal(Path(journal))
     if not written.path.exists():
         return []
     failures, done = [], []
-    # Whoever provisions meanwhile waits: what it notes must not be taken for undone.
+    # A provisioning process waits for this lock: its notes must not be taken for undone.
     with written.alone():
         if written.pending() and (benches := at_work()):
             raise AtWork(f"a bench is at work here (process {', '.join(map(str, benches))}) and restores at its end")
@@ -52,7 +54,7 @@ def restore(
             try:
                 read(entry.kind, entry.facts).undo()
                 pause()
-                # Where there is no room to note it, the others are undone all the same; nothing is undone twice.
+                # When the journal cannot be written, the other changes are still undone. An undo can be repeated.
                 written.undone(entry)
             except (OSError, ValueError, NetlinkError, AdapterError) as error:
                 failures.append(f"{entry.kind} {entry.facts}: {error}")

@@ -27,7 +27,7 @@ class _Clock:
 
 
 class _Walk:
-    """The way through one stretch of the file, in 32-bit words: where packet blocks begin, and the runs they form."""
+    """A walk through one stretch of the file, in 32-bit words: the places of packet blocks, and the runs they form."""
 
     def __init__(self, data: Bytes, filled: int, at: int) -> None:
         self.words = Words(data, filled)
@@ -38,16 +38,16 @@ class _Walk:
 
     @property
     def offset(self) -> int:
-        """The byte of the file at which the walk stands."""
+        """The walk's position, in bytes of the file."""
         return self.offset_of(self.here)
 
     def offset_of(self, word: int) -> int:
-        """The byte of the file at which a word of this stretch lies."""
+        """The position of a word of this stretch, in bytes of the file."""
         return self._file_at + word * 4
 
 
 class BlockReader:
-    """Takes the frames of a pcapng file from its bytes."""
+    """Decodes the frames of a pcapng file from its bytes."""
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
@@ -58,7 +58,10 @@ class BlockReader:
         self.ended = False
 
     def take(self, data: Bytes, filled: int, at: int) -> tuple[Chunk, int]:
-        """The whole blocks in ``data[:filled]``, which lies at byte ``at`` of the file, and how much they take."""
+        """Decode the complete blocks in ``data[:filled]``, which begins at byte ``at`` of the file.
+
+        Returns the frames, and the number of bytes that these blocks take.
+        """
         walk = _Walk(data, filled, at)
         self._begin_run(walk)
         while self._over_packets(walk) and self._over_other(walk):
@@ -66,14 +69,17 @@ class BlockReader:
         return self._chunk(walk), walk.here * 4
 
     def cut(self, data: Bytes, filled: int) -> str:
-        """What the file is cut in when only ``data[:filled]`` is left of it."""
+        """The part of the file, in words, that is cut when only ``data[:filled]`` is left."""
         return "a block header" if filled < 8 else "a block"
 
     def _begin_run(self, walk: _Walk) -> None:
         walk.runs.append(Run(len(walk.starts), self._order == ">", self._base, len(self._clocks) - self._base))
 
     def _over_packets(self, walk: _Walk) -> bool:
-        """Walk to the next block that changes what follows, or is not sound; False at the end of the bytes."""
+        """Walk over packet blocks to the next other block or damage; False at the end of the bytes.
+
+        Blocks of unknown types are skipped.
+        """
         words, end, add, here = walk.words.view(self._order), walk.words.count, walk.starts.append, walk.here
         while here + 3 <= end:
             kind, length = words[here], words[here + 1]
@@ -89,7 +95,7 @@ class BlockReader:
         return here + 3 <= end
 
     def _over_other(self, walk: _Walk) -> bool:
-        """Take the block at which the walk stands; False when it is not whole or nothing can be read behind it."""
+        """Read the block at the walk's position; False when it is incomplete, or no block behind it can be read."""
         head = walk.words.data[walk.here * 4 : walk.here * 4 + 12].tobytes()
         section = head[:4] == SECTION_MAGIC
         order = _ORDERS.get(head[8:]) if section else self._order
@@ -142,7 +148,7 @@ class BlockReader:
             self._note_dropped(index, sum(struct.unpack_from(self._order + "Q", count)[0] for count in counts))
 
     def _note_dropped(self, index: int, dropped: int) -> None:
-        # Statistics are a total, and so is the sum of what packets tell of those lost in front of them.
+        # Statistics hold the total. Packet options hold the frames lost in front of each, and their sum is a total too.
         known = self._findings.interfaces[index]
         self._findings.interfaces[index] = replace(known, dropped=max(known.dropped, dropped))
 

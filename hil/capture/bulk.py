@@ -33,15 +33,19 @@ _OF_NETWORK = (
 class Batch:
     """One row for each RoCE packet of a chunk, in file order; absent values are -1, for ``va`` 2**64 - 1.
 
-    ``number`` is the frame's in the file from 1, ``time_ns`` since the epoch, ``interface`` an index into the
-    capture's interfaces, ``captured`` and ``original`` frame lengths in bytes, ``vlan`` the outer VLAN's id, ``tags``
-    the whole stack of ids (``hil.capture.ethernet.vlans_of``; 0 is none). ``src_hi`` to ``dst_lo`` are halves of the
-    GIDs; IPv4 addresses are mapped (::ffff:a.b.c.d). ``version`` is RoCE's, 1 or 2. ``ecn`` is the network header's.
-    The rest is named as the InfiniBand specification names it (volume 1, 9.2 and 9.3). ``payload`` counts bytes without
-    padding, as the packet had them before any snap length. ``icrc`` is 1 right, 0 wrong, -1 unchecked. ``malformed`` is
-    a ``Malformed``: columns of the headers in front of the place are valid.
-    ``index`` is the frame's in ``chunk``; ``passed`` counts the chunk's other frames. ``header``, ``transport`` and
-    ``end`` are offsets in the chunk's data of the network header, of the base transport header, and behind the packet.
+    - ``index``: the frame's index in ``chunk``. ``passed`` counts the chunk's other frames.
+    - ``header``, ``transport``, ``end``: offsets in the chunk's data of the network header, of the base transport
+      header, and of the first byte behind the packet.
+    - ``number``: the frame's number in the file, from 1. ``time_ns``: since the epoch. ``interface``: an index into the
+      capture's interfaces. ``captured``, ``original``: frame lengths in bytes.
+    - ``vlan``: the outer VLAN's id. ``tags``: all VLAN ids (``hil.capture.ethernet.vlans_of``), 0 without a VLAN.
+    - ``src_hi`` to ``dst_lo``: halves of the GIDs; IPv4 addresses are mapped (::ffff:a.b.c.d).
+    - ``version``: RoCE's, 1 or 2. ``ecn``: of the network header.
+    - ``payload``: bytes without padding, as the packet had them before any snap length.
+    - ``icrc``: 1 right, 0 wrong, -1 unchecked.
+    - ``malformed``: a ``Malformed``; columns of the headers in front of the damage are valid.
+
+    The other columns have their names in the InfiniBand specification (volume 1, 9.2 and 9.3).
     """
 
     chunk: Chunk
@@ -97,8 +101,10 @@ class Batch:
         return self.chunk.frame(int(self.index[row]))
 
     def packet(self, row: int) -> tuple[int, bytes]:
-        """The IPv4 identification (-1 without one) of the packet in ``row``, and what was captured of it from the base
-        transport header on."""
+        """The IPv4 identification of the packet in ``row`` (-1 without one), and its captured bytes.
+
+        The bytes begin at the base transport header.
+        """
         index, data = int(self.index[row]), self.chunk.data
         header, transport = int(self.header[row]), int(self.transport[row])
         end = min(int(self.end[row]), int(self.chunk.offset[index] + self.chunk.captured[index]))
@@ -108,7 +114,7 @@ class Batch:
 
 
 def scan(chunk: Chunk, *, check_icrc: bool = False) -> Batch:
-    """The RoCE packets of ``chunk``; their ICRC is checked when asked for. Never raises on what the frames hold."""
+    """The RoCE packets of ``chunk``; ``check_icrc`` checks their ICRC. No content of a frame raises an error."""
     packets, passed = find(chunk)
     transport = TransportHeaders(chunk, packets)
     icrc = np.full(len(packets), -1, np.int32)

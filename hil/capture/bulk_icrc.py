@@ -1,4 +1,4 @@
-"""The ICRC of many frames at once; ``hil.roce.icrc`` has the rules and the single frame."""
+"""The ICRC of many frames at once; ``hil.roce.icrc`` has the rules, and computes it for one frame."""
 
 from zlib import crc32
 
@@ -16,7 +16,7 @@ _STORED = packed(("icrc", "<u4"))
 
 
 def right(data: Bytes, packets: Network) -> Flags:
-    """Whether each of ``packets``, whole in ``data``, ends with the ICRC that its bytes demand."""
+    """Whether each of ``packets``, complete in ``data``, ends with the ICRC of its bytes."""
     masked = data.copy()
     sizes = packets.transport - packets.header
     for kind in (IPV4, IPV6, GRH):
@@ -31,13 +31,13 @@ def right(data: Bytes, packets: Network) -> Flags:
 
 
 def checkable(packets: Network) -> Flags:
-    """The ICRC's rules name no IPv6 extension headers: packets with any have no ICRC that could be judged."""
+    """Whether the ICRC of each packet can be checked: the rules do not cover IPv6 extension headers."""
     known: Flags = (packets.kind != IPV6) | (packets.transport - packets.header == IPV6_SIZE + UDP_SIZE)
     return known
 
 
 def _variable(kind: int, size: int) -> Bytes:
-    """The bits that count as ones, from the network header to the last byte of the base header that has any."""
+    """A mask of the bits that count as ones, from the network header to the base header's congestion byte."""
     mask = np.zeros(size + _CONGESTION + 1, np.uint8)
     mask[-1] = 0xFF
     if kind != GRH:

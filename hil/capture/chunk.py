@@ -1,4 +1,4 @@
-"""What the capture readers hand on: frames in columns, many at a time, and the facts about where they came from."""
+"""The results of the capture readers: frames in columns, many at a time, and facts about the file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with a capture file: what, at which byte, and how many frames precede that byte."""
+    """A damage of a capture file: the text, the byte of the file, and the number of frames in front of that byte."""
 
     text: str
     offset: int
@@ -83,13 +83,13 @@ class Chunk:
 
 @dataclass(slots=True)
 class Findings:
-    """What is learned about a capture while it is read: its interfaces, its frames so far, what is wrong with it."""
+    """Facts about a capture, collected while it is read: interfaces, problems, the number of frames so far."""
 
     interfaces: list[Interface] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     frames: int = 0
 
     def report(self, text: str, offset: int, frames: int) -> None:
-        """Add a problem; those beyond ``MAX_PROBLEMS`` are left out, so that a hostile file cannot fill the memory."""
+        """Add a problem. Problems beyond ``MAX_PROBLEMS`` are dropped, so that no file can fill the memory."""
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(Problem(text, offset, frames))

@@ -1,4 +1,4 @@
-"""Frames, many at a time, up to the network header: VLAN tags are read, what is passed over is counted."""
+"""Frames, many at a time, up to the network header: VLAN tags are read, and frames that are not RoCE are counted."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -23,8 +23,10 @@ _TAG = packed(("control", ">u2"), ("ethertype", ">u2"))
 
 @dataclass(slots=True)
 class Passed:
-    """Frames that are no row of a batch, by reason: ``other_links`` are of link types that are not read, ``cut`` those
-    snapped in front of what would tell. ``roce_fragments`` are those of the ``fragments`` that RoCE packets begin with.
+    """The number of frames that were passed over, by reason.
+
+    ``other_links``: the frame's link type is not supported. ``cut``: the snap length ends in front of the fields that
+    identify RoCE. ``roce_fragments``: those of ``fragments`` that are the first fragment of a RoCE packet.
     """
 
     other_links: int = 0
@@ -39,9 +41,11 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames that may yet be RoCE, as columns: ``index`` in the chunk, ``end`` of the captured bytes, ``at`` the next
-    header, ``vlan`` the outer tag's id or -1, ``tags`` all ids but 0 (which is a priority and no VLAN), twelve bits
-    each, the outer one's first. Those that turn out not to be are counted in ``passed``.
+    """Frames that may be RoCE, as columns. Frames that turn out to be none are counted in ``passed``.
+
+    ``index``: in the chunk. ``end``: the offset behind the captured bytes. ``at``: the offset of the next header.
+    ``vlan``: the outer tag's id, or -1. ``tags``: all ids, the outer one first, twelve bits each; an id of 0, which is
+    a priority and no VLAN, is left out.
     """
 
     chunk: Chunk
@@ -61,17 +65,17 @@ class Frames:
 
     @classmethod
     def of(cls, chunk: Chunk, passed: Passed, index: Integers, at: int) -> "Frames":
-        """The frames ``index`` of ``chunk``, ``at`` so many bytes behind their beginning."""
+        """The frames ``index`` of ``chunk``; the next header begins ``at`` bytes behind the frame's beginning."""
         start, untagged = chunk.offset[index], np.zeros(len(index), np.int64)
         return cls(chunk, passed, index, start + chunk.captured[index], start + at, untagged - 1, untagged)
 
     def only(self, rows: Any) -> "Frames":
-        """These frames; of the others nothing is counted."""
+        """The frames of ``rows``; the others are not counted in ``passed``."""
         parts = (column[rows] for column in (self.index, self.end, self.at, self.vlan, self.tags))
         return Frames(self.chunk, self.passed, *parts)
 
     def holding(self, size: int | Integers) -> "Frames":
-        """Those of the frames that hold ``size`` more bytes; the others are passed over."""
+        """The frames that hold ``size`` more bytes; the others are counted in ``passed``."""
         short = self.at + size > self.end
         if not short.any():
             return self
@@ -79,7 +83,7 @@ class Frames:
         return self.only(~short)
 
     def count_short(self, rows: Flags) -> None:
-        """Count frames that end in front of what would tell whether they are RoCE."""
+        """Count frames that end in front of the fields that identify RoCE."""
         index = self.index[rows]
         snapped = int((self.chunk.captured[index] < self.chunk.original[index]).sum())
         self.passed.cut += snapped
@@ -87,14 +91,14 @@ class Frames:
 
 
 def vlans_of(tags: int) -> tuple[int, ...]:
-    """The VLAN ids of a stack of ``tags``, the outer one's first."""
+    """The VLAN ids in ``tags``, the outer one first."""
     return (*vlans_of(tags >> VLAN_BITS), tags & (1 << VLAN_BITS) - 1) if tags > 0 else ()
 
 
 def macs_of(chunk: Chunk, index: Integers) -> tuple[Unsigned, Unsigned]:
-    """The MAC addresses of the frames ``index``, the lower and the higher of each: they are the same both ways.
+    """The two MAC addresses of each of the frames ``index``: the lower ones, and the higher ones.
 
-    Both are 0 where there are not two: in frames of other link types and in such as are cut.
+    This order is the same for both directions. Both are 0 in a frame of another link type, and in a frame that is cut.
     """
     there = (chunk.link_type[index] == LINK_ETHERNET) & (chunk.captured[index] >= _ADDRESSES_SIZE)
     both = records(chunk.data, np.where(there, chunk.offset[index], 0), _ADDRESSES)
@@ -104,7 +108,7 @@ def macs_of(chunk: Chunk, index: Integers) -> tuple[Unsigned, Unsigned]:
 
 
 def behind_tags(frames: Frames) -> tuple[Frames, Integers]:
-    """Frames that stand at their ethertype, at their network header, and the ethertype that names it."""
+    """Move ``frames`` from their ethertype to their network header; returns them and the last ethertype."""
     frames = frames.holding(_ETHERTYPE_SIZE)
     ethertype = _ethertypes(frames)
     for _ in range(MAX_TAGS):

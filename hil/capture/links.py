@@ -1,4 +1,4 @@
-"""The network header in frames of each link type (the tcpdump group's list of LINKTYPE_ values), many at a time."""
+"""Finds the network header in frames of each link type (the tcpdump group's list of LINKTYPE_ values)."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -23,7 +23,7 @@ _Placed = tuple[Frames, Integers]
 
 
 def frames_of(chunk: Chunk, passed: Passed) -> _Placed:
-    """The frames of ``chunk`` at their network header, and the ethertype that names it."""
+    """The frames of ``chunk`` at their network header, and its ethertype."""
     if (chunk.link_type == LINK_ETHERNET).all():
         return _READERS[LINK_ETHERNET](chunk, passed, np.arange(len(chunk)))
     passed.other_links += int(np.count_nonzero(unread(chunk)))
@@ -32,7 +32,7 @@ def frames_of(chunk: Chunk, passed: Passed) -> _Placed:
 
 
 def unread(chunk: Chunk) -> Flags:
-    """Which frames of ``chunk`` are of a link type that is not read."""
+    """Whether each frame of ``chunk`` has a link type that is not supported."""
     other: Flags = ~np.isin(chunk.link_type, list(_READERS))
     return other
 
@@ -62,7 +62,7 @@ _READERS: dict[int, Callable[[Chunk, Passed, Integers], _Placed]] = {
 
 
 def _merged(parts: list[_Placed]) -> _Placed:
-    """Frames of several link types in the order of the file."""
+    """The frames of several link types, in the order of the file."""
     frames, ethertype = parts[0][0], np.concatenate([types for _, types in parts])
     names = [column.name for column in fields(Frames) if column.name not in ("chunk", "passed")]
     columns = [np.concatenate([getattr(part, name) for part, _ in parts]) for name in names]

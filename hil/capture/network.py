@@ -1,5 +1,7 @@
-"""Finds RoCE in frames, many at a time: over UDP in IPv4 and IPv6 (InfiniBand volume 1, annex A17), and behind
-a global route header by its own ethertype (annex A16).
+"""Finds RoCE packets in frames, many at a time.
+
+RoCE v2 is UDP over IPv4 or IPv6 (InfiniBand volume 1, annex A17). RoCE v1 has a global route header and an ethertype of
+its own (annex A16).
 """
 
 from dataclasses import dataclass, fields
@@ -22,11 +24,11 @@ IPV6_SIZE, UDP_SIZE = 40, 8
 _IPV4_SIZE, _EXTENSION_SIZE = 20, 8
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60
 _EXTENSIONS = (_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION)
-# ::ffff:0:0/96, where IPv4 addresses are mapped.
+# IPv4 addresses are mapped to ::ffff:0:0/96.
 _MAPPED = np.uint64(0xFFFF << 32)
 
 Small = NDArray[np.int32]
-# Source and destination, two halves of each.
+# The two halves of the source and of the destination.
 Gids = tuple[Unsigned, Unsigned, Unsigned, Unsigned]
 
 _IPV4_HEADER = packed(
@@ -60,9 +62,9 @@ _UDP_HEADER = packed(("source", ">u2"), ("destination", ">u2"), ("length", ">u2"
 class Network:
     """The RoCE packets found, as columns in file order.
 
-    ``index`` is the frame's in the chunk; ``header``, ``transport`` and ``end`` are offsets in the chunk's data of the
-    network header, of the base transport header, and behind the packet as its length says. ``kind`` is the ethertype.
-    ``fits`` tells whether that length agrees with the frame's and with UDP's.
+    ``index``: the frame's index in the chunk. ``header``, ``transport``, ``end``: offsets in the chunk's data of the
+    network header, of the base transport header, and behind the packet by its length field. ``kind``: the ethertype.
+    ``fits``: whether that length field agrees with the frame's length and with UDP's.
     """
 
     index: Integers
@@ -89,7 +91,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class _Packets:
-    """Packets of one kind, known but for what follows their network header."""
+    """Packets of one ethertype, read up to the end of their network header."""
 
     frames: Frames
     kind: int
@@ -105,7 +107,7 @@ class _Packets:
 
 
 def find(chunk: Chunk) -> tuple[Network, Passed]:
-    """The RoCE packets among the frames of ``chunk``, and what was passed over."""
+    """The RoCE packets among the frames of ``chunk``, and the count of the other frames."""
     passed = Passed()
     frames, ethertype = frames_of(chunk, passed)
     parts = []
@@ -139,14 +141,14 @@ def _over_ipv4(frames: Frames) -> Network:
 
 def _over_ipv6(frames: Frames) -> Network:
     frames, head = _of_version_6(frames)
-    way = _Way(frames, head["protocol"].astype(np.int64))
-    if way.lost.any():
-        frames.count_short(way.lost)
-    udp, found = way.protocol == UDP, ~way.lost
-    _count_roce(frames, way.at, udp & found & way.begins)
-    kept = udp & way.whole & found
-    frames, head = _kept(frames.only(found), head[found], udp[found], way.whole[found])
-    return _over_udp(_as_ipv6(frames, head, IPV6), way.at[kept])
+    behind = _Extensions(frames, head["protocol"].astype(np.int64))
+    if behind.lost.any():
+        frames.count_short(behind.lost)
+    udp, found = behind.protocol == UDP, ~behind.lost
+    _count_roce(frames, behind.at, udp & found & behind.begins)
+    kept = udp & behind.whole & found
+    frames, head = _kept(frames.only(found), head[found], udp[found], behind.whole[found])
+    return _over_udp(_as_ipv6(frames, head, IPV6), behind.at[kept])
 
 
 def _behind_grh(frames: Frames) -> Network:
@@ -171,7 +173,7 @@ def _as_ipv6(frames: Frames, head: Records, kind: int) -> _Packets:
 
 
 def _kept(frames: Frames, head: Records, wanted: Flags, whole: Flags) -> tuple[Frames, Records]:
-    """The wanted frames that are no fragments; the others are passed over."""
+    """The wanted frames that are no fragments; the others are counted as passed over."""
     frames.passed.not_roce += int((~wanted).sum())
     frames.passed.fragments += int((wanted & ~whole).sum())
     rows = wanted & whole
@@ -179,16 +181,19 @@ def _kept(frames: Frames, head: Records, wanted: Flags, whole: Flags) -> tuple[F
 
 
 def _count_roce(frames: Frames, at: Integers, first: Flags) -> None:
-    """Count what has a RoCE packet's UDP header ``at`` there among the ``first`` fragments of packets."""
+    """Count the ``first`` fragments that have the UDP header of a RoCE packet at ``at``."""
     rows = np.flatnonzero(first & (at + UDP_SIZE <= frames.end))
     if len(rows):
         udp = records(frames.data, at[rows], _UDP_HEADER)
         frames.passed.roce_fragments += int(np.count_nonzero(udp["destination"] == ROCE_PORT))
 
 
-class _Way:
-    """Through IPv6 extension headers: where the next header begins, what it is, whether the packet is no fragment or
-    the one it begins with, and whether the frame was too short to go on."""
+class _Extensions:
+    """Skips the IPv6 extension headers of frames.
+
+    ``at``: the offset of the next header. ``protocol``: its number. ``whole``: the packet is no fragment. ``begins``:
+    it is a first fragment. ``lost``: the frame ends inside an extension header.
+    """
 
     def __init__(self, frames: Frames, protocol: Integers) -> None:
         self.at, self.protocol = frames.at + IPV6_SIZE, protocol
@@ -216,7 +221,7 @@ def _over_udp(packets: _Packets, at: Integers) -> Network:
     short = at + UDP_SIZE > frames.end
     if short.any():
         frames.count_short(short)
-    # The window of a short frame is laid elsewhere: its row is left out below.
+    # A short frame is read at offset 0 instead; its row is left out below.
     udp = records(frames.data, np.where(short, 0, at), _UDP_HEADER)
     roce = (udp["destination"] == ROCE_PORT) & ~short
     frames.passed.not_roce += int((~roce & ~short).sum())

@@ -14,15 +14,18 @@ Flags = NDArray[np.bool_]
 _PACKET, _SIMPLE, _ENHANCED = 2, 3, 6
 PACKETS = frozenset({_PACKET, _SIMPLE, _ENHANCED})
 _COMMENT, _DROPPED = 1, 4
-# Of one packet; what is behind them is not looked at.
+# Options of one packet that are searched for its drop count.
 MAX_OPTIONS = 16
-# Bytes in front of the frame in its block, and the block's length behind it.
+# Bytes of a block in front of its frame, and bytes of the block's length behind the frame.
 _HEAD, _SIMPLE_HEAD, _TRAILER = 28, 12, 4
 
 
 class Run(NamedTuple):
-    """Packet blocks that mean the same: the index of the first, and for all of them whether the section is big-endian,
-    the index of its first interface, and how many interfaces it has so far."""
+    """Consecutive packet blocks of one section with the same interfaces.
+
+    ``first``: the index of the first block. ``big``: the section is big-endian. ``base``: the index of the section's
+    first interface. ``known``: the number of its interfaces so far.
+    """
 
     first: int
     big: bool
@@ -40,13 +43,13 @@ class Words:
         self._views: dict[str, memoryview] = {}
 
     def view(self, order: str) -> memoryview:
-        """The words as Python's integers, in ``order`` ("<" or ">")."""
+        """The words as Python integers, in the byte order ``order`` ("<" or ">")."""
         if order not in self._views:
             self._views[order] = self._padded.view(order + "u4").astype(np.uint32, copy=False).data
         return self._views[order]
 
     def gather(self, at: Integers, big: Flags) -> Integers:
-        """The words at the indices ``at``, each in the byte order that ``big`` tells."""
+        """The words at the indices ``at``, big-endian where ``big`` is set."""
         little = self._padded.view("<u4")[at].astype(np.int64)
         if not big.any():
             return little
@@ -55,9 +58,11 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Packet blocks as columns. ``closed``: the length at the block's end is that at its start. ``sound``: the frame
-    fits into the block and the interface exists. ``timed``: the block has a time. ``dropped``: frames that were lost
-    since the interface's one before."""
+    """Packet blocks as columns.
+
+    ``closed``: the lengths at the block's start and end are equal. ``sound``: the frame fits into the block, and its
+    interface exists. ``timed``: the block has a time. ``dropped``: frames lost since the interface's previous frame.
+    """
 
     start: Integers
     length: Integers
@@ -108,7 +113,7 @@ class Blocks:
 
 
 def _drop_counts(words: Words, at: Integers, end: Integers, big: Flags) -> Unsigned:
-    """The option epb_dropcount of blocks whose options lie between the words ``at`` and ``end``; 0 without one."""
+    """The option epb_dropcount of blocks, 0 without one; their options lie between the words ``at`` and ``end``."""
     found = np.zeros(len(at), np.uint64)
     rows = np.flatnonzero(at < end)
     for _ in range(MAX_OPTIONS):
@@ -128,7 +133,7 @@ def _drop_counts(words: Words, at: Integers, end: Integers, big: Flags) -> Unsig
 
 
 def options(data: bytes, order: str) -> dict[int, bytes]:
-    """The first of each kind in a list of options; what is cut or damaged ends the list."""
+    """The first option of each code in a list of options; an option that is cut or damaged ends the list."""
     found: dict[int, bytes] = {}
     for code, value in _options(data, order):
         found.setdefault(code, value)
@@ -136,7 +141,7 @@ def options(data: bytes, order: str) -> dict[int, bytes]:
 
 
 class Comments:
-    """Finds the comments on the packet of each of ``blocks``; most packets have none, and that is told at once."""
+    """Finds the comments of the packets in ``blocks``. A packet without options, as most are, costs nothing."""
 
     def __init__(self, data: Bytes, blocks: Blocks) -> None:
         self._data, self._blocks = data, blocks

@@ -9,11 +9,11 @@ from hil.capture.chunk import Bytes, Chunk, Findings, Integers, Interface
 from hil.errors import CaptureError
 
 HEADER_SIZE = 24
-# As much as libpcap ever captures of a frame; a record that claims more is damage.
+# libpcap never captures more bytes of a frame than this; a record that claims more is damaged.
 MAX_FRAME = 262144
 _RECORD_SIZE = 16
 _FCS_KNOWN = 1 << 26
-# Magic number as the file holds it: byte order of the file, ticks of a second.
+# By the file's first four bytes: its byte order, and its ticks per second.
 MAGICS = {
     b"\xd4\xc3\xb2\xa1": ("<", 1_000_000),
     b"\xa1\xb2\xc3\xd4": (">", 1_000_000),
@@ -31,7 +31,7 @@ class _Shape:
 
 
 class PcapReader:
-    """Takes the frames of a pcap file from its bytes; ``header`` is the file's first ``HEADER_SIZE``.
+    """Decodes the frames of a pcap file from its bytes. ``header``: the file's first ``HEADER_SIZE`` bytes.
 
     Raises CaptureError when the file ends inside its header.
     """
@@ -48,7 +48,10 @@ class PcapReader:
         self.ended = False
 
     def take(self, data: Bytes, filled: int, at: int) -> tuple[Chunk, int]:
-        """The whole records in ``data[:filled]``, which lies at byte ``at`` of the file, and how much they take."""
+        """Decode the complete records in ``data[:filled]``, which begins at byte ``at`` of the file.
+
+        Returns the frames, and the number of bytes that these records take.
+        """
         starts, end = self._walk(data.data, filled)
         if not self.ended and filled - end >= _RECORD_SIZE and self._claims(data, end) > self._shape.limit:
             self.ended = True
@@ -59,7 +62,7 @@ class PcapReader:
         return chunk, end
 
     def cut(self, data: Bytes, filled: int) -> str:
-        """What the file is cut in when only ``data[:filled]`` is left of it."""
+        """The part of the file, in words, that is cut when only ``data[:filled]`` is left."""
         return "a record's header" if filled < _RECORD_SIZE else "a frame"
 
     def _claims(self, data: Bytes, start: int) -> int:

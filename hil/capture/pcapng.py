@@ -1,4 +1,4 @@
-"""Write and read pcapng with nanosecond times (pcapng specification, draft-ietf-opsawg-pcapng)."""
+"""Write and read pcapng files with nanosecond times (draft-ietf-opsawg-pcapng)."""
 
 import struct
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _PADDING = (b"", b"\0", b"\0\0", b"\0\0\0")
 
 @dataclass(frozen=True, slots=True)
 class CapturedFrame:
-    """One frame: its place in the file from 1, when (ns since the epoch), on which interface, with which comment."""
+    """One frame. ``number``: in the file, from 1. ``time_ns``: since the epoch. ``original_length``: in bytes."""
 
     number: int
     time_ns: int
@@ -38,7 +38,7 @@ def _block(kind: int, body: bytes) -> bytes:
 
 
 class PcapngWriter:
-    """Append frames to ``out``, an open binary file."""
+    """Writes frames to ``out``, an open binary file; ``interfaces`` are the names of its interfaces."""
 
     def __init__(self, out: BinaryIO, interfaces: list[str]) -> None:
         self._out = out
@@ -48,7 +48,7 @@ class PcapngWriter:
             out.write(_block(_IDB, struct.pack("<HHI", _LINKTYPE_ETHERNET, 0, 0) + options))
 
     def write(self, interface: int, time_ns: int, data: bytes, comment: str = "") -> None:
-        """Append one frame; in one piece, because a wire records every frame that it carries."""
+        """Append one frame, in a single write: a wire records every frame that it carries."""
         size = len(data)
         options = _option(_COMMENT, comment.encode()) + bytes(4) if comment else b""
         length = _PACKET.size + size + (-size & 3) + len(options) + 4
@@ -57,16 +57,15 @@ class PcapngWriter:
 
 
 def read_pcapng(source: Path | BinaryIO) -> Iterator[CapturedFrame]:
-    """Every frame of a pcapng (or pcap) file, by path or as an open binary file.
+    """Every frame of a pcapng or pcap file, given by its path or as an open binary file.
 
-    Raises CaptureError when the file is not one, and at the place where it is cut or damaged, behind the frames that
-    precede it.
+    Raises CaptureError when the file is neither, and, after the readable frames, when it is cut or damaged.
     """
-    # The wire's own process writes and never reads: it is spared the import of numpy.
+    # Imported here, because the wire's process only writes and must not import numpy.
     from hil.capture.reader import open_capture
 
     if isinstance(source, Path) and source.exists() and not source.stat().st_size:
-        # A wire's file until its first flush.
+        # A wire's file is empty until its first flush.
         return
     with open_capture(source) as capture:
         for chunk in capture:

@@ -1,4 +1,4 @@
-"""Read pcap and pcapng files of any size in chunks of frames: memory is bounded by the chunk, not by the file."""
+"""Reads pcap and pcapng files of any size in chunks of frames; a chunk, not the file, bounds the memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from hil.errors import CaptureError
 __all__ = ["Capture", "Chunk", "Interface", "Problem", "open_capture"]
 
 CHUNK_BYTES = 8 * 1024 * 1024
-# What is easily taken for a capture, by its first bytes.
+# Files that are easily mistaken for a capture, by their first bytes.
 OTHER_MAGICS = {
     b"\x1f\x8b": "it is compressed, unpack it with gunzip first",
     b"\x28\xb5\x2f\xfd": "it is compressed, unpack it with unzstd first",
@@ -27,7 +27,7 @@ MAGIC_SIZE = max(map(len, OTHER_MAGICS))
 
 
 class _Reader(Protocol):
-    """One file format. ``ended`` is set at damage that nothing can be read behind."""
+    """A reader of one file format. ``ended``: the rest of the file cannot be read, because of damage."""
 
     ended: bool
 
@@ -37,11 +37,11 @@ class _Reader(Protocol):
 
 
 class Capture:
-    """An open capture; iterate once over it for its chunks. Use as a context manager.
+    """An open capture, which is a context manager. Iterate over it once for its chunks.
 
-    ``interfaces``, ``problems``, ``frames`` and ``bytes_read`` grow while the file is read, and are whole when the
-    iteration has ended. A damaged file ends the iteration where nothing more can be read, with a problem; a capture
-    that could be opened never raises.
+    ``interfaces``, ``problems``, ``frames`` and ``bytes_read`` grow while the file is read, and are complete when the
+    iteration has ended. Damage that makes the rest unreadable ends the iteration and adds a problem. An open capture
+    raises nothing.
     """
 
     def __init__(self, file: BinaryIO, name: str, chunk_bytes: int = CHUNK_BYTES) -> None:
@@ -81,12 +81,12 @@ class Capture:
             self._rest, self._at = data[used:filled].tobytes(), self._at + used
 
     def _choose(self) -> tuple[_Reader, int]:
-        # The reader, and the byte of the file at which its first record begins.
+        # Returns the reader, and the position of its first record in bytes of the file.
         magic = self._rest[:4]
         if magic == SECTION_MAGIC:
             return BlockReader(self._found), 0
         if magic not in MAGICS:
-            raise CaptureError(f"{self.name}: not a pcapng file, nor a pcap file: {_what(self._rest)}")
+            raise CaptureError(f"{self.name}: not a pcapng file, nor a pcap file: {_kind_of(self._rest)}")
         try:
             reader = PcapReader(self._rest, self._found)
         except CaptureError as error:
@@ -95,7 +95,7 @@ class Capture:
         return reader, HEADER_SIZE
 
     def _fill(self) -> tuple[Bytes, int, bool]:
-        """What was left over and as much more of the file: the padded bytes, how many count, whether more may come."""
+        """The rest of the last bytes and the next ones: the padded bytes, their number, whether more may follow."""
         part, before = self._read(self._chunk_bytes), len(self._rest)
         filled = before + len(part)
         data = np.empty(filled + PADDING, np.uint8)
@@ -105,7 +105,7 @@ class Capture:
         return data, filled, len(part) == self._chunk_bytes
 
     def _read(self, size: int) -> bytes:
-        # A pipe gives less than it is asked for; only nothing is the end.
+        # A pipe may return fewer bytes than asked for; only an empty answer is its end.
         parts, missing = [], size
         try:
             while missing and (part := self._file.read(missing)):
@@ -126,15 +126,16 @@ class Capture:
         self.close()
 
 
-def _what(beginning: bytes) -> str:
+def _kind_of(beginning: bytes) -> str:
+    """The kind of a file that is no capture, in words, by its first bytes."""
     known = next((text for magic, text in OTHER_MAGICS.items() if beginning.startswith(magic)), "")
     return known or (f"it begins with {beginning[:4].hex()}" if beginning else "it is empty")
 
 
 def open_capture(source: Path | str | BinaryIO, *, chunk_bytes: int = CHUNK_BYTES) -> Capture:
-    """Open a pcap or pcapng file, by path or as an open binary file; it is read ``chunk_bytes`` at a time.
+    """Open a pcap or pcapng file, given by its path or as an open binary file, to be read ``chunk_bytes`` at a time.
 
-    Raises CaptureError when it cannot be opened or is neither format.
+    Raises CaptureError when the file cannot be opened or has neither format.
     """
     if not isinstance(source, str | Path):
         return Capture(source, str(getattr(source, "name", "the capture")), chunk_bytes)

@@ -1,4 +1,4 @@
-"""The base transport header and the extended headers behind it, of many packets at once, as columns."""
+"""The base transport header and the extended transport headers of many packets at once, as columns."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -36,7 +36,7 @@ _LAYOUTS = {
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column of a header: its name, the header's field that holds it, and which of the field's bits it is."""
+    """A column: its name, the header's field, and the bits of that field that it holds."""
 
     name: str
     field: str
@@ -90,17 +90,17 @@ _EXTENDED = {column.name: column for columns in _COLUMNS.values() for column in 
 
 
 class Malformed(IntEnum):
-    """Why the headers of a packet could not all be read, or cannot be trusted."""
+    """Reasons why not all headers of a packet can be read or trusted."""
 
     NO = 0
     SNAPPED = 1  # The capture's snap length ends inside a header.
     TRUNCATED = 2  # The packet itself ends inside a header, or holds fewer bytes than its pad count.
     UNKNOWN_OPCODE = 3
-    LENGTH = 4  # The network header's length runs past the frame, or disagrees with UDP's.
+    LENGTH = 4  # The network header's length exceeds the frame's, or differs from UDP's.
 
 
 class TransportHeaders:
-    """The transport headers of ``packets``; ``whole`` tells which of these are there to the last byte of their ICRC."""
+    """The transport headers of ``packets``. ``whole``: the packet was captured to the last byte of its ICRC."""
 
     def __init__(self, chunk: Chunk, packets: Network) -> None:
         self._count = len(packets)
@@ -131,7 +131,10 @@ class TransportHeaders:
                 self._read_layout(rows, layout)
 
     def _fitting(self, rows: Integers | None, size: int) -> Flags:
-        """Which of ``rows`` (all) hold ``size`` bytes from the base header on; the others are marked malformed."""
+        """Whether each of ``rows`` (None: all) holds ``size`` bytes from the base header on.
+
+        The other rows are marked malformed.
+        """
         chosen: Any = slice(None) if rows is None else rows
         in_packet = self._packet_room[chosen] >= size
         fitting: Flags = in_packet & (self._captured_room[chosen] >= size)
@@ -160,7 +163,7 @@ class TransportHeaders:
             self._extended[column.name][rows] = column.of(found)
 
     def columns(self) -> dict[str, Any]:
-        """Each column by its name; absent values are -1, of ``va`` 2**64 - 1."""
+        """Each column by its name; absent values are -1, for ``va`` 2**64 - 1."""
         found = {column.name: self._of_base(column) for column in _BASE}
         return found | self._extended | {"payload": self._payload, "malformed": self._malformed}
 

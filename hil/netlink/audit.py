@@ -1,4 +1,4 @@
-"""What the kernel still holds, by kind and owner."""
+"""The RDMA resources that the kernel holds, by kind and owner."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ KINDS = {
     "SRQ": Command.RES_SRQ_GET,
     "CTX": Command.RES_CTX_GET,
 }
-# What is told of a resource beside its kind, device and owner, by the attribute that holds it.
+# The attribute that holds a resource's number, by kind.
 _NUMBER = {
     "QP": "RES_LQPN",
     "CQ": "RES_CQN",
@@ -27,6 +27,7 @@ _NUMBER = {
     "SRQ": "RES_SRQN",
     "CTX": "RES_CTXN",
 }
+# The attributes that hold the other facts of a resource.
 _DETAILS = {
     "length": "RES_MRLEN",
     "key": "RES_LKEY",
@@ -40,11 +41,11 @@ _DETAILS = {
 
 
 def resources() -> list[dict[str, Any]]:
-    """Every resource that user space holds: kind, device, number, owner's pid and command, details.
+    """Every RDMA resource that user space holds: kind, device, number, owner's pid and command, details.
 
-    Opened devices are "CTX". The kernel names the *thread* that made a resource, and nobody once that thread has ended:
-    such a resource is listed with pid None, and only one with a kernel owner's name is left out. Raises OSError when a
-    dump is refused.
+    The kind "CTX" is an opened device. The kernel names the *thread* that made a resource, as long as that thread
+    lives. A resource of a thread that has ended is listed with pid None; only resources of the kernel itself are left
+    out. Raises OSError when the kernel refuses a dump.
     """
     found = []
     with RdmaLink() as link:
@@ -57,9 +58,10 @@ def resources() -> list[dict[str, Any]]:
 
 
 def owners(found: list[dict[str, Any]]) -> list[int | None]:
-    """The process that holds each resource of ``found``, which has the opened devices too; None where nobody knows.
+    """The id of the process that holds each resource of ``found``, or None where it is unknown.
 
-    Where the thread that made a resource has ended, whoever opened the device that it is of holds it.
+    When the thread that made a resource has ended, the process that opened the resource's device holds it; so ``found``
+    must hold the opened devices too.
     """
     opened = {(r["device"], r["number"]): r["pid"] for r in found if r["kind"] == "CTX"}
     domains = {(r["device"], r["number"]): r.get("context") for r in found if r["kind"] == "PD"}
@@ -68,8 +70,10 @@ def owners(found: list[dict[str, Any]]) -> list[int | None]:
 
 
 def general_services(device: str) -> list[str]:
-    """The states of a device's general services queue pairs, one for each port: where it is not RTS the connection
-    manager is deaf. Empty where there is no such device. Raises OSError when a dump is refused."""
+    """The states of a device's general services queue pairs, one for each port; empty without such a device.
+
+    In any state but RTS the connection manager receives nothing. Raises OSError when the kernel refuses a dump.
+    """
     with RdmaLink() as link:
         found = [known["DEV_INDEX"] for known in link.devices() if known["DEV_NAME"] == device]
         entries = [entry for index in found for entry in link.resources(Command.RES_QP_GET, index)]
@@ -89,7 +93,7 @@ def _described(kind: str, entry: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def process_of(thread: int) -> tuple[int | None, str]:
-    """The process id and name that a thread belongs to, or (None, "ended")."""
+    """The id and name of the process that a thread belongs to, or (None, "ended")."""
     try:
         lines = Path(f"/proc/{thread}/status").read_text().splitlines()
     except OSError:

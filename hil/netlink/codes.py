@@ -1,10 +1,10 @@
-"""The codes of RDMA netlink's attributes (rdma-core: rdma_netlink.h, ib_user_verbs.h; Linux: ib_verbs.h, rdma_cm.h)."""
+"""Codes in RDMA netlink's attributes (rdma-core: rdma_netlink.h, ib_user_verbs.h; Linux: ib_verbs.h, rdma_cm.h)."""
 
 from enum import IntEnum
 
 
 class Known(IntEnum):
-    """A code of the kernel's. One that a newer kernel has added keeps its number and is called UNKNOWN_n."""
+    """A code of the kernel. A code that this module does not know keeps its number and is named UNKNOWN_n."""
 
     @classmethod
     def _missing_(cls, value: object) -> "Known | None":
@@ -86,9 +86,9 @@ class SrqType(Known):
 
 
 class PollContext(Known):
-    """Where the kernel polls a completion queue of its own, since Linux 5.8 (enum ib_poll_context of rdma/ib_verbs.h).
+    """Where the kernel polls its own completion queues, since Linux 5.8 (enum ib_poll_context of rdma/ib_verbs.h).
 
-    iproute2's names are those of the order before.
+    iproute2 still prints the names of the former order.
     """
 
     SOFTIRQ = 0
@@ -121,7 +121,7 @@ class PortSpace(Known):
 
 
 class NetnsMode(Known):
-    """Whether every network namespace sees all RDMA devices, or each its own only."""
+    """SHARED: every network namespace sees all RDMA devices. EXCLUSIVE: each sees its own devices only."""
 
     EXCLUSIVE = 0
     SHARED = 1
@@ -134,7 +134,7 @@ class CounterMode(Known):
 
 
 class EventType(Known):
-    """What the kernel tells of unasked."""
+    """Events of RDMA devices that the kernel sends to listeners."""
 
     REGISTER = 0
     UNREGISTER = 1

@@ -1,4 +1,4 @@
-"""RDMA netlink over a plain socket: no event loop, one descriptor, good for any thread and inside an event loop."""
+"""RDMA netlink over a plain socket: no event loop, one descriptor, usable in any thread and inside an event loop."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ READ_SIZE = 1 << 20
 class RdmaLink(Requests):
     """An open RDMA netlink socket. Raises OSError (EPROTONOSUPPORT) where the kernel has no RDMA.
 
-    ``groups``: multicast groups to join, for ``hil.netlink.monitor``.
+    ``timeout_s``: how long to wait for an answer. ``groups``: multicast groups to join, for ``hil.netlink.monitor``.
     """
 
     def __init__(self, timeout_s: float = 10.0, groups: tuple[int, ...] = ()) -> None:
@@ -38,7 +38,7 @@ class RdmaLink(Requests):
         self._socket.close()
 
     def fileno(self) -> int:
-        """For poll and select: readable when something came unasked."""
+        """The descriptor for poll and select; it is readable when an event has arrived."""
         return self._socket.fileno()
 
     def exchange(self, command: Command, flags: int, attributes: Attributes) -> Iterator[Attributes]:
@@ -63,7 +63,7 @@ class RdmaLink(Requests):
                     return
 
     def receive(self) -> list[Any]:
-        """The messages of the next datagram. Raises TimeoutError, and OSError for one that did not fit."""
+        """The messages of the next datagram. Raises TimeoutError, and OSError for a datagram above READ_SIZE bytes."""
         data, _, flags, _ = self._socket.recvmsg(READ_SIZE)
         if flags & socket.MSG_TRUNC:
             raise OSError(f"a netlink datagram of more than {READ_SIZE} bytes was cut")
@@ -71,7 +71,7 @@ class RdmaLink(Requests):
 
 
 def ended(message: Any, command: Command) -> bool:
-    """Whether ``message`` ends an exchange. Raises OSError when it ends with an errno, also in a DONE message."""
+    """Whether ``message`` ends an exchange. Raises OSError when it holds an errno, also in a DONE message."""
     if error := message["header"]["error"]:
         number = getattr(error, "code", None)
         if number is None:

@@ -47,8 +47,8 @@ class Command(IntEnum):
     MONITOR = 28
 
 
-# In the kernel's order, which numbers them from 0. One flat attribute space at every level of nesting; "nested" is
-# replaced by the recursive class below.
+# In the kernel's order, which numbers the attributes from 0. Every level of nesting uses the same numbers.
+# "nested" is replaced by the recursive class below.
 _ATTRIBUTES = (
     "PAD hex,DEV_INDEX uint32,DEV_NAME asciiz,PORT_INDEX uint32,CAP_FLAGS uint64,FW_VERSION asciiz,NODE_GUID uint64,"
     "SYS_IMAGE_GUID uint64,SUBNET_PREFIX uint64,LID uint32,SM_LID uint32,LMC uint8,PORT_STATE uint8,"
@@ -72,7 +72,7 @@ _ATTRIBUTES = (
     "NAME_ASSIGN_TYPE uint8,EVENT_TYPE uint8,SYS_ATTR_MONITOR_MODE uint8,STAT_OPCOUNTER_ENABLED uint8"
 )
 ATTRIBUTES = tuple(entry.split(" ")[0] for entry in _ATTRIBUTES.split(","))
-"""The names of all attributes; each stands at its number."""
+"""The names of all attributes; the index of a name is the attribute's number."""
 _MAP = tuple(
     (name, "attribute" if kind == "nested" else kind)
     for name, kind in (entry.split(" ") for entry in _ATTRIBUTES.split(","))
@@ -80,13 +80,13 @@ _MAP = tuple(
 
 
 class rdma_attribute(nla):  # type: ignore[misc]
-    """A nest; holds any attribute again."""
+    """A nest, which may hold any attribute."""
 
     nla_map = _MAP
 
 
 class rdmamsg(nlmsg):  # type: ignore[misc]
-    """A message: attributes follow the netlink header at once."""
+    """A message: its attributes follow the netlink header directly."""
 
     fields = ()
     nla_map = _MAP
@@ -105,8 +105,8 @@ def message_type(command: int) -> int:
 class MarshalRdma(Marshal):  # type: ignore[misc]
     """pyroute2's marshal for RDMA netlink.
 
-    A dump that fails says so in its DONE message, which the stock marshal reads as an ordinary end: nothing found. Here
-    its errno becomes the message's error.
+    A failed dump has an errno in its DONE message. pyroute2's own marshal ignores it, so the dump looks empty. Here the
+    errno becomes the message's error.
     """
 
     msg_map = {message_type(command): rdmamsg for command in range(1, 64)}
@@ -120,13 +120,13 @@ class MarshalRdma(Marshal):  # type: ignore[misc]
 
 
 def done_errno(message: bytes) -> int:
-    """The positive errno that a whole DONE message carries behind its header, or 0."""
+    """The positive errno behind the header of a complete DONE message, or 0."""
     body = message[16:]
     return abs(int(_ERRNO.unpack_from(body)[0])) if len(body) >= _ERRNO.size else 0
 
 
 def plain(message: Any) -> dict[str, Any]:
-    """A decoded message, or a nest, as a dict: a nest of entries is a list of dicts, a driver's nest name to value."""
+    """A decoded message or nest as a dict. A nest of entries is a list of dicts, a driver's nest maps name to value."""
     found: dict[str, Any] = {}
     for name, value in message["attrs"]:
         inner = value["attrs"] if hasattr(value, "get") and "attrs" in value else None
@@ -142,7 +142,7 @@ def plain(message: Any) -> dict[str, Any]:
 
 
 def _driver_facts(attributes: list[tuple[str, Any]]) -> dict[str, int | str]:
-    # Names and values take turns; a value may have a hint between how to print it.
+    # Names and values alternate; a hint how to print the value may stand between them.
     found: dict[str, int | str] = {}
     name = None
     for kind, value in attributes:

@@ -1,4 +1,4 @@
-"""What the kernel tells of RDMA devices unasked: made, gone, given a netdev (Linux 6.12 and later)."""
+"""Events of RDMA devices: made, removed, attached to a netdev, renamed (Linux 6.12 and later)."""
 
 import errno
 import platform
@@ -13,7 +13,7 @@ from hil.netlink.messages import NOTIFY_GROUP, Command, message_type, plain
 
 @dataclass(frozen=True, slots=True)
 class DeviceEvent:
-    """One event. What the kernel does not tell is None: a device's name only from some versions on."""
+    """One event. A fact that the kernel leaves out is None; older kernels leave out the device's name."""
 
     type: EventType
     device_index: int | None
@@ -24,7 +24,10 @@ class DeviceEvent:
 
 
 class Monitor:
-    """Events of devices in this network namespace. Raises OSError (EOPNOTSUPP) where the kernel has none."""
+    """Receives the events of devices in this network namespace.
+
+    Raises OSError (EOPNOTSUPP) where the kernel sends no events.
+    """
 
     def __init__(self) -> None:
         with RdmaLink() as link:
@@ -39,7 +42,7 @@ class Monitor:
         return self._link.fileno()
 
     def events(self) -> list[DeviceEvent]:
-        """The next events. Raises TimeoutError when none came, OSError (ENOBUFS) when some were lost."""
+        """The next events. Raises TimeoutError when no event came, OSError (ENOBUFS) when events were lost."""
         kind = message_type(Command.MONITOR)
         return [event_of(plain(m)) for m in self._link.receive() if m["header"]["type"] == kind]
 

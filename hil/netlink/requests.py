@@ -1,8 +1,8 @@
-"""What can be asked of RDMA netlink, whatever carries the messages.
+"""The requests of RDMA netlink, independent of the socket that carries them.
 
-Every method raises OSError with the kernel's errno: EPERM without CAP_NET_ADMIN where something is set, EOPNOTSUPP
-where the driver cannot, EINVAL also from a kernel that does not know the command. A dump that fails raises too: an
-empty list means that there is nothing.
+Every method raises OSError with the kernel's errno: EPERM for a change without CAP_NET_ADMIN, EOPNOTSUPP where the
+driver does not support it, EINVAL also from a kernel that does not know the command. A failed dump raises too, so an
+empty list means that no such object exists.
 """
 
 import errno
@@ -14,16 +14,16 @@ from hil.netlink.messages import ATTRIBUTES, Command, rdmamsg
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 COUNTED_QP = ATTRIBUTES.index("RES_QP")
-"""STAT_RES of queue pairs: the number of the attribute that lists them."""
+"""The value of STAT_RES for queue pairs: the number of the attribute RES_QP."""
 
 Attributes = dict[str, Any]
 
 
 class Exchange(Protocol):
-    """Carries one request to the kernel and yields the data of what comes back."""
+    """Sends one request to the kernel and yields the attributes of each answer."""
 
     def exchange(self, command: Command, flags: int, attributes: Attributes) -> Iterator[Attributes]:
-        """``flags`` are those of the netlink header. Without ACK and DUMP the first message of data ends it."""
+        """``flags``: of the netlink header. Without ACK and DUMP the first answer ends the exchange."""
         ...
 
 
@@ -35,22 +35,22 @@ def request(attributes: Attributes) -> Any:
 
 
 class Requests:
-    """The commands as methods. Devices and ports are named by index, which a rename does not change."""
+    """The commands as methods. Devices and ports are given by index, which a rename does not change."""
 
     def exchange(self, command: Command, flags: int, attributes: Attributes) -> Iterator[Attributes]:
-        """See ``Exchange``; a transport overrides it."""
+        """See ``Exchange``; each transport implements it."""
         raise NotImplementedError
 
     def dump(self, command: Command, **attributes: Any) -> list[Attributes]:
-        """Everything of one kind."""
+        """All objects of one kind."""
         return list(self.exchange(command, NLM_F_REQUEST | NLM_F_DUMP, attributes))
 
     def get(self, command: Command, **attributes: Any) -> Attributes:
-        """One object. The kernel sends no acknowledgement after it."""
+        """One object. The kernel sends no acknowledgement behind it."""
         return next(iter(self.exchange(command, NLM_F_REQUEST, attributes)), {})
 
     def act(self, command: Command, **attributes: Any) -> list[Attributes]:
-        """Change something, and wait for the acknowledgement."""
+        """Make a change, and wait for the acknowledgement."""
         return list(self.exchange(command, NLM_F_REQUEST | NLM_F_ACK, attributes))
 
     # --- devices and ports -------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ class Requests:
         return self.dump(Command.GET)
 
     def device(self, name: str) -> Attributes:
-        """The device of that name. Raises OSError (ENODEV) that names those that are there."""
+        """The device with this name. Raises OSError (ENODEV) that lists the existing devices."""
         found = self.devices()
         for device in found:
             if device["DEV_NAME"] == name:
@@ -79,22 +79,22 @@ class Requests:
         self.act(Command.NEWLINK, DEV_NAME=name, LINK_TYPE=link_type, NDEV_NAME=netdev)
 
     def delete_link(self, device_index: int) -> None:
-        """Take a software device away; returns when the kernel has let it go."""
+        """Remove a software device; returns when the kernel has removed it."""
         self.act(Command.DELLINK, DEV_INDEX=device_index)
 
     def rename(self, device_index: int, name: str) -> None:
         self.act(Command.SET, DEV_INDEX=device_index, DEV_NAME=name)
 
     def set_moderation(self, device_index: int, *, on: bool) -> None:
-        """Adaptive moderation of the device's completion queues, for those made from now on."""
+        """Turn adaptive moderation on or off for completion queues that are made from now on."""
         self.act(Command.SET, DEV_INDEX=device_index, DEV_DIM=int(on))
 
     def move(self, device_index: int, netns_fd: int) -> None:
-        """Move a device to the network namespace behind a descriptor: in exclusive mode, if its driver can."""
+        """Move a device to the network namespace of a descriptor: in exclusive mode, if the driver supports it."""
         self.act(Command.SET, DEV_INDEX=device_index, NET_NS_FD=netns_fd)
 
     def character_device(self, kind: str, device_index: int | None = None, port: int | None = None) -> Attributes:
-        """The character device of a kind: "uverbs" or "umad" of a device, or "rdma_cm", which has none."""
+        """The character device of a kind: "uverbs" or "umad" of a device, or "rdma_cm" without a device."""
         place = {"DEV_INDEX": device_index, "PORT_INDEX": port}
         chosen = {name: value for name, value in place.items() if value is not None}
         return self.get(Command.GET_CHARDEV, CHARDEV_TYPE=kind, **chosen)
@@ -102,27 +102,27 @@ class Requests:
     # --- the whole subsystem -----------------------------------------------------------------------------------------
 
     def system(self) -> Attributes:
-        """The settings of the RDMA subsystem that this kernel has (SYS_ATTR_*)."""
+        """The settings of this kernel's RDMA subsystem (SYS_ATTR_*)."""
         return self.get(Command.SYS_GET)
 
     def netns_mode(self) -> NetnsMode:
         return NetnsMode(self.system()["SYS_ATTR_NETNS_MODE"])
 
     def set_netns_mode(self, mode: NetnsMode) -> None:
-        """Raises OSError (EBUSY) while network namespaces beside the first one exist."""
+        """Set the namespace mode. Raises OSError (EBUSY) while network namespaces beside the first one exist."""
         self.act(Command.SYS_SET, SYS_ATTR_NETNS_MODE=int(mode))
 
     # --- resources ---------------------------------------------------------------------------------------------------
 
     def summary(self, device_index: int) -> dict[str, int]:
-        """How many resources of each kind a device has, the kernel's own included."""
+        """The number of a device's resources by kind, including those of the kernel itself."""
         found = self.get(Command.RES_GET, DEV_INDEX=device_index).get("RES_SUMMARY", [])
         return {e["RES_SUMMARY_ENTRY_NAME"]: e["RES_SUMMARY_ENTRY_CURR"] for e in found}
 
     def resources(self, command: Command, device_index: int) -> list[Attributes]:
-        """The entries of one kind of resource (RES_QP_GET and its siblings) of a device.
+        """A device's resources of one kind; ``command`` is RES_QP_GET or one like it.
 
-        Keys (RES_LKEY, RES_RKEY) are told only to CAP_NET_ADMIN.
+        Reading the keys (RES_LKEY, RES_RKEY) takes CAP_NET_ADMIN.
         """
         nest = "RES_" + command.name.removeprefix("RES_").removesuffix("_GET")
         return [entry for message in self.dump(command, DEV_INDEX=device_index) for entry in message.get(nest, [])]
@@ -134,23 +134,23 @@ class Requests:
         return _counters(self.get(Command.STAT_GET, DEV_INDEX=device_index, PORT_INDEX=port))
 
     def qp_counters(self, device_index: int) -> list[tuple[Attributes, dict[str, int]]]:
-        """(counter, values by name) of each counter that queue pairs are bound to."""
+        """Each counter that queue pairs are bound to, with its values by name."""
         messages = self.dump(Command.STAT_GET, DEV_INDEX=device_index, STAT_RES=COUNTED_QP)
         found = [entry for message in messages for entry in message.get("STAT_COUNTER", [])]
         return [(entry, _counters(entry)) for entry in found]
 
     def counter_mode(self, device_index: int, port: int) -> CounterMode:
         """How queue pairs of a port get their counters."""
-        # The kernel asks for a mode in the question too, and does not look at it.
+        # The kernel demands a mode in this request too, and ignores it.
         place = {"DEV_INDEX": device_index, "PORT_INDEX": port, "STAT_RES": COUNTED_QP, "STAT_MODE": 0}
         return CounterMode(self.get(Command.STAT_GET, **place)["STAT_MODE"])
 
     def count_by(self, device_index: int, port: int, mask: int) -> None:
-        """Give queue pairs counters of their own by themselves: 1 by type, 2 by process, 3 by both, 0 no more."""
+        """Have the kernel bind queue pairs to counters: ``mask`` 1 by type, 2 by process, 3 by both, 0 not at all."""
         self._set_counters(device_index, port, CounterMode.AUTO, STAT_AUTO_MODE_MASK=mask)
 
     def bind_counter(self, device_index: int, port: int, qp: int, counter: int | None = None) -> None:
-        """Bind a queue pair to a counter, to a new one unless it is named."""
+        """Bind a queue pair to ``counter``, or to a new counter without one."""
         named = {} if counter is None else {"STAT_COUNTER_ID": counter}
         self._set_counters(device_index, port, CounterMode.MANUAL, RES_LQPN=qp, **named)
 

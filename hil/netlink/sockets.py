@@ -1,4 +1,4 @@
-"""RDMA netlink on pyroute2's own socket, for programs that use pyroute2's other sockets in the same way."""
+"""RDMA netlink on pyroute2's own socket class, for programs that use pyroute2's other sockets."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from hil.netlink.requests import NLM_F_ACK, NLM_F_DUMP, Attributes, Requests, re
 
 
 class RdmaSocket(Requests, NetlinkSocket):  # type: ignore[misc]
-    """The same requests over a ``NetlinkSocket``. Raises OSError (EPROTONOSUPPORT) where the kernel has no RDMA.
+    """The requests over a ``NetlinkSocket``. Raises OSError (EPROTONOSUPPORT) where the kernel has no RDMA.
 
-    It takes ``NetlinkSocket``'s keyword arguments, such as ``netns``. It runs an event loop of its own: inside a
-    running one, use ``hil.netlink.link.RdmaLink``.
+    It takes the keyword arguments of ``NetlinkSocket``, such as ``netns``. It runs its own event loop; inside a running
+    event loop use ``hil.netlink.link.RdmaLink``.
     """
 
     def __init__(self, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""Everything RDMA netlink tells of this machine at one moment, as plain data."""
+"""All facts of this machine from RDMA netlink at one moment, as plain data."""
 
 import errno
 from typing import Any
@@ -12,18 +12,18 @@ from hil.netlink.sockets import RdmaSocket
 def survey(transport: str = "link") -> dict[str, Any]:
     """The system's settings, and every device with its ports, their counters, and its resources by kind.
 
-    ``transport``: "link" or "socket", pyroute2's own. Raises OSError as the kernel answers.
+    ``transport``: "link" for a plain socket, "socket" for pyroute2's. Raises OSError with the kernel's errno.
     """
     with RdmaSocket() if transport == "socket" else RdmaLink() as link:
         return {"system": link.system(), "devices": [_device(link, known) for known in link.devices()]}
 
 
 def hardware_counters(link: Requests, device_index: int, port: int) -> dict[str, int]:
-    """The hardware counters of a port that is there, by name; none where the driver counts none. Raises OSError."""
+    """The hardware counters of an existing port by name; empty where the driver has none. Raises OSError."""
     try:
         return link.port_counters(device_index, port)
     except OSError as error:
-        # The kernel's answer for a driver without (nldev.c, stat_get_doit_default_counter): qedr, ocrdma, siw.
+        # EINVAL: the driver has no counters, as qedr, ocrdma and siw (nldev.c, stat_get_doit_default_counter).
         if error.errno != errno.EINVAL:
             raise
         return {}

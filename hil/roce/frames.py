@@ -1,6 +1,6 @@
-"""One frame at a time: taken apart by scapy's layers, or its RC headers read without them.
+"""One frame at a time: ``dissect`` decodes it with scapy, ``scan`` reads only its RC headers.
 
-The layers themselves are in ``hil.roce.layers``; whole captures are ``hil.capture.bulk``'s.
+The scapy layers are in ``hil.roce.layers``; ``hil.capture.bulk`` reads whole captures.
 """
 
 import ipaddress
@@ -67,7 +67,7 @@ __all__ = [
     "scan",
 ]
 
-# Opcodes whose base header is followed at once by an RDMA header, or by an acknowledgement's.
+# Opcodes whose base header is followed directly by a RETH, or by an AETH.
 _WITH_RETH, _WITH_AETH = (
     frozenset(opcode for opcode, layout in LAYOUTS.items() if layout[:1] == (header,))
     for header in (Header.RETH, Header.AETH)
@@ -80,10 +80,10 @@ _BTH, _RETH = struct.Struct("!BBHII"), struct.Struct("!QII")
 
 
 def dissect(frame: bytes) -> Packet | None:
-    """The frame by scapy's layers when it is RoCE with a whole base transport header, else None.
+    """The frame as scapy layers when it is RoCE with a complete base transport header, else None.
 
-    Fragments and what is quoted or tunnelled in other packets are not RoCE. Never raises on what a node sent; what is
-    cut behind the base header stands as raw bytes.
+    Fragments, and packets quoted or tunnelled in other packets, are not RoCE. A header that is cut behind the base
+    header is returned as raw bytes. No frame raises an error.
     """
     try:
         packet = Ether(frame)
@@ -113,7 +113,7 @@ def _is_whole(network: Any) -> bool:
 
 
 def addresses(packet: Packet) -> tuple[str, str]:
-    """Source and destination IP address; of RoCE v1 the GIDs."""
+    """Source and destination IP address; for RoCE v1 the GIDs; empty texts without a network header."""
     if (grh := packet.getlayer(GRH)) is not None:
         return str(ipaddress.IPv6Address(grh.sgid)), str(ipaddress.IPv6Address(grh.dgid))
     layer = packet.getlayer(IP) or packet.getlayer(IPv6)
@@ -122,8 +122,10 @@ def addresses(packet: Packet) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class DataPacket:
-    """An RC packet's headers. ``syndrome`` is the AETH's; ``address``, ``rkey`` and ``length`` are the RETH's (9.3.3);
-    -1 is absent."""
+    """The headers of an RC packet (InfiniBand volume 1, 9.2 and 9.3); absent values are -1.
+
+    ``syndrome`` is of the AETH. ``address``, ``rkey`` and ``length`` are of the RETH (9.3.3), the length in bytes.
+    """
 
     source: str
     destination: str
@@ -137,7 +139,7 @@ class DataPacket:
 
 
 def scan(frame: bytes) -> DataPacket | None:
-    """The headers of an RC packet in plain Ethernet, IP and UDP, or None: then it is ``dissect``'s."""
+    """The headers of an RC packet in plain Ethernet, IP and UDP, or None for a frame that only ``dissect`` can read."""
     found = _plain_udp(frame)
     if found is None:
         return None
@@ -156,7 +158,10 @@ def scan(frame: bytes) -> DataPacket | None:
 
 
 def _plain_udp(frame: bytes) -> tuple[int, bytes, bytes] | None:
-    """Where UDP begins, and the packed addresses, of a whole datagram without tags, options and extension headers."""
+    """The offset of the UDP header and the packed IP addresses of a plain datagram, else None.
+
+    A plain datagram is no fragment, and has no VLAN tags, IP options or extension headers.
+    """
     (kind,) = struct.unpack_from("!H", frame, 12) if len(frame) > 14 else (0,)
     if kind == _IPV4 and len(frame) > 34 and frame[14] == 0x45 and frame[23] == _UDP:
         fragment = frame[20] & 0x3F or frame[21]

@@ -4,7 +4,7 @@ import struct
 import zlib
 
 ICRC_SIZE = 4
-# Eight bytes of ones stand for the local route header that an Ethernet frame has not: this is their CRC.
+# The CRC of eight bytes of ones, which replace the local route header that Ethernet frames lack.
 SEED = zlib.crc32(b"\xff" * 8)
 _IPV4, _IPV6, _GRH = 0x0800, 0x86DD, 0x8915
 _VLANS = frozenset({0x8100, 0x88A8, 0x9100})
@@ -13,7 +13,7 @@ _NEXT_HEADER, _UDP = 6, 17
 
 
 def network_header(frame: bytes) -> tuple[int, int]:
-    """Ethertype behind any VLAN tags, and where the header that it names begins; (0, 0) when the frame is too short."""
+    """The ethertype behind any VLAN tags, and the offset of the network header; (0, 0) when the frame is too short."""
     at = 12
     while len(frame) >= at + 2:
         (kind,) = struct.unpack_from("!H", frame, at)
@@ -24,11 +24,11 @@ def network_header(frame: bytes) -> tuple[int, int]:
 
 
 def icrc(frame: bytes, end: int) -> int:
-    """The ICRC of a RoCE frame as the integer whose little-endian bytes stand in the frame at ``end``.
+    """The ICRC of a complete RoCE frame; the frame holds it at ``end`` as a little-endian integer.
 
-    ``end`` is the offset behind the last byte that is covered: padding and trailers of Ethernet are not. The frame
-    must be whole and RoCE over IPv4, IPv6 or RoCE v1; raises ValueError for anything else, and for IPv6 extension
-    headers, of which the rules say nothing.
+    ``end`` is the offset behind the last covered byte; Ethernet's padding and trailers are not covered. Raises
+    ValueError for a frame that is not RoCE over IPv4 or IPv6 or RoCE v1, and for IPv6 extension headers, which the
+    rules do not cover.
     """
     kind, at = network_header(frame)
     if kind == _IPV4 and end >= at + 20:
@@ -49,7 +49,7 @@ def icrc(frame: bytes, end: int) -> int:
     for offset in variable:
         masked[offset] = 0xFF
     if kind != _IPV4:
-        # Traffic class and flow label; the version stays.
+        # Masks the upper bits of the traffic class; the version is covered.
         masked[0] |= 0x0F
     crc = zlib.crc32(masked, SEED)
     crc = zlib.crc32(frame[bth : bth + _BTH_RESERVED], crc)

@@ -1,5 +1,7 @@
-"""Opcodes of the base transport header and the headers each is followed by (InfiniBand volume 1, 9.2.1 and 9.3; annex
-A14 for XRC, annex A17.9.3 for CNP, annex A19 for FLUSH and ATOMIC WRITE).
+"""Opcodes of the base transport header, and the extended headers of each.
+
+Sources: InfiniBand volume 1, 9.2.1 and 9.3; annex A14 for XRC, annex A17.9.3 for CNP, annex A19 for FLUSH and ATOMIC
+WRITE.
 """
 
 from enum import Enum, IntEnum
@@ -78,7 +80,7 @@ MESSAGE_ENDS = frozenset(
         Operation.SEND_ONLY_WITH_INVALIDATE,
     )
 )
-"""Opcodes of RC that end a message which takes a receive: SENDs (9.2)."""
+"""RC opcodes of the last packet of a SEND, which consumes a receive (9.2)."""
 UD_SEND_ONLY = Transport.UD | Operation.SEND_ONLY
 
 _H, _O = Header, Operation
@@ -122,7 +124,7 @@ _OF_TRANSPORT: dict[Transport, frozenset[Operation]] = {
 
 
 def _before(transport: Transport, operation: Operation) -> tuple[Header, ...]:
-    # What the transport itself puts between the base header and the operation's headers.
+    # The transport's own headers stand between the base header and the operation's headers.
     response = operation in _RESPONSES
     if transport is Transport.RD:
         return (_H.RDETH,) if response else (_H.RDETH, _H.DETH)

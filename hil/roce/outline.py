@@ -1,21 +1,23 @@
-"""What a fault of the wire must know of a frame: where its headers are, and the fields it may be picked by.
+"""The facts of a frame that the wire's faults need: the places of its headers, and the fields that select it.
 
-The wire's process reads every frame with this while faults are set, so nothing here needs more than the standard
-library. Never raises on what a node sent.
+The wire's process reads every frame with this module while faults are set, so the module needs only the standard
+library. No frame raises an error.
 """
 
 import struct
 from dataclasses import dataclass
 
 from hil.roce.icrc import ICRC_SIZE, network_header
+from hil.roce.opcodes import UD_SEND_ONLY
 from hil.roce.psn import Psn, psn_of
 from hil.roce.qpn import Qpn, qpn_of
 
 _IPV4, _IPV6, _GRH, _UDP = 0x0800, 0x86DD, 0x8915, 17
 _GRH_NEXT_HEADER = 0x1B
 _ROCE_PORT = 4791
-_UD_SEND_ONLY, _CM_CLASS, _REQ, _REP = 0x64, 0x07, 0x10, 0x13
-# Where the sender's QP is in a message (12.6.5, 12.6.8).
+# Management class and attribute ids of hil.roce.layers, which needs scapy.
+_CM_CLASS, _REQ, _REP = 0x07, 0x10, 0x13
+# The offset of the sender's QP in a message (12.6.5, 12.6.8).
 _QPN_AT = {_REQ: 32, _REP: 12}
 _BTH, _MAD, _COMM_IDS = struct.Struct("!BBHII"), struct.Struct("!BBBBHHQHHI"), struct.Struct("!II")
 _DETH_SIZE = 8
@@ -23,11 +25,11 @@ _DETH_SIZE = 8
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A RoCE frame. ``network``, ``udp`` and ``bth`` are offsets of its headers (``udp`` is -1 in RoCE v1), ``end``
-    is where the ICRC begins. ``source`` and ``destination`` are packed IP addresses. -1 is absent.
+    """A RoCE frame. Absent values are -1.
 
-    ``cm`` is the attribute id of a CM message (InfiniBand volume 1, 12.6), the transaction and comm ids are its own,
-    ``qpn`` is the sender's QP in a REQ and a REP.
+    ``network``, ``udp``, ``bth``: offsets of its headers; ``udp`` is -1 in RoCE v1. ``end``: the offset of the ICRC.
+    ``source``, ``destination``: packed IP addresses. ``cm``: the attribute id of a CM message (InfiniBand volume 1,
+    12.6), followed by its transaction and comm ids. ``qpn``: the sender's QP in a REQ or REP.
     """
 
     network: int
@@ -46,14 +48,16 @@ class Outline:
     qpn: int = -1
 
     def covered(self, offset: int) -> int:
-        """Where the byte is that lies ``offset`` behind the BTH's first, or, negative, so far back from the ICRC; -1
-        outside of these."""
+        """The place in the frame of the byte at ``offset``, or -1 when it is not between BTH and ICRC.
+
+        ``offset`` counts from the first byte of the BTH, or, when it is negative, back from the ICRC.
+        """
         place = (self.end if offset < 0 else self.bth) + offset
         return place if self.bth <= place < self.end else -1
 
 
 def outline(frame: bytes) -> Outline | None:
-    """The outline of a whole RoCE frame over IPv4, IPv6 or RoCE v1, with any VLAN tags; None for every other."""
+    """The outline of a complete RoCE frame over IPv4, IPv6 or RoCE v1, with any VLAN tags; None for other frames."""
     kind, at = network_header(frame)
     places = {_IPV4: _ipv4, _IPV6: _ipv6, _GRH: _grh}.get(kind, _neither)(frame, at)
     if places is None:
@@ -66,7 +70,7 @@ def outline(frame: bytes) -> Outline | None:
         return None
     opcode, _, _, qp, psn = _BTH.unpack_from(frame, bth)
     base = (at, udp, bth, end, source, destination, opcode, qpn_of(qp), psn_of(psn))
-    return Outline(*base, *_message(frame, bth + _BTH.size + _DETH_SIZE, end) if opcode == _UD_SEND_ONLY else ())
+    return Outline(*base, *_message(frame, bth + _BTH.size + _DETH_SIZE, end) if opcode == UD_SEND_ONLY else ())
 
 
 _Places = tuple[int, int, int, bytes, bytes]
@@ -103,13 +107,13 @@ def _grh(frame: bytes, at: int) -> _Places | None:
 
 
 def _message(frame: bytes, at: int, end: int) -> tuple[int, ...]:
-    """CM attribute, transaction and comm ids, and QP of the datagram whose payload is at ``at``; empty for another."""
+    """CM attribute, transaction id, both comm ids and QP of the CM message at ``at``; empty for other datagrams."""
     if end < at + _MAD.size + _COMM_IDS.size:
         return ()
     _, management_class, _, _, _, _, transaction, attribute, _, _ = _MAD.unpack_from(frame, at)
     if management_class != _CM_CLASS:
         return ()
     local, remote = _COMM_IDS.unpack_from(frame, at + _MAD.size)
-    told = at + _MAD.size + _QPN_AT.get(attribute, end)
-    qpn = int.from_bytes(frame[told : told + 3]) if told + 3 <= end else -1
+    qpn_at = at + _MAD.size + _QPN_AT.get(attribute, end)
+    qpn = int.from_bytes(frame[qpn_at : qpn_at + 3]) if qpn_at + 3 <= end else -1
     return attribute, transaction, local, -1 if attribute == _REQ else remote, qpn

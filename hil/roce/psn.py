@@ -10,12 +10,12 @@ Psn = NewType("Psn", int)
 BITS = 24
 MODULUS = 1 << BITS
 MASK = MODULUS - 1
-# A PSN less than this far ahead of another follows it; the rest is behind.
+# A PSN follows another when it is less than this far ahead of it.
 HALF = MODULUS >> 1
 
 
 def psn_of(number: int) -> Psn:
-    """The PSN that a number is, modulo 2**24."""
+    """A number modulo 2**24, as a PSN."""
     return Psn(number & MASK)
 
 
@@ -25,7 +25,7 @@ def not_before(psn: Psn, other: Psn) -> bool:
 
 
 def any_not_before(ascending: Sequence[Psn], other: Psn) -> bool:
-    """Whether any of these PSNs, sorted as numbers, is ``other`` or follows it."""
+    """Whether any PSN of ``ascending``, which is sorted by number, is ``other`` or follows it."""
     place = bisect_left(ascending, other)
     if place < len(ascending) and not_before(ascending[place], other):
         return True

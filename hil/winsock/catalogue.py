@@ -1,6 +1,6 @@
-"""The Winsock catalogue and the registry, as far as a switch needs them to find its providers. Both are emulated.
+"""An emulation of the Winsock catalogue and the registry, as far as a switch needs them to find its providers.
 
-On Windows they are the system's; here they are two mappings that a provider's installation fills.
+On Windows the system has both; here they are two mappings that a provider's installation fills.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from uuid import UUID
 from hil.winsock.codes import PFL_HIDDEN
 from hil.winsock.structures import WSAPROTOCOL_INFOW
 
-# The key below which the switch looks for SAN providers, and the name of the value with a provider's GUID (INST).
+# The key whose values hold the GUIDs of the SAN providers for the switch (INST).
 TCP_ON_SAN = "Winsock\\TCP on SAN"
 
 
@@ -19,7 +19,7 @@ class NoProvider(LookupError):
 
 @dataclass(slots=True)
 class Catalogue:
-    """``entries``: what providers publish; ``registry``: key to value name to binary value."""
+    """``entries``: published by providers. ``registry``: maps a key to value names, and a value name to its bytes."""
 
     entries: list[WSAPROTOCOL_INFOW] = field(default_factory=list)
     registry: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -30,11 +30,11 @@ class Catalogue:
         self.registry.setdefault(TCP_ON_SAN, {})[name] = entry.ProviderId.bytes_le
 
     def visible(self) -> list[WSAPROTOCOL_INFOW]:
-        """What an application sees when it lists the protocols: nothing that is hidden (INST-01)."""
+        """The entries that an application sees when it lists the protocols: those that are not hidden (INST-01)."""
         return [entry for entry in self.entries if not entry.dwProviderFlags & PFL_HIDDEN]
 
     def san_provider(self) -> WSAPROTOCOL_INFOW:
-        """The entry the switch loads: the first whose GUID is recorded for it (INST-02). Raises NoProvider."""
+        """The entry that the switch loads: the first whose GUID is recorded (INST-02). Raises NoProvider."""
         recorded = [UUID(bytes_le=value) for value in self.registry.get(TCP_ON_SAN, {}).values()]
         for entry in self.entries:
             if entry.ProviderId in recorded:

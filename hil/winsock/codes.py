@@ -56,7 +56,7 @@ class Code(IntEnum):
 
 
 class Event(IntFlag):
-    """FD_* network events; the bit index is the place in iErrorCode."""
+    """FD_* network events; an event's bit number is its index in iErrorCode."""
 
     FD_READ = 0x01
     FD_WRITE = 0x02
@@ -72,8 +72,8 @@ FD_MAX_EVENTS = 10
 
 SOCKET_ERROR = -1
 INVALID_SOCKET = (1 << 64) - 1
-# What a function that failed returns, where it is not SOCKET_ERROR (part 1, error reporting convention). WSPStartupEx
-# returns the code itself.
+# The results of failed functions that are not SOCKET_ERROR (part 1, error reporting convention). WSPStartupEx returns
+# the code itself.
 SENTINELS: dict[str, int | None] = {
     "WSPSocket": INVALID_SOCKET,
     "WSPAccept": INVALID_SOCKET,
@@ -121,6 +121,6 @@ def shown(value: Any) -> Any:
 
 
 def failed(function: str, result: Any) -> bool:
-    """Whether ``result``, as ``shown``, is what ``function`` returns when it fails: FALSE is not 0, 0 is no failure."""
+    """Whether ``result``, as ``shown`` gives it, says that ``function`` failed. FALSE is a failure, 0 is none."""
     sentinel = shown(SENTINELS.get(function, SOCKET_ERROR))
     return type(result) is type(sentinel) and bool(result == sentinel)

@@ -39,7 +39,7 @@ AREAS = {
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One rule. ``tags``: drv, SDK or IBSP where no SAN page states it; ``verify``: a hint how to observe it."""
+    """One requirement. ``tags``: drv, SDK or IBSP where no SAN page states it. ``verify``: a hint how to observe it."""
 
     id: str
     sentence: str

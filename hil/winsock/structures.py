@@ -78,7 +78,7 @@ class WSPDATA:
 
 @dataclass(slots=True)
 class WSAPROTOCOL_INFOW:
-    """What the switch tells WSPStartupEx and WSPSocket of a protocol, and what WSPDuplicateSocket fills.
+    """A protocol: the switch passes it to WSPStartupEx and WSPSocket, and WSPDuplicateSocket fills it.
 
     ``dwProviderReserved``: 0, or the token of a duplicated socket.
     """
@@ -94,7 +94,7 @@ class WSAPROTOCOL_INFOW:
 
 
 class WSAEVENT:
-    """An event object: SetEvent and ResetEvent in the words of the contract. Counts how often it was set."""
+    """An event object with the contract's SetEvent and ResetEvent. ``set_count``: how often it was set."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -120,7 +120,7 @@ def _unused(*_: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class WSPUPCALLTABLEEX:
-    """The extended up-call table, in the order of ws2san.h; a SAN provider uses four of its sixteen entries."""
+    """The extended up-call table, in the order of ws2san.h. A SAN provider uses four of its sixteen entries."""
 
     lpWPUCloseEvent: Callable[..., int] = _unused
     lpWPUCloseSocketHandle: Callable[[int, LpErrno], int] = _unused

@@ -38,7 +38,7 @@ def test_an_order_keeps_what_is_not_asked_for() -> None:
 
 def test_too_short_an_answer_is_named() -> None:
     """Another kernel's structure is not guessed at."""
-    with pytest.raises(AdapterError, match="told 7 bytes about PFC, 136 were expected"):
+    with pytest.raises(AdapterError, match="answered 7 bytes about PFC instead of 136"):
         unpacked(bytes(7))
 
 
@@ -51,5 +51,5 @@ def test_a_netdev_without_flow_control_says_so() -> None:
 def test_an_order_that_was_not_followed_is_an_error() -> None:
     """The kernel acknowledges what the driver refuses: only what is told afterwards counts."""
     check_priorities("eth4", Pfc(8, 0b1000, 1, 0), 0b1000)
-    with pytest.raises(AdapterError, match="eth4 did not take PFC for priorities 3, 4: it has it for none"):
+    with pytest.raises(AdapterError, match="eth4 did not take PFC for priorities 3, 4: it has PFC for none"):
         check_priorities("eth4", Pfc(8, 0, 1, 0), 0b11000)

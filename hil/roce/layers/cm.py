@@ -17,7 +17,7 @@ from scapy.fields import (
 )
 from scapy.packet import Packet
 
-# Bytes of every message behind the MAD's header.
+# The size in bytes of every message behind the MAD header.
 CM_SIZE = 232
 GID_SIZE = 16
 
@@ -39,7 +39,7 @@ class CmAttribute(IntEnum):
 
 
 class RejectReason(IntEnum):
-    """Why a REJ was sent (12.6.7.2)."""
+    """Reason codes of a REJ (12.6.7.2)."""
 
     NO_QP = 1
     NO_EEC = 2
@@ -78,7 +78,7 @@ class RejectReason(IntEnum):
 
 
 class SidrStatus(IntEnum):
-    """How a SIDR_REP answers (12.11.2)."""
+    """Status codes of a SIDR_REP (12.11.2)."""
 
     QPN_VALID = 0
     SERVICE_ID_NOT_SUPPORTED = 1
@@ -362,7 +362,7 @@ CM_MESSAGES: dict[int, type[Packet]] = {
     CmAttribute.LAP: CMLAP,
     CmAttribute.APR: CMAPR,
 }
-# Service ids of the RDMA IP CM service (A11.3): this prefix, the IP protocol, the port.
+# A service id of the RDMA IP CM service is this prefix, the IP protocol and the port (A11.3).
 _IP_CM_PREFIX = 0x0000000001
 _IPV4, _IPV6 = 4, 6
 

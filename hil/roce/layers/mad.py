@@ -45,7 +45,7 @@ class Method(IntEnum):
 
 
 class MAD(Packet):
-    """Management datagram header; of the classes only communication management is taken apart further."""
+    """Management datagram header; only messages of the class communication management are decoded further."""
 
     name = "MAD"
     fields_desc = [

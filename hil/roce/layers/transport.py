@@ -1,6 +1,6 @@
 """Transport headers of RoCE for scapy (InfiniBand volume 1, 9.2 and 9.3; annexes A14 XRC, A16 and A17 RoCE, A19 FLUSH).
 
-Which header follows which is told by ``hil.roce.opcodes`` alone. scapy's own BTH, AETH and GRH are the base classes:
+``hil.roce.opcodes`` alone defines the order of headers. scapy's own BTH, AETH and GRH are the base classes, so
 ``packet[scapy.contrib.roce.BTH]`` finds the layer of this module.
 """
 
@@ -32,7 +32,7 @@ BTH_SIZE = 12
 
 
 class _Chained(Packet):
-    """A transport header; the BTH's opcode tells what follows it."""
+    """A transport header; the BTH's opcode decides which header follows it."""
 
     match_subclass = True
 
@@ -51,7 +51,7 @@ class _Chained(Packet):
 
 
 class _IcrcField(FCSField):
-    """The last four bytes of the packet; absent where the capture, or the packet, ends before them."""
+    """The last four bytes of the packet; absent where the capture or the packet is cut."""
 
     def getfield(self, pkt: Packet, s: bytes) -> tuple[bytes, Any]:
         return super().getfield(pkt, s) if self._is_whole(pkt.underlayer, len(s)) else (s, None)
@@ -66,9 +66,9 @@ class _IcrcField(FCSField):
 
 
 class BTH(_Chained, roce.BTH):
-    """Base transport header with every opcode's name; the ICRC is computed over IPv4, IPv6 and GRH.
+    """Base transport header with the names of all opcodes; the ICRC is computed over IPv4, IPv6 and GRH.
 
-    Over IPv6 with extension headers, for which no rule exists, the ICRC is built as zero.
+    Over IPv6 with extension headers the ICRC is zero, because no rule exists.
     """
 
     name = "BTH"
@@ -83,7 +83,7 @@ class BTH(_Chained, roce.BTH):
         return Raw if _pkt and len(_pkt) < BTH_SIZE else cls
 
     def compute_icrc(self, p: bytes) -> bytes:
-        """The ICRC for ``p``, this layer and its payload with four bytes in the ICRC's place."""
+        """The ICRC of ``p``: this layer and its payload, with four bytes in the place of the ICRC."""
         frame = _frame_below(self, p)
         try:
             return icrc(frame, len(frame) - ICRC_SIZE).to_bytes(ICRC_SIZE, "little")
@@ -92,7 +92,7 @@ class BTH(_Chained, roce.BTH):
 
 
 def _frame_below(bth: Packet, built: bytes) -> bytes:
-    """An Ethernet frame with the network headers of ``bth`` around ``built``; empty when there are none."""
+    """An Ethernet frame with the network headers of ``bth`` in front of ``built``; empty when there are none."""
     network: Any = bth.underlayer
     while network is not None and not isinstance(network, IP | IPv6 | GRH):
         network = network.underlayer
@@ -109,7 +109,7 @@ def _frame_below(bth: Packet, built: bytes) -> bytes:
 
 
 class GRH(roce.GRH):
-    """Global route header of RoCE v1; its length is computed."""
+    """Global route header of RoCE v1; its length field is computed."""
 
     name = "GRH"
     match_subclass = True
@@ -172,7 +172,7 @@ class RETH(_Chained):
 
 
 class AtomicETH(_Chained):
-    """Atomic extended transport header; ``swap`` is the value to add of a FETCH_ADD."""
+    """Atomic extended transport header; in a FETCH_ADD ``swap`` is the value to add."""
 
     name = "AtomicETH"
     fields_desc = [XLongField("va", 0), XIntField("rkey", 0), XLongField("swap", 0), XLongField("compare", 0)]
@@ -186,7 +186,7 @@ class AETH(_Chained, roce.AETH):
 
 
 class AtomicAckETH(_Chained):
-    """Atomic ACK extended transport header: the value that was there before."""
+    """Atomic ACK extended transport header: the value before the operation."""
 
     name = "AtomicAckETH"
     fields_desc = [XLongField("original", 0)]
@@ -200,7 +200,7 @@ class ImmDt(_Chained):
 
 
 class IETH(_Chained):
-    """Invalidate extended transport header: the R_Key that the peer is to invalidate."""
+    """Invalidate extended transport header: the R_Key that the peer must invalidate."""
 
     name = "IETH"
     fields_desc = [XIntField("rkey", 0)]
