@@ -42,6 +42,7 @@ from hil.roce.layers.transport import BTH, DETH, GRH, ROCE_PORT
 from hil.roce.opcodes import LAYOUTS, UD_SEND_ONLY, Header
 from hil.roce.psn import Psn, psn_of
 from hil.roce.qpn import Qpn, qpn_of
+from hil.roce.rkey import Rkey
 
 __all__ = [
     "CMAPR",
@@ -120,6 +121,9 @@ def addresses(packet: Packet) -> tuple[str, str]:
     return (layer.src, layer.dst) if layer else ("", "")
 
 
+_NO_KEY = Rkey(-1)
+
+
 @dataclass(frozen=True, slots=True)
 class DataPacket:
     """An RC packet's headers. ``syndrome`` is the AETH's; ``address``, ``rkey`` and ``length`` are the RETH's (9.3.3);
@@ -132,7 +136,7 @@ class DataPacket:
     psn: Psn
     syndrome: int = -1
     address: int = -1
-    rkey: int = -1
+    rkey: Rkey = _NO_KEY
     length: int = -1
 
 
