@@ -1,9 +1,9 @@
 """How much the wire costs: ib_send_bw and ib_send_lat over the wire, and between two clones joined by a QEMU socket.
 
-    .venv/bin/python benchmarks/wire.py [--rounds 3] [--rules]
+    .venv/bin/python benchmarks/wire.py [--rounds 3] [--faults]
 
 Rounds alternate, so that a busy machine is as busy for both; printed are the medians and their ratio (1: the wire costs
-nothing; below 1 it costs). ``--rules`` sets a rule on the wire that looks at every frame and picks none.
+nothing; below 1 it costs). ``--faults`` sets a fault on the wire that looks at every frame and picks none.
 """
 
 import re
@@ -18,15 +18,16 @@ from typing import Any
 import click
 
 from hil.cache import building, cache_folder
-from hil.labs.file import SoftPairFile, read_lab_file
+from hil.labs.file import read_lab_file
 from hil.labs.named import DEFAULT, lab_path
 from hil.labs.node import Node
 from hil.labs.soft.clone import Clone
+from hil.labs.soft.file import SoftPairFile
 from hil.labs.soft.kinds import soft_guest
 from hil.labs.soft.machine import frame_sockets
 from hil.labs.soft.pair import PLACES, SoftPair
 from hil.labs.soft.snapshot import Snapshot
-from hil.wire.rules import Drop, Match, Rule
+from hil.wire.faults import Drop, Fault, Match
 
 PORT = 18515
 # A line of /proc/net/tcp in state LISTEN: an earlier connection's end may wait at the same port.
@@ -94,11 +95,11 @@ def joined_directly(snapshot: Snapshot, folder: Path, mtu: int) -> Iterator[Node
 
 
 @contextmanager
-def on_the_wire(snapshot: Snapshot, folder: Path, mtu: int, rules: bool) -> Iterator[Nodes]:
+def on_the_wire(snapshot: Snapshot, folder: Path, mtu: int, faults: bool) -> Iterator[Nodes]:
     """The soft pair, as tests have it."""
     with SoftPair((snapshot, snapshot), folder, mtu) as pair:
-        if rules:
-            pair.wire.add_rule(Rule("never", Drop(), Match(qpns=(0xFFFFFF,))))
+        if faults:
+            pair.wire.add_fault(Fault("never", Drop(), Match(qpns=(0xFFFFFF,))))
         yield pair.nodes
 
 
@@ -110,8 +111,8 @@ def told(how: str, row: tuple[float, float]) -> tuple[float, float]:
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--rules", is_flag=True, help="With a rule on the wire that never picks a frame.")
-def main(rounds: int, rules: bool) -> None:
+@click.option("--faults", is_flag=True, help="With a fault on the wire that never picks a frame.")
+def main(rounds: int, faults: bool) -> None:
     """Compare the wire with two clones joined directly."""
     lab = read_lab_file(lab_path(DEFAULT))
     assert isinstance(lab, SoftPairFile)
@@ -121,7 +122,7 @@ def main(rounds: int, rules: bool) -> None:
     for _ in range(rounds):
         with building(cache_folder()) as folder, joined_directly(snapshot, folder, mtu) as nodes:
             found["direct"].append(told("direct", figures(nodes)))
-        with building(cache_folder()) as folder, on_the_wire(snapshot, folder, mtu, rules) as nodes:
+        with building(cache_folder()) as folder, on_the_wire(snapshot, folder, mtu, faults) as nodes:
             found["wire"].append(told("wire", figures(nodes)))
     middle = {how: [statistics.median(column) for column in zip(*rows, strict=True)] for how, rows in found.items()}
     (bandwidth, latency), (wire_bandwidth, wire_latency) = middle["direct"], middle["wire"]

@@ -4,7 +4,7 @@ HilError                  anything the bench says about itself
   SetupError              a prerequisite is missing or broken: exit code 2, never a pass
     LabFileError          a lab file holds mistakes
     ImageError            the guest image could not be built
-    KernelError           a User-Mode Linux kernel could not be built
+    KernelError           a kernel for guests could not be built
     SnapshotError         a node could not be booted or snapshotted
     AdapterError          there is no such adapter, or it could not be provisioned or restored
       AtWork                another bench works with what was to be restored
@@ -16,8 +16,8 @@ HilError                  anything the bench says about itself
   CaptureError            a capture cannot be read or is incomplete
   EvidenceError           what a node told, or a file of a results folder holds, is malformed
     ResultsError          a results folder holds no such results, or results of another format
-  RuleError               a rule for the wire holds a mistake, or is not set
-  UnhitRule               a rule for the wire picked no frame, so a test that stands on it shows nothing
+  FaultError              a fault for the wire holds a mistake, or is not set
+  UnhitFault              a fault for the wire picked no frame, so a test that stands on it shows nothing
 """
 
 
@@ -33,12 +33,16 @@ class LabFileError(SetupError):
     """A lab file holds mistakes; the message lists each with its place."""
 
 
+class SeamError(SetupError):
+    """What an installed package adds to the bench cannot be used; the message names the package."""
+
+
 class ImageError(SetupError):
     """The guest image could not be built."""
 
 
 class KernelError(SetupError):
-    """A User-Mode Linux kernel could not be built."""
+    """A kernel for guests could not be built."""
 
 
 class SnapshotError(SetupError):
@@ -89,11 +93,11 @@ class ResultsError(EvidenceError):
     """A results folder holds no such results, or results of another format."""
 
 
-class RuleError(HilError):
+class FaultError(HilError):
     """A rule for the wire holds a mistake, or is not set."""
 
 
-class UnhitRule(HilError):
+class UnhitFault(HilError):
     """A rule for the wire picked no frame, so a test that stands on it shows nothing."""
 
 

@@ -37,10 +37,11 @@ class LabFileDirective(Generated):
     """Every section and key of each kind of lab file."""
 
     def lines(self) -> Iterator[str]:
-        from hil.labs import file
+        from hil.labs.kinds import LABS
 
         told: dict[type, str] = {}
-        for kind, cls in file.FILES.items():
+        for kind in LABS.built_in:
+            cls = LABS.load(kind).schema
             yield f'## `kind = "{kind}"`\n\n{inspect.getdoc(cls)}\n'
             for field in attrs.fields(cls):
                 yield from _sections(f"[{field.name}]", field.type, field.default, told)
@@ -51,10 +52,11 @@ def _sections(place: str, kind: Any, default: Any, told: dict[type, str]) -> Ite
     if typing.get_origin(kind) is dict:
         yield from _sections(f"[{place.strip('[]')}.NAME]", typing.get_args(kind)[1], default, told)
         return
-    classes = [part for part in _alternatives(kind) if attrs.has(part)]
+    from hil.labs.schema import schemas_of
+
+    classes = [(which, cls) for part in _alternatives(kind) if attrs.has(part) for which, cls in schemas_of(part)]
     needed = "" if default is not attrs.NOTHING else " (must be there)"
-    for cls in classes:
-        which = _discriminator(cls) if len(classes) > 1 else ""
+    for which, cls in classes:
         heading = f"`{place}`{needed}" + (f' with `kind = "{which}"`' if which else "")
         yield f"### {heading}\n"
         if cls in told:
@@ -83,11 +85,6 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     return (kind,)
 
 
-def _discriminator(cls: type) -> str:
-    literal = attrs.fields_dict(cls)["kind"].type
-    return str(typing.get_args(literal)[0])
-
-
 def _described(kind: Any) -> str:
     """The type of a key in words."""
     parts, origin = typing.get_args(kind), typing.get_origin(kind)
@@ -107,12 +104,12 @@ def _described(kind: Any) -> str:
 
 def _limits(kind: typing.NewType) -> str:
     """The numbers that a lab file may hold for a key, as its own message tells them, or an empty text."""
-    from hil.labs import file
+    from hil.labs.schema import lab_converter
 
     if kind.__supertype__ is not int:
         return ""
     try:
-        file._converter().structure(-1, kind)
+        lab_converter().structure(-1, kind)
     except ValueError as error:
         _, found, limits = str(error).partition("is out of range: ")
         return f", {limits.split(';')[0]}" if found else ""

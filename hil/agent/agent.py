@@ -1,7 +1,7 @@
 """The agent on a node: routes frames between the controller and worker processes.
 
-It runs nothing that could block: every job runs in a worker forked from it, which shares its imports. So it
-answers the clock at once, notices a worker's death at once, and workers can be killed at will.
+The agent makes no call that could block. Every job runs in a worker, which is forked from the agent and shares its
+imports. So the agent answers the clock and notices a worker's death at once, and workers can be killed at any time.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from hil.agent.protocol import FrameBuffer, Message, decode, encode
 
 AGENT = 0
 READ_SIZE = 1 << 18
-# A terminal line of the kernel holds 4096 bytes (n_tty, N_TTY_BUF_SIZE): what is under way must fit.
+# A terminal line of the kernel holds 4096 bytes (n_tty, N_TTY_BUF_SIZE). All bytes on their way must fit into it.
 TOLD_EVERY, UNDER_WAY = 1024, 3072
 PR_SET_PDEATHSIG = 1
 MCL_FUTURE = 2
 MODULES_FOLDER = "/hil-uml-modules"
-# Of x86-64 (Linux: arch/x86/entry/syscalls/syscall_64.tbl).
+# System call number of x86-64 (Linux: arch/x86/entry/syscalls/syscall_64.tbl).
 SYS_FINIT_MODULE = 313
-# Workers go first when a host runs out of memory: the agent lives on to tell of it (proc(5), oom_score_adj).
+# A host without memory kills workers first, so that the agent can report it (proc(5), oom_score_adj).
 WORKER_OOM_SCORE = "500"
 
 
@@ -44,11 +44,11 @@ class _Worker:
 
 
 class Agent:
-    """Serve one byte stream until it ends: a descriptor to read from, and one to write to if it is another.
+    """Serve one byte stream until it ends. It has a descriptor to read from, and maybe another to write to.
 
-    With ``silence_limit_s``, it ends as well when the controller said nothing, or took nothing, for so long: where the
-    network between them broke, nobody else would tell. With ``told_every``, it tells the controller how many bytes have
-    come each time that so many more have: a serial line has no flow control of its own.
+    With ``silence_limit_s`` the agent also ends when the controller sent nothing, or took nothing, for so many seconds.
+    It has no other sign of a broken network. With ``told_every`` it reports the received bytes to the controller after
+    each ``told_every`` bytes, because a serial line has no flow control.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Agent:
                 try:
                     self._workers[target].sock.sendall(encode(message))
                 except OSError as error:
-                    # It has died and is about to be buried: its caller must hear it, and the agent live on.
+                    # The worker has died and is not yet reaped. Its caller must get an error, and the agent must go on.
                     self._fail(message, "LookupError", f"worker {target} is gone: {error}")
             else:
                 self._fail(message, "LookupError", f"worker {target} is not there")
@@ -143,7 +143,7 @@ class Agent:
     def _become_worker(self, ours: socket.socket, theirs: socket.socket, role: str, seed: str) -> None:
         status = 1
         try:
-            # Whatever a worker hangs in, it does not outlive the agent.
+            # A hanging worker must not outlive the agent.
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             Path("/proc/self/oom_score_adj").write_text(WORKER_OOM_SCORE)
             ours.close()
@@ -182,13 +182,13 @@ class Agent:
         for body in worker.frames.feed(data):
             self._send(decode(body) | {"from": worker.number})
         if not data:
-            self._bury(worker)
+            self._reap(worker)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _reap(self, worker: _Worker) -> None:
         self._selector.unregister(worker.sock)
         worker.sock.close()
         del self._workers[worker.number]
-        # A worker that closed its socket without ending is of no use any more.
+        # A worker that closed its socket without ending is useless.
         try:
             os.kill(worker.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -207,7 +207,7 @@ class Agent:
             return os.write(self._out, data)
         if not select.select([], [self._out], [], self._silence_limit_s)[1]:
             sys.exit(1)
-        # What polls writable takes so much without making us wait.
+        # A descriptor that polls writable takes this many bytes without blocking.
         return os.write(self._out, data[: select.PIPE_BUF])
 
 
@@ -221,8 +221,10 @@ def find_port(name: str) -> Path:
 
 @contextlib.contextmanager
 def populated() -> Iterator[None]:
-    """Memory that is mapped inside is there at once, page by page: in User-Mode Linux a page that comes when it is
-    touched costs 18 us, and loading Python code touches thousands."""
+    """Populate memory that is mapped inside the context, instead of on first touch.
+
+    In User-Mode Linux a first touch costs 18 us, and loading Python code touches thousands of pages.
+    """
     libc = ctypes.CDLL(None)
     libc.mlockall(MCL_FUTURE)
     try:
@@ -232,9 +234,9 @@ def populated() -> Iterator[None]:
 
 
 def load_modules(folder: Path) -> None:
-    """Load the kernel's modules in ``folder`` as its file ``order`` says. Raises OSError.
+    """Load the kernel modules in ``folder`` in the order of its file ``order``. Raises OSError.
 
-    A program for each would take longer than all the rest of a boot.
+    One program for each module would take longer than the rest of a boot.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     for module in (folder / "order").read_text().split():
@@ -244,21 +246,22 @@ def load_modules(folder: Path) -> None:
 
 
 def open_serial(path: str) -> int:
-    """A serial line that carries every byte as it is."""
+    """Open a serial line that carries every byte unchanged."""
     line = os.open(path, os.O_RDWR | os.O_NOCTTY)
     tty.setraw(line)
     return line
 
 
 def main() -> None:
-    """Entry point in a guest: import what workers need, once, then serve the port or serial line named in argv."""
+    """Entry point in a guest: import the workers' modules once, then serve the port or serial line named in argv."""
     import hil.agent.worker
 
     name = sys.argv[1]
     serial = name.startswith("/dev/")
     with populated() if serial else contextlib.nullcontext():
         hil.agent.worker.preload()
-    # What is there now lives as long as the agent: collections in workers need not look at it, and copy its pages.
+    # Objects of now live as long as the agent.
+    # Garbage collections in workers need not visit them and so copy their pages.
     gc.collect()
     gc.freeze()
     if serial:
@@ -269,7 +272,7 @@ def main() -> None:
 
 
 def serve_host(silence_limit_s: float) -> None:
-    """Entry point on a host: serve standard input and output, which nobody else may write to from now on."""
+    """Entry point on a host: serve standard input and output. No other code may write to them from now on."""
     import hil.agent.worker
     from hil.provider.tokens import forget_orphans
 
@@ -282,7 +285,7 @@ def serve_host(silence_limit_s: float) -> None:
     try:
         agent.serve()
     finally:
-        # Sockets that were handed over and never taken leave their tokens.
+        # Sockets that were handed over and never taken leave token files.
         agent.end_workers()
         forget_orphans()
 

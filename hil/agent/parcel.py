@@ -1,4 +1,4 @@
-"""The node-side code as one parcel that a host's Python runs from memory: nothing of it is written to a disk there."""
+"""The node-side code as one parcel. A host's Python runs it from memory, without writing to a disk."""
 
 import functools
 import hashlib
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOMS = ("winsock", "verbs", "provider", "switch", "netlink", "adapters", "agent")
-"""The folders whose every module may run on a node; they import only each other and ``SINGLE_MODULES``."""
+"""Every module of these folders may run on a node. They import only each other and ``SINGLE_MODULES``."""
 SINGLE_MODULES = (
     "__init__.py",
     "errors.py",
@@ -18,7 +18,7 @@ SINGLE_MODULES = (
     "mutants/providers.py",
     "mutants/sessions.py",
 )
-# A parcel is the same for the same content, whenever it is made.
+# A fixed time makes the same parcel from the same content.
 _WHEN = (1980, 1, 1, 0, 0, 0)
 BOOTSTRAP = """
 import os, sys
@@ -61,7 +61,7 @@ def parcel() -> bytes:
 
 
 def bootstrap(silence_limit_s: float) -> str:
-    """The program that a host's Python is given on its command line; it reads the parcel from standard input."""
+    """The program for the command line of a host's Python. It reads the parcel from standard input."""
     return BOOTSTRAP.replace("{silence_limit_s}", str(silence_limit_s))
 
 

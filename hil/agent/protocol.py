@@ -1,8 +1,8 @@
 """The frames between controller, agent and workers: a 4-byte big-endian length, then JSON.
 
-JSON, so that bytes from a node can only ever become plain data. ``bytes`` travel as ``{"$b": base64}``.
+With JSON, bytes from a node can only become plain data. ``bytes`` travel as ``{"$b": base64}``.
 A message is a dict. From the controller: ``{"to": worker, "id": n, "call": name, "args": {...}}``. Back:
-``{"from": worker, "id": n, "value": ...}`` or ``{..., "error": {"kind", "text", "traceback"}}``; unasked:
+``{"from": worker, "id": n, "value": ...}`` or ``{..., "error": {"kind", "text", "traceback"}}``. Without a call:
 ``{"from": worker, "event": {...}}`` and ``{"from": worker, "exit": status, "t_ns": ...}``. Worker 0 is the agent.
 """
 
@@ -18,7 +18,7 @@ Message = dict[str, Any]
 
 
 class BadFrame(Exception):
-    """The byte stream does not hold the bench's frames."""
+    """The byte stream does not hold frames of the bench."""
 
 
 def encode(message: Message) -> bytes:
@@ -39,13 +39,13 @@ def decode(body: bytes) -> Message:
 
 
 class FrameBuffer:
-    """Bytes in, whole frame bodies out."""
+    """Collects bytes and returns whole frame bodies."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Add bytes; return the bodies of all frames now complete. Raises BadFrame on an absurd length."""
+        """Add bytes. Returns the bodies of all complete frames. Raises BadFrame for a length above MAX_FRAME."""
         self._bytes += data
         bodies = []
         while len(self._bytes) >= HEADER.size:

@@ -1,4 +1,4 @@
-"""A worker process on a node: serves the calls of one role, each in a thread of its own."""
+"""A worker process on a node. It serves the calls of one role, each call in its own thread."""
 
 import contextlib
 import importlib
@@ -22,7 +22,7 @@ ROLES = {
     "capture": "hil.agent.roles.capture",
     "terminal": "hil.agent.roles.terminal",
 }
-# Loaded by name, as the role of the provider is told; imported before workers are forked.
+# The role of the provider loads these by name. They are imported before workers are forked.
 LOADED_BY_NAME = ("hil.provider.provider", "hil.mutants.providers", "hil.mutants.sessions")
 Emit = Callable[[dict[str, Any]], None]
 
@@ -41,9 +41,9 @@ class Outbox:
 
 
 def leave_out_the_rest_of(package: str) -> None:
-    """Let modules of ``package`` be imported by themselves: its own __init__ imports every module that it has.
+    """Let modules of ``package`` be imported alone, without its __init__, which imports all its modules.
 
-    On a node that boots, or a host, that is most of the time until it can be used.
+    Those imports would be most of the start time of a guest or a host.
     """
     found = importlib.util.find_spec(package)
     if found is None or package in sys.modules:
@@ -52,16 +52,16 @@ def leave_out_the_rest_of(package: str) -> None:
 
 
 def preload() -> None:
-    """Import every role's code, and libraries that are slow to import, before workers are forked."""
+    """Import every role's code and slow libraries before workers are forked."""
     leave_out_the_rest_of("pyroute2")
     for module in (*ROLES.values(), *LOADED_BY_NAME):
         importlib.import_module(module)
 
 
 def compile_loaded() -> None:
-    """Keep the compiled form of every module that is loaded, so that no later process looks at its source.
+    """Keep the compiled form of every loaded module, so that no later process reads its source.
 
-    A root file system that is unpacked at each boot gives every file a new time: only a form that is not checked lasts.
+    A root file system unpacked at each boot gives every file a new time, so the compiled form must be an unchecked one.
     """
     for module in list(sys.modules.values()):
         source = getattr(module, "__file__", None)
@@ -70,7 +70,7 @@ def compile_loaded() -> None:
 
 
 def preload_present() -> None:
-    """The same on a host that may lack a library: what cannot be imported is found missing when it is asked for."""
+    """As ``preload``, on a host that may lack a library. A missing library is reported when a role needs it."""
     leave_out_the_rest_of("pyroute2")
     for module in (*ROLES.values(), *LOADED_BY_NAME):
         with contextlib.suppress(ImportError):

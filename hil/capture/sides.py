@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from hil.capture.pcapng import CapturedFrame
-from hil.wire.counts import SIDES
 
+SIDES = ("a", "b")
+"""The sides of a wire, each with the node of its name."""
 IN, OUT = "side-", "to-"
 # The interfaces of the wire's capture, in their order.
 INTERFACES = (*(IN + side for side in SIDES), *(OUT + side for side in SIDES))

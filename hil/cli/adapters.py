@@ -2,24 +2,13 @@
 
 import json
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import cattrs
 import click
 
-from hil.adapters.find import Adapter
 from hil.cli.options import LabType, lab_of
-from hil.errors import HilError, NodeError
-from hil.files import passing_folder
-from hil.labs.file import HostsFile, LabFile, SoftPairFile
-from hil.labs.hosts.lab import on_each
-from hil.labs.node import Node
-from hil.labs.soft.bridged import SwitchedNodes
-from hil.labs.soft.kinds import soft_guest
-from hil.labs.soft.lab import SoftLab
+from hil.errors import HilError
+from hil.labs.kinds import Told, kind_of
 from hil.progress import harmless
 
 
@@ -42,7 +31,8 @@ def adapters(lab: Path | None, gids: bool, as_json: bool, which: str | None) -> 
     from hil.report.adapters import chosen, table
 
     try:
-        found, failed = of_lab(lab_of(lab), lab.absolute().parent) if lab else ({"this machine": of_this_machine()}, {})
+        told = of_lab(lab) if lab else Told({"this machine": of_this_machine()})
+        found, failed = told.adapters, told.failed
         if which and (found or not failed):
             found = chosen(found, which)
     except (HilError, OSError) as error:
@@ -60,25 +50,8 @@ def adapters(lab: Path | None, gids: bool, as_json: bool, which: str | None) -> 
         sys.exit(2)
 
 
-def of_node(told: Any) -> list[Adapter]:
-    """Adapters as a node told them. Raises NodeError for anything else."""
-    try:
-        return cattrs.structure(told, list[Adapter])
-    except Exception as error:
-        raise NodeError(f"the node told something that is no list of adapters: {error}") from error
-
-
-def of_lab(lab: LabFile, base: Path) -> tuple[dict[str, list[Adapter]], dict[str, str]]:
-    """The adapters of each node of a lab whose file lies in ``base``, and what is wrong with nodes that did not tell.
-
-    Guests are provisioned. Raises HilError.
-    """
-    if isinstance(lab, HostsFile):
-        return on_each(lab, base, lambda host: of_node(host.system("adapters")))
-    with passing_folder("hil-") as folder, ExitStack() as stack:
-        if isinstance(lab, SoftPairFile):
-            nodes: Mapping[str, Node] = stack.enter_context(SoftLab(lab).pair(folder)).nodes
-        else:
-            snapshot, count = soft_guest(lab.guest), lab.switch.nodes
-            nodes = stack.enter_context(SwitchedNodes(snapshot, folder, count, lab.link.mtu)).nodes
-        return {name: of_node(node.system("adapters")) for name, node in nodes.items()}, {}
+def of_lab(file: Path) -> Told:
+    """The adapters of each node of the lab of ``file``. Raises HilError."""
+    lab = lab_of(file)
+    told: Told = kind_of(lab).adapters_of(lab, file.absolute().parent)
+    return told

@@ -15,7 +15,8 @@ def doctor(lab: Path) -> None:
 
     Exit code 0: the lab will work. 2: something is bad. Nothing is changed.
     """
-    from hil.labs.doctor import examine, report
+    from hil.labs.doctor import examine
+    from hil.labs.findings import report
 
     if not report(examine(lab_of(lab), lab.absolute().parent), click.echo):
         sys.exit(2)

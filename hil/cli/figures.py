@@ -4,11 +4,9 @@ from pathlib import Path
 
 import click
 
-from hil.cli.options import LAB, give_up
-from hil.cli.tests import prepared
-from hil.errors import HilError
-from hil.labs.file import SoftPairFile
-from hil.labs.soft.kinds import soft_guest
+from hil.cli.options import LAB, give_up, lab_of
+from hil.errors import HilError, Unsupported
+from hil.labs.kinds import kind_of
 
 
 @click.command()
@@ -16,13 +14,11 @@ from hil.labs.soft.kinds import soft_guest
 @LAB
 def figures(lab: Path, pairs: int) -> None:
     """Measure on this machine: time of a pristine provisioned pair, and memory of each node."""
-    from hil.labs.soft.figures import measure
-
-    file = prepared(lab)
-    if not isinstance(file, SoftPairFile):
-        give_up(f"{lab}: only a soft pair can be measured")
+    file = lab_of(lab)
     try:
-        for line in measure(soft_guest(file.guest), pairs, file.link.mtu):
+        for line in kind_of(file).measure(file, pairs):
             click.echo(line)
+    except Unsupported as error:
+        give_up(f"{lab}: {error}")
     except (HilError, OSError) as error:
         give_up(error)

@@ -18,23 +18,22 @@ from typing import Any
 
 import click
 
-from hil.adapters.journal import JOURNAL
 from hil.cli.options import LabType, give_up, lab_of, or_give_up
 from hil.cli.tests import suite_arguments
-from hil.errors import HilError, RemoteError
+from hil.errors import HilError
 from hil.files import passing_folder
 from hil.labs import supervisor as running
-from hil.labs.file import HostsFile, LabFile, SoftPairFile
-from hil.labs.hosts import lab as hostlab
-from hil.labs.hosts.host import Host
+from hil.labs.kinds import kind_of
 from hil.labs.named import DEFAULT
-from hil.labs.needs import Need, doubts, guarantee, lacks
+from hil.labs.needs import Need
+from hil.labs.schema import LabFile
 from hil.progress import harmless
 from hil.suite import CONTRACT, FAULTS
+from hil.waiting import wait_until
 
 # The first time, the guest image is built and booted in it.
 UP_TIMEOUT_S, DOWN_TIMEOUT_S = 900.0, 60.0
-AGENTS_END_S, POLL_S = 20.0, 0.1
+POLL_S = 0.1
 
 
 @click.group()
@@ -61,26 +60,13 @@ def check(file: Path, listed: bool) -> None:
 
 def described(known: LabFile) -> list[str]:
     """What a lab is made of, what it has and what it lacks, in lines."""
-    lines = [f"lab {known.lab.name} ({known.lab.kind})", *_nodes(known)]
-    missing = lacks(known)
-    how = {Need.CAPTURE: f": {guarantee(known)}"}
+    kind = kind_of(known)
+    lines = [f"lab {known.lab.name} ({known.lab.kind})", *kind.described(known)]
+    missing = kind.lacks(known)
+    how = {Need.CAPTURE: f": {kind.guarantee(known)}"}
     lines += [f"  has    {need}{how.get(need, '')}" for need in Need if need not in missing]
     lines += [f"  lacks  {need}: {reason}" for need, reason in missing.items()]
-    return lines + [f"  doubt  {doubt}" for doubt in doubts(known)]
-
-
-def _nodes(known: LabFile) -> list[str]:
-    if isinstance(known, SoftPairFile):
-        suites = known.guest.suite, (known.guest_b or known.guest).suite
-        return [f"  node {name}: a clone, {suite}" for name, suite in zip("ab", suites, strict=True)]
-    if not isinstance(known, HostsFile):
-        return [f"  nodes n1 to n{known.switch.nodes}: clones, {known.guest.suite}"]
-    lines = []
-    for name, node in known.nodes.items():
-        where = f"ssh {node.host}" if node.kind == "ssh" else "this machine"
-        adapter = f", {node.adapter.device} on {node.adapter.netdev}" if node.adapter else ""
-        lines.append(f"  node {name}: {where}{adapter}")
-    return [*lines, f"  link: {known.link.kind}{', ' + known.link.cabling if known.link.cabling else ''}"]
+    return lines + [f"  doubt  {doubt}" for doubt in kind.doubts(known)]
 
 
 def unsupported(file: Path) -> dict[str, str]:
@@ -128,7 +114,7 @@ def up(file: Path) -> None:
         folder.mkdir(mode=0o700)
     except FileExistsError:
         give_up(f"lab {name} runs already; end it with: hil lab down {name}")
-    if isinstance(known, HostsFile):
+    if kind_of(known).lasting:
         (folder / "hosts").write_bytes(os.fsencode(file.absolute()))
     command = [sys.executable, "-m", "hil.labs.supervisor", str(file.absolute()), str(folder)]
     with (folder / "log").open("wb") as log:
@@ -156,20 +142,21 @@ def _end(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    end_ns, shown = time.monotonic_ns() + int(UP_TIMEOUT_S * 1e9), 0
-    while True:
+    shown = 0
+
+    def ended_or_up() -> str:
+        nonlocal shown
         # Asked before the log is read: what a supervisor said last is in it then.
         ended = process.poll() is not None
         text = (folder / "log").read_text(errors="replace")
         click.echo(text[shown:], nl=False, err=True)
         shown = len(text)
-        if ended or time.monotonic_ns() > end_ns:
-            _labs(running.labs)
-            _end(process, folder)
-            sys.exit(2)
-        if running.answers(folder):
-            return
-        time.sleep(POLL_S)
+        return "ended" if ended else "up" if running.answers(folder) else ""
+
+    if wait_until(ended_or_up, UP_TIMEOUT_S, "start of the lab", strict=False, poll_s=POLL_S) != "up":
+        _labs(running.labs)
+        _end(process, folder)
+        sys.exit(2)
 
 
 def _labs(among: Callable[[], dict[str, Path]]) -> dict[str, Path]:
@@ -286,11 +273,8 @@ def down(name: str) -> None:
     # Of a lab that is being made, "up" tells what goes wrong.
     runs = running.answers(folder)
     running.end(folder)
-    end_ns = time.monotonic_ns() + int(DOWN_TIMEOUT_S * 1e9)
-    while running.lives(folder):
-        if time.monotonic_ns() > end_ns:
-            give_up(f"lab {folder.name} did not end within {DOWN_TIMEOUT_S:.0f} s: see {folder}/log")
-        time.sleep(POLL_S)
+    if not wait_until(lambda: not running.lives(folder), DOWN_TIMEOUT_S, "end of the lab", strict=False, poll_s=POLL_S):
+        give_up(f"lab {folder.name} did not end within {DOWN_TIMEOUT_S:.0f} s: see {folder}/log")
     # A supervisor that could leave all as it was has removed its folder.
     last_words = (folder / "log").read_text(errors="replace").strip() if (folder / "log").exists() else ""
     or_give_up(running.labs)
@@ -309,47 +293,15 @@ def restore(file: Path, force: bool) -> None:
     Guests need no restoring: they end with their run.
     """
     known = lab_of(file)
-    if not isinstance(known, HostsFile):
+    kind = kind_of(known)
+    if not kind.lasting:
         click.echo(f"hil: the nodes of {known.lab.name} end with each run: there is nothing to restore")
         return
-    undone, failed = hostlab.on_each(known, file.absolute().parent, lambda host: _restored(host, force))
-    for name, (done, _) in undone.items():
-        click.echo("\n".join([f"node {name}: {len(done)} changes undone", *_lines(done)]))
-    if any(others for _, others in undone.values()):
-        # Two nodes may be namespaces of one machine: what is left is known when all are done.
-        kept, _ = hostlab.on_each(known, file.absolute().parent, lambda host: list(host.system("pending_elsewhere")))
-        failed |= {name: _kept_elsewhere(changes) for name, changes in kept.items() if changes and name not in failed}
-    if failed:
-        give_up("\n".join(f"node {name}: {why}" for name, why in failed.items()))
+    done = or_give_up(lambda: kind.restore(known, file.absolute().parent, force=force))
+    for name, changes in done.undone.items():
+        click.echo("\n".join([f"node {name}: {len(changes)} changes undone", *changes]))
+    if done.failed:
+        give_up("\n".join(f"node {name}: {why}" for name, why in done.failed.items()))
     for folder, of in or_give_up(running.killed).items():
         if of == file.absolute():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lines(changes: list[dict[str, Any]]) -> list[str]:
-    return [f"  {harmless(str(change['kind']))}: {change['facts']}" for change in changes]
-
-
-def _kept_elsewhere(changes: list[dict[str, Any]]) -> str:
-    what = (
-        f"{len(changes)} changes were made in other network namespaces, and stay noted in {JOURNAL}. Where such a "
-        "namespace is there, restore with a lab file that names it; where it is gone, what it had is elsewhere now: "
-        "undo this by hand, then remove the journal"
-    )
-    return "\n".join([what, *_lines(changes)])
-
-
-def _restored(host: Host, force: bool) -> tuple[list[dict[str, Any]], bool]:
-    """What was undone on a host, and whether something stays noted of other namespaces.
-
-    Raises RemoteError where another bench would lose what it works with.
-    """
-    end_ns = time.monotonic_ns() + int(AGENTS_END_S * 1e9)
-    while True:
-        try:
-            return list(host.system("restore", force=force)), bool(host.system("pending_elsewhere"))
-        except RemoteError as error:
-            # The agent of a bench that was killed takes a moment to notice.
-            if error.kind != "AtWork" or time.monotonic_ns() > end_ns:
-                raise
-        time.sleep(POLL_S)

@@ -8,8 +8,9 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from hil.errors import HilError, LabFileError
-from hil.labs.file import LabFile, read_lab_file
+from hil.labs.file import read_lab_file
 from hil.labs.named import DEFAULT, lab_path
+from hil.labs.schema import LabFile
 
 T = TypeVar("T")
 

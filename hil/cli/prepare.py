@@ -4,15 +4,14 @@ from pathlib import Path
 
 import click
 
-from hil.cli.options import LAB
-from hil.cli.tests import prepared
-from hil.labs.file import HostsFile
+from hil.cli.options import LAB, lab_of, or_give_up
+from hil.labs.kinds import kind_of
 
 
 @click.command()
 @LAB
 def prepare(lab: Path) -> None:
     """Build or reuse the guest images and snapshots of a soft lab."""
-    file = prepared(lab)
-    told = "needs no preparation" if isinstance(file, HostsFile) else f"({file.guest.suite}) is ready"
+    file = lab_of(lab)
+    told = or_give_up(lambda: kind_of(file).prepare(file))
     click.echo(f"hil: {lab.name} {told}")

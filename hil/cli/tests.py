@@ -8,10 +8,8 @@ from pathlib import Path
 import click
 
 from hil.cli.options import lab_of, or_give_up
-from hil.labs.file import LabFile, SoftPairFile, SoftSwitchFile
-from hil.labs.kinds import MAX_JOBS
-from hil.labs.soft.kinds import soft_guest
-from hil.labs.soft.lab import SoftLab
+from hil.labs.kinds import MAX_JOBS, kind_of
+from hil.labs.schema import LabFile
 from hil.suite import CONTRACT, SUITE, in_suite
 
 # pytest's options whose value may stand behind a blank: it names no tests.
@@ -21,18 +19,15 @@ JOBS = click.option(
     "-j",
     "--jobs",
     type=click.IntRange(1),
-    show_default=f"one for each core, on User-Mode Linux two and one more, at most {MAX_JOBS}",
+    show_default=f"as many as the lab carries on this machine, at most {MAX_JOBS}",
     help="How many tests run at once, each on a pair of its own.",
 )
 
 
 def prepared(path: Path) -> LabFile:
-    """The lab file at ``path``, and the snapshots of its guests built when needed; ends the program with 2."""
+    """The lab file at ``path``, and what its nodes are made from built when needed; ends the program with 2."""
     file = lab_of(path)
-    if isinstance(file, SoftPairFile):
-        or_give_up(SoftLab(file).guests)
-    elif isinstance(file, SoftSwitchFile):
-        or_give_up(lambda: soft_guest(file.guest))
+    or_give_up(lambda: kind_of(file).prepare(file))
     return file
 
 

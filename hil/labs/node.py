@@ -1,4 +1,4 @@
-"""What every node is, whatever it is made of, and what nodes with an agent share."""
+"""Nodes of every kind, and what nodes with an agent share."""
 
 from collections.abc import Callable
 from pathlib import Path

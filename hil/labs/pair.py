@@ -1,7 +1,6 @@
 """A pair of nodes of any kind, joined by a link with a capture point of any kind, with everything recorded."""
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -34,11 +33,13 @@ from hil.evidence.rules.resources import held, of_sockets, others, unseen
 from hil.labs.channel import ClockRelation, joined
 from hil.labs.node import Node, Record
 from hil.labs.place import Place
+from hil.labs.power import Power
 from hil.stopwatch import Phase
+from hil.waiting import wait_until
 from hil.wire.point import CapturePoint, Counts
 
-# Longer than the connection manager waits before it says again what nobody answered.
-SETTLE_TIMEOUT_S = 6.0
+# Longer than the connection manager waits before it repeats an unanswered message.
+SETTLE_TIMEOUT_S, SETTLE_POLL_S = 6.0, 0.05
 # Sixteen nodes on a busy machine have much to say to each other before all is quiet.
 QUIET_TIMEOUT_S = 20.0
 QUIET_S = 0.03
@@ -101,7 +102,7 @@ class Pair:
                 found.append(f"node {place.name}: {what}: nothing connects there until {DEAF_MEND}")
         return found
 
-    def everybody(self) -> Mapping[str, Node]:
+    def all_nodes(self) -> Mapping[str, Node]:
         """The nodes, and those of the lab that only record, by name."""
         return self.nodes
 
@@ -109,18 +110,22 @@ class Pair:
         """The place of node ``name``."""
         return next(place for place in self.places if place.name == name)
 
-    def nobody(self, *, ipv6: bool = False) -> str:
+    def power(self, name: str) -> Power:
+        """Power control of node ``name``. Raises Unsupported where the lab lacks Need.POWER."""
+        raise Unsupported(f"the lab has no power control of node {name}")
+
+    def unused_address(self, *, ipv6: bool = False) -> str:
         """An address on node a's network that no node has. Raises Unsupported."""
         taken = [ip for place in self.places for ip in (place.ipv4, place.ipv6)]
-        return self.places[0].nobody(ipv6=ipv6, taken=taken)
+        return self.places[0].unused_address(ipv6=ipv6, taken=taken)
 
-    def _nobodies(self) -> list[str]:
-        """Every address that ``nobody`` gives."""
+    def _unused_addresses(self) -> list[str]:
+        """Every address that ``unused_address`` gives."""
         found = []
         for ipv6 in (False, True):
             if not ipv6 or self.places[0].ipv6:
                 with suppress(Unsupported):
-                    found.append(self.nobody(ipv6=ipv6))
+                    found.append(self.unused_address(ipv6=ipv6))
         return found
 
     def observe(self, observer: Record) -> None:
@@ -181,21 +186,31 @@ class Pair:
 
     def _when_none(self, name: str, interesting: Callable[[list[Resource]], list[Resource]]) -> list[Resource]:
         # The end of a close goes on for a moment after the call: CM waits for the DREP.
-        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
-        while (left := interesting(self.resources(name, contexts=True))) and time.monotonic_ns() < end_ns:
-            time.sleep(0.05)
-        return left
+        return wait_until(
+            lambda: interesting(self.resources(name, contexts=True)),
+            SETTLE_TIMEOUT_S,
+            f"release of what node {name} holds",
+            enough=lambda left: not left,
+            strict=False,
+            poll_s=SETTLE_POLL_S,
+        )
 
     def _processes_after(self, name: str) -> list[Process]:
         """What the processes hold in the end: a thread that has answered a call takes a moment to be gone."""
         before = self._processes.get(name, [])
-        end_ns = time.monotonic_ns() + int(SETTLE_TIMEOUT_S * 1e9)
-        while True:
-            found = self._processes_of(name, pids=[process.pid for process in before])
+
+        def settled(found: list[Process]) -> bool:
             ended = ended_processes(entry for entry in self.journal(name) if isinstance(entry, Call))
-            if not grown_processes(before, found, ended) or time.monotonic_ns() > end_ns:
-                return found
-            time.sleep(0.05)
+            return not grown_processes(before, found, ended)
+
+        return wait_until(
+            lambda: self._processes_of(name, pids=[process.pid for process in before]),
+            SETTLE_TIMEOUT_S,
+            f"end of the threads on node {name}",
+            enough=settled,
+            strict=False,
+            poll_s=SETTLE_POLL_S,
+        )
 
     def _conclude(self) -> None:
         """Nothing more is to be recorded: a capture point that tells its losses only when it ends is ended."""
@@ -323,17 +338,19 @@ class Pair:
         """
         # A capture on a node may have much to bring home: that is no time in which anything could settle.
         self.wire.counts()
-        end_ns = time.monotonic_ns() + int(QUIET_TIMEOUT_S * 1e9)
         compared = [place for place in self.places if place.name in self.wire.sides]
-        last = None
-        while True:
+        looks: list[tuple[dict[str, Any], Counts]] = []
+
+        def look() -> tuple[dict[str, Any], Counts]:
             counters = {p.name: self.nodes[p.name].system("counters", netdev=p.netdev) for p in compared}
-            counts = self.wire.counts()
-            moving = any((*counts.queued.values(), *counts.held.values()))
-            if ((counters, counts) == last and not moving) or time.monotonic_ns() > end_ns:
-                return counters, counts
-            last = counters, counts
-            time.sleep(QUIET_S)
+            looks.append((counters, self.wire.counts()))
+            return looks[-1]
+
+        def quiet(seen: tuple[dict[str, Any], Counts]) -> bool:
+            moving = any((*seen[1].queued.values(), *seen[1].held.values()))
+            return not moving and looks[-2:-1] == [seen]
+
+        return wait_until(look, QUIET_TIMEOUT_S, "quiet on the link", enough=quiet, strict=False, poll_s=QUIET_S)
 
     def _read_capture(self, evidence: Evidence) -> None:
         try:
@@ -352,7 +369,7 @@ class Pair:
     def _look_for_gaps(self, evidence: Evidence) -> None:
         """No adapter's counters tell of a frame that this capture point missed; other frames may."""
         try:
-            missing = missing_in(self.wire.path, self._nobodies())
+            missing = missing_in(self.wire.path, self._unused_addresses())
             evidence.problems += [f"the capture misses frames {line}" for line in missing]
         except (CaptureError, OSError) as error:
             evidence.problems.append(f"the capture cannot be searched for gaps: {error}")
@@ -363,7 +380,7 @@ class Pair:
         write_evidence(self.folder, evidence, judged, self.made_with)
 
     def close(self) -> None:
-        """Stop the wire and both nodes, whatever happened before."""
+        """Stop the wire and both nodes; safe to call twice."""
         for part in reversed(self._open):
             part.stop()
         self._open.clear()

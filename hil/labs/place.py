@@ -20,7 +20,7 @@ class Place:
     ipv4_prefix: int = 24
     ipv6_prefix: int = 64
 
-    def nobody(self, *, ipv6: bool = False, taken: Collection[str] = ()) -> str:
+    def unused_address(self, *, ipv6: bool = False, taken: Collection[str] = ()) -> str:
         """An address on the node's network that no machine of a lab may have, and none of ``taken``.
 
         It is the 98th behind the node's own, or the next. Raises Unsupported where the network has no other address.
@@ -28,9 +28,9 @@ class Place:
         ip, length = (self.ipv6, self.ipv6_prefix) if ipv6 else (self.ipv4, self.ipv4_prefix)
         own = ipaddress.ip_interface(f"{ip}/{length}")
         size = own.network.num_addresses
-        # Neither the network's own address nor its last, which is everybody's.
+        # Neither the network's own address nor its last, the broadcast address.
         inside = ((int(own.ip) - int(own.network.network_address) + step) % size for step in range(98, 98 + size))
         for found in (str(own.network[number]) for number in inside if number not in (0, size - 1)):
             if found != ip and found not in taken:
                 return found
-        raise Unsupported(f"the network of {own} has no address that is nobody's")
+        raise Unsupported(f"the network of {own} has no unused address")

@@ -32,7 +32,7 @@ CALL_TIMEOUT_S, RUN_TIMEOUT_S = 30.0, 30.0
 
 
 def runtime_folder() -> Path:
-    """The user's own folder for running labs, made when it is missing. Raises SetupError when it is somebody else's."""
+    """The user's own folder for running labs, made when it is missing. Raises SetupError when it is another user's."""
     named = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(named) / "hil" if named else Path(f"/tmp/hil-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -84,7 +84,7 @@ def answers(folder: Path) -> bool:
 
 
 def end(folder: Path) -> None:
-    """Tell a supervisor to end, whatever it is at. Its folder goes with it."""
+    """Tell a supervisor to end, also one that is making its lab. Its folder goes with it."""
     try:
         with connect(folder) as control:
             control.sendall(b'{"do": "down"}\n')
@@ -207,7 +207,7 @@ class Supervisor:
             return self._status(pair)
         if what not in ("run", "shell"):
             raise SetupError(f"a supervisor cannot do {what!r}")
-        nodes = pair.everybody()
+        nodes = pair.all_nodes()
         node = nodes.get(str(request.get("node")))
         if node is None:
             raise SetupError(f"there is no node {request.get('node')!r}; known are {', '.join(nodes)}")
@@ -230,7 +230,7 @@ class Supervisor:
 
     def _status(self, pair: Pair) -> dict[str, Any]:
         nodes = {}
-        for name, node in pair.everybody().items():
+        for name, node in pair.all_nodes().items():
             try:
                 node.check_alive()
                 nodes[name] = "alive"
@@ -248,7 +248,7 @@ class Supervisor:
         return {"lab": str(self._file), "pid": os.getpid(), "seconds": seconds, "nodes": nodes, "capture": frames}
 
     def _relay(self, node: str, worker: int, event: Message) -> None:
-        """Pass a terminal's output on to whoever looks at it."""
+        """Pass a terminal's output on to the command that shows it."""
         control = self._terminals.get((node, worker))
         if control is None:
             return
@@ -260,7 +260,7 @@ class Supervisor:
 
     def _type(self, control: socket.socket, name: str, worker: int, pair: Pair) -> None:
         """Pass what is typed on to the node, until either side ends."""
-        channel = pair.everybody()[name].channel
+        channel = pair.all_nodes()[name].channel
         control.settimeout(None)
         with suppress(OSError, HilError):
             while data := control.recv(1 << 16):

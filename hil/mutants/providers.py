@@ -1,4 +1,4 @@
-"""Providers that break one rule each: the bench must name every one of them."""
+"""Mutant providers. Each breaks one requirement or a few, and the bench must name it."""
 
 import ctypes
 import mmap
@@ -23,13 +23,13 @@ from hil.winsock.structures import WSABUF, WSAEVENT, WSANETWORKEVENTS, WSAOVERLA
 
 
 class NoDreq(Provider):
-    """Never tells the wire."""
+    """Sends no DREQ when it closes a socket."""
 
     def _send_reset(self, socket: SanSocket) -> None:
         return
 
     def _release_cm_id(self, socket: SanSocket) -> None:
-        # Destroying the id would make the kernel send the DREQ.
+        # The kernel would send the DREQ if the id were destroyed.
         return
 
 
@@ -41,12 +41,12 @@ class NoFlush(Provider):
 
 
 class LeakMr(Provider):
-    """Forgets to deregister."""
+    """Does not deregister memory when it closes a socket."""
 
     _forgotten: ClassVar[list[object]] = []
 
     def _release_memory(self, socket: SanSocket) -> None:
-        # Kept, or Python's garbage collector would close them after all.
+        # The list keeps the regions. Otherwise Python's garbage collector would close them.
         self._forgotten.extend([socket.registrations, socket.connection])
 
     def _free(self, connection: Connection) -> None:
@@ -54,7 +54,7 @@ class LeakMr(Provider):
 
 
 class ClosesAnyway(Provider):
-    """Returns 0 when a close fails, beside its code."""
+    """Returns 0 from a failed close, although it stores the code."""
 
     def WSPCloseSocket(self, s: int, lpErrno: LpErrno) -> int:
         super().WSPCloseSocket(s, lpErrno)
@@ -69,14 +69,14 @@ class WrongCode(Provider):
 
 
 class FalseSuccess(Provider):
-    """Tells the switch that what it cancelled was done."""
+    """Reports cancelled operations as successful."""
 
     def _flush_code(self, socket: SanSocket) -> Code:
         return Code.OK if socket.closing else super()._flush_code(socket)
 
 
 class HandleFirst(Provider):
-    """Closes the switch's handle before the completions."""
+    """Closes the switch's handle before it reports the completions."""
 
     def _flush(self, socket: SanSocket, connection: Connection) -> None:
         self._upcalls.lpWPUCloseSocketHandle(socket.handle, LpErrno())
@@ -92,7 +92,7 @@ class Lingers(Provider):
 
 
 class LateDreq(Provider):
-    """Returns from the close and resets later."""
+    """Returns from the close before it resets the connection."""
 
     def _send_reset(self, socket: SanSocket) -> None:
         threading.Timer(0.8, super()._send_reset, (socket,)).start()
@@ -102,7 +102,7 @@ class LateDreq(Provider):
 
 
 class LeakExtra(Provider):
-    """Keeps a PD of its own for every operation."""
+    """Leaks a PD for every operation."""
 
     _kept: ClassVar[list[object]] = []
 
@@ -112,7 +112,7 @@ class LeakExtra(Provider):
 
 
 class LeakContext(Provider):
-    """Keeps the device open when it has cleaned up, with its completion channels."""
+    """Leaves the device and its completion channels open after WSPCleanup."""
 
     _kept: ClassVar[list[object]] = []
 
@@ -158,7 +158,7 @@ class LeakDescriptor(Provider):
 
 
 class StrayUpcall(Provider):
-    """Completes what nobody posted on a handle nobody made."""
+    """Completes an unknown operation on an unknown handle."""
 
     def _release_memory(self, socket: SanSocket) -> None:
         super()._release_memory(socket)
@@ -166,7 +166,7 @@ class StrayUpcall(Provider):
 
 
 class MemoryLast(Provider):
-    """Releases memory only after the completions, and keeps silent about it."""
+    """Releases memory only after the completions, and does not report that."""
 
     def _release_memory(self, socket: SanSocket) -> None:
         return
@@ -241,7 +241,7 @@ class ForgetsPolled(Provider):
 
 
 class SignalsClose(Provider):
-    """Signals the event object of what it closes."""
+    """Signals a socket's event object when it closes the socket."""
 
     def _tear_down(self, socket: SanSocket) -> None:
         if socket.event is not None:
@@ -266,7 +266,7 @@ class SharedDomain(Provider):
 
 
 class OpensLocal(Provider):
-    """Lets the peer reach whatever is registered."""
+    """Lets the peer access all registered memory."""
 
     def _new_registration(self, socket: SanSocket, address: int, length: int, flags: int, access: int) -> Registration:
         access = LOCAL_WRITE | REMOTE_WRITE | REMOTE_READ
@@ -274,7 +274,7 @@ class OpensLocal(Provider):
 
 
 class KeepsExposed(Provider):
-    """Caches what the peer could reach with its key."""
+    """Caches exposed memory, so that the peer can still access it."""
 
     def _deregister_rdma(self, socket: SanSocket, descriptor: bytes) -> int:
         known = socket.exposed.pop(descriptor, None)
@@ -285,7 +285,7 @@ class KeepsExposed(Provider):
 
 
 class TrustsAddresses(Provider):
-    """Takes the same address for the same memory."""
+    """Treats the same address as the same memory."""
 
     def _forget_remapped(self, socket: SanSocket) -> None:
         return
@@ -306,7 +306,7 @@ class FreesAtOnce(Provider):
 
 
 class IgnoresFlags(Provider):
-    """Uses registered memory for whatever the switch asks."""
+    """Uses registered memory for any operation, against its flags."""
 
     def _registration(self, socket: SanSocket, buffer: WSABUF, need: int) -> Registration:
         return super()._registration(socket, buffer, MEM_READWRITE)
@@ -332,7 +332,7 @@ class LocksUpcalls(Provider):
 
 
 class RefusesFirst(Provider):
-    """Tells the connector "no" while the condition function still thinks."""
+    """Refuses the connector before the condition function has answered."""
 
     def _ask(self, listener: SanSocket, request: Request, *arguments: Any) -> bytes:
         request.new_id.reject()
@@ -340,7 +340,7 @@ class RefusesFirst(Provider):
 
 
 class AlwaysCopies(Provider):
-    """Goes on receiving into private buffers when the early messages are drained."""
+    """Goes on receiving into private buffers after the early messages are drained."""
 
     def _early_arrived(self, socket: SanSocket, completion: Completion) -> None:
         address = socket.early.slots[completion.wr_id]
@@ -353,7 +353,7 @@ class AlwaysCopies(Provider):
 
 
 class LateUpcalls(Provider):
-    """Tells of what WSPCleanup cancelled when that has returned."""
+    """Reports operations that WSPCleanup cancelled only after WSPCleanup has returned."""
 
     def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
         if self._started:
@@ -363,7 +363,7 @@ class LateUpcalls(Provider):
 
 
 class RepeatsUpcalls(Provider):
-    """Tells again of an operation whose end the switch has not made visible yet."""
+    """Reports an operation again if the switch has not yet made its end visible."""
 
     def _complete(self, socket: SanSocket, outcome: Outcome) -> None:
         super()._complete(socket, outcome)
@@ -372,20 +372,20 @@ class RepeatsUpcalls(Provider):
 
 
 class LeavesBroken(Provider):
-    """Closes a connection that broke at its own end without telling the peer reliably."""
+    """Closes a connection that broke at its own end without a reliable reset of the peer."""
 
     def _is_joined(self, socket: SanSocket) -> bool:
         return socket.state is State.CONNECTED
 
 
 class IgnoresReset(Provider):
-    """Goes on using a connection that its peer has reset, as an attacker would."""
+    """Goes on using a connection that its peer has reset, like an attacker."""
 
     def _on_disconnected(self, socket: SanSocket, event: CmEvent) -> None:
         return
 
     def _send_reset(self, socket: SanSocket) -> None:
-        # The peer's DREQ, if there was one, is still to be answered.
+        # The peer's DREQ, if there was one, must still be answered.
         self._answer_reset(socket)
 
 
@@ -409,7 +409,7 @@ class KeepsFailures(Provider):
 
 
 class OwnPort(Provider):
-    """Connects from a port of its own choice."""
+    """Connects from another port than the bound one."""
 
     def _begin_connect(self, socket: SanSocket, name: SockAddr) -> None:
         self._release_cm_id(socket)
@@ -417,7 +417,7 @@ class OwnPort(Provider):
 
 
 class LosesWakeUps(Provider):
-    """Resets the event object a moment after it told what happened."""
+    """Resets the event object only some time after it reported the events."""
 
     def _enum_events(self, socket: SanSocket, event: WSAEVENT | None, out: WSANETWORKEVENTS | None) -> int:
         result = super()._enum_events(socket, None, out)
@@ -428,14 +428,14 @@ class LosesWakeUps(Provider):
 
 
 class EndlessQueue(Provider):
-    """Queues every request, whatever the backlog."""
+    """Queues every request, even beyond the backlog."""
 
     def _listen(self, socket: SanSocket, backlog: int) -> int:
         return super()._listen(socket, SOMAXCONN)
 
 
 class LooksAway(Provider):
-    """Its thread leaves completions where they are, so that only polling finds them."""
+    """Never looks for completions in its own thread, so that only polling finds them."""
 
     def _on_completion_event(self, fd: int) -> None:
         socket = self._by_fd.get(fd)
@@ -444,7 +444,7 @@ class LooksAway(Provider):
 
 
 class TouchesOld(Provider):
-    """Marks what it told long ago as aborted when it closes."""
+    """Marks operations that it reported long before as aborted when it closes."""
 
     _told: ClassVar[list[WSAOVERLAPPED]] = []
 
@@ -459,7 +459,7 @@ class TouchesOld(Provider):
 
 
 class CompletesTwice(Provider):
-    """What succeeds while a close is under way is told as done and as aborted."""
+    """Reports an operation that succeeds during a close as successful and as aborted."""
 
     def _take(self, socket: SanSocket, completion: Completion) -> None:
         operation = socket.pending.get(completion.wr_id)
@@ -469,7 +469,7 @@ class CompletesTwice(Provider):
 
 
 class ForgetsOutcomes(Provider):
-    """Forgets what had completed and was not told yet when a close began."""
+    """Forgets completions that it has not reported when a close begins."""
 
     def _tear_down(self, socket: SanSocket) -> None:
         with socket.lock:
@@ -478,7 +478,7 @@ class ForgetsOutcomes(Provider):
 
 
 class ReleasesInUse(Provider):
-    """Deregisters memory whatever still uses it."""
+    """Deregisters memory that operations still use."""
 
     def _deregister(self, socket: SanSocket, handle: int) -> int:
         with socket.lock:
@@ -488,7 +488,7 @@ class ReleasesInUse(Provider):
 
 
 class TellsOnce(Provider):
-    """Does not tell again, after an accept, of the requests that wait behind."""
+    """Does not signal again, after an accept, for further requests in the queue."""
 
     def _after_accept(self, listener: SanSocket, request: Request) -> None:
         with listener.lock:
@@ -498,14 +498,14 @@ class TellsOnce(Provider):
 
 
 class WaitsInUpcalls(Provider):
-    """Waits for another thread's up-call in a close that is made in an up-call."""
+    """Waits for another thread's up-call when it closes inside an up-call."""
 
     def _leave_to_deliverer(self, socket: SanSocket, connection: Connection | None) -> bool:
         return False
 
 
 class KeepsOperations(Provider):
-    """Keeps a record of every operation for ever, which no audit of the kernel shows."""
+    """Keeps a record of every operation for ever; no audit of the kernel shows it."""
 
     _kept: ClassVar[list[object]] = []
 
@@ -515,7 +515,7 @@ class KeepsOperations(Provider):
 
 
 class ClosesTwice(Provider):
-    """Two threads may close one descriptor."""
+    """Lets two threads close one descriptor."""
 
     def _close_socket(self, descriptor: int) -> int:
         socket = self._sockets.get(descriptor)
@@ -527,7 +527,7 @@ class ClosesTwice(Provider):
 
 
 class ResetsOnce(Provider):
-    """Lets its CM id go with the reset, so that a lost DREQ is never repeated on a bad wire."""
+    """Destroys its CM id with the reset, so that a lost DREQ is never repeated."""
 
     def _linger(self, socket: SanSocket) -> None:
         cm_id = socket.cm_id
@@ -537,7 +537,7 @@ class ResetsOnce(Provider):
 
 
 class TrustsFirstPages(Provider):
-    """Takes memory for unchanged when its first page is."""
+    """Treats memory as unchanged if its first page is unchanged."""
 
     def _forget_remapped(self, socket: SanSocket) -> None:
         for known in socket.cache:
@@ -557,7 +557,7 @@ class WaitsForVisible(Provider):
 
 
 class CopiesForEver(Provider):
-    """Has a large private receive for every receive of the switch, for ever."""
+    """Posts a large private receive for every receive of the switch, for ever."""
 
     _SIZE = 16384
 
@@ -587,7 +587,7 @@ class CopiesForEver(Provider):
 
 
 class IgnoresReads(Provider):
-    """Takes memory that its own RDMA read fills for idle."""
+    """Treats memory that its own RDMA read fills as idle."""
 
     def _deregister_rdma(self, socket: SanSocket, descriptor: bytes) -> int:
         reads = [o for o in socket.pending.values() if o.kind is Kind.READ]
@@ -601,7 +601,7 @@ class IgnoresReads(Provider):
 
 
 class WaitsForPolledOnly(Provider):
-    """Takes fWait seriously only for operations without notification."""
+    """Waits for fWait only if the operation is polled."""
 
     def _result(
         self, socket: SanSocket, overlapped: WSAOVERLAPPED, transferred: list[int], wait: bool, flags: list[int]
@@ -610,7 +610,7 @@ class WaitsForPolledOnly(Provider):
 
 
 class KeepsCache(Provider):
-    """Empties the cache when the switch's handle is closed already."""
+    """Empties the cache only after it has closed the switch's handle."""
 
     def _release_memory(self, socket: SanSocket) -> None:
         kept, socket.cache = socket.cache, []
@@ -624,7 +624,7 @@ class KeepsCache(Provider):
 
 
 class CleansMemoryLast(Provider):
-    """Its clean-up tells of what it cancelled before the memory is free, and lies about it."""
+    """Reports operations that WSPCleanup cancelled before it frees their memory, and journals the opposite."""
 
     def _release_memory(self, socket: SanSocket) -> None:
         if self._started or not socket.closing:
@@ -641,7 +641,7 @@ class CleansMemoryLast(Provider):
 
 
 class NeverAbandons(Provider):
-    """Waits for ever for the process that was to take a socket."""
+    """Waits for ever for the process that should take a socket over."""
 
     def _expire_handed(self) -> float | None:
         return None

@@ -1,4 +1,4 @@
-"""Sessions that break one obligation of the switch each, and must say so themselves."""
+"""Mutant sessions. Each breaks one obligation of the switch, and the switch must report it."""
 
 from hil.agent.roles.stream import AddressWatch
 from hil.switch.messages import LONGEST_HELLO, Kind
@@ -8,10 +8,10 @@ from hil.winsock.codes import Code
 
 
 class NegotiatesFirst(Session):
-    """Speaks before it has posted its receives."""
+    """Sends its negotiation message before it has posted receives."""
 
     def _post_receives(self) -> None:
-        # An acceptor needs one, or it would never be spoken to.
+        # An acceptor needs one receive, or the connector could send it no message.
         if not self.connector:
             self._post_receive(0)
 
@@ -22,21 +22,21 @@ class NegotiatesFirst(Session):
 
 
 class LongHello(Session):
-    """Tells a life story in its negotiation message."""
+    """Sends a negotiation message longer than 256 bytes."""
 
     def _say_hello(self) -> None:
         self._transmit(Kind.HELLO, self._hello().encode().ljust(LONGEST_HELLO + 1, b"?"))
 
 
 class NoCredits(Session):
-    """Sends whether or not the peer has a receive posted."""
+    """Sends messages even without a posted receive at the peer."""
 
     def _may_send(self) -> bool:
         return True
 
 
 class LateRepost(Session):
-    """Posts consumed receives again only when the next message comes."""
+    """Posts a consumed receive again only after the next message."""
 
     _kept: int | None = None
 
@@ -47,7 +47,7 @@ class LateRepost(Session):
 
 
 class WrongPath(Session):
-    """Small data by RDMA, large data by message."""
+    """Sends small data by RDMA and large data by message."""
 
     def _by_rdma(self, length: int) -> bool:
         return not super()._by_rdma(length)
@@ -61,14 +61,14 @@ class SuspendsForEver(Session):
 
 
 class EndsInSilence(Session):
-    """Says nothing when a transfer by RDMA has ended."""
+    """Sends no message when a transfer by RDMA has ended."""
 
     def _announce(self, kind: Kind, number: int, code: Code = Code.OK) -> None:
         return
 
 
 class OtherCode(Session):
-    """A send that lacks memory ends as if its buffer were bad."""
+    """Ends a send that lacks memory with WSAEFAULT instead of WSAENOBUFS."""
 
     def _memory_code(self) -> Code:
         return Code.WSAEFAULT
@@ -82,7 +82,7 @@ class UrgentFlag(Session):
 
 
 class Deaf(AddressWatch):
-    """Does not ask again when addresses change."""
+    """Does not query the addresses again when they change."""
 
     def _on_change(self) -> None:
         return

@@ -1,17 +1,19 @@
-"""Wires that say other than they do: the bench must not believe them."""
+"""Mutant wires. They report other actions than they take, and the bench must notice."""
 
+import importlib
 import sys
 
+from hil.mutants.catalogue import mutants
 from hil.roce.outline import Outline
+from hil.wire.faults import Action, Drop
 from hil.wire.forwarder import TO, Forwarder, serve
-from hil.wire.rules import Action, Drop
 
-# Of a local experimental EtherType (IEEE 802): no adapter does anything on it.
+# A frame of a local experimental EtherType (IEEE 802). No adapter reacts to it.
 ALIBI = bytes.fromhex("ffffffffffff 02000000002a 88b5").ljust(60, b"\0")
 
 
 class Denies(Forwarder):
-    """Says that it dropped what it was told to drop, and hands it on; it says that it sent something else instead."""
+    """Forwards frames that it reports as dropped, and reports another frame than it sent."""
 
     def _act(self, side: int, frame: bytes, found: Outline | None, action: Action, comment: str) -> None:
         super()._act(side, frame, found, action, comment)
@@ -23,4 +25,5 @@ class Denies(Forwarder):
 
 
 if __name__ == "__main__":
-    serve(globals()[sys.argv[5]])
+    module, _, name = mutants()[sys.argv[5]].home.partition(":")
+    serve(getattr(importlib.import_module(module), name))

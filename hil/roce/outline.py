@@ -1,6 +1,6 @@
-"""What a rule of the wire must know of a frame: where its headers are, and the fields it may be picked by.
+"""What a fault of the wire must know of a frame: where its headers are, and the fields it may be picked by.
 
-The wire's process reads every frame with this while rules are set, so nothing here needs more than the standard
+The wire's process reads every frame with this while faults are set, so nothing here needs more than the standard
 library. Never raises on what a node sent.
 """
 

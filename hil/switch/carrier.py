@@ -1,4 +1,4 @@
-"""Carries the messages of a session over one SAN connection: pools of registered memory, credits, the end."""
+"""Carries a session's messages over one SAN connection, with pools of registered memory and credits."""
 
 import contextlib
 import queue
@@ -18,11 +18,11 @@ from hil.winsock import codes as w
 from hil.winsock.codes import Code
 from hil.winsock.structures import WSABUF, WSABUFEX
 
-# What fits into the smallest receive beside the rest of a message.
+# This many bytes fit into the smallest receive beside the rest of a message.
 LONGEST_DESCRIPTOR = 200
-# How long what is left of a lost or closed connection may take to be completed.
+# Time limit for the last completions of a lost or closed connection.
 DRAIN_TIMEOUT_S = 5.0
-# Codes by which a call says that the connection has gone.
+# A call ends with one of these codes when the connection is lost.
 _GONE = (
     Code.WSAECONNRESET,
     Code.WSAECONNABORTED,
@@ -34,7 +34,7 @@ _GONE = (
 
 
 class CallFailed(Exception):
-    """A WSP function refused what the session cannot do without."""
+    """A WSP function that the session needs has failed."""
 
     def __init__(self, function: str, code: Code) -> None:
         super().__init__(f"{function}: {code}")
@@ -42,13 +42,13 @@ class CallFailed(Exception):
 
 
 class Carrier:
-    """Messages over a connected socket. One thread owns all state and makes every call; others ask it and wait."""
+    """Messages over a connected socket. One thread owns all state and makes every call; other threads ask it."""
 
     def __init__(self, switch: Switch, s: int, options: Options | None = None) -> None:
         self.switch, self.s, self.options = switch, s, options or Options()
         self.flow = Flow(self.options.receives, self.options.window)
         self.error: Code | None = None
-        """How the session ended, None while it lives."""
+        """The code the session ended with, None while it lives."""
         self.threshold = self.max_rdma = self.message_size = 0
         self._outbox: deque[tuple[Kind, bytes]] = deque()
         self._receives: deque[Receive] = deque()
@@ -73,7 +73,7 @@ class Carrier:
         while not self._finished():
             with contextlib.suppress(queue.Empty):
                 self._step(self._inbox.get(timeout=self._patience()))
-            # A peer that never stops talking must not stop the clock.
+            # The clock must advance even if the peer sends without a pause.
             if self._patience() == 0:
                 self._step(self._expire)
         self._leave()
@@ -99,7 +99,7 @@ class Carrier:
             return not self._gone
 
     def _ask(self, request: Request, timeout_s: float) -> Any:
-        """Have the session's thread do ``request``. Raises StreamError, WSAETIMEDOUT after ``timeout_s``."""
+        """Let the session's thread do ``request``. Raises StreamError, with WSAETIMEDOUT after ``timeout_s``."""
         if not self._put(partial(self._admit, request)):
             raise StreamError(Code.WSAENOTSOCK)
         try:
@@ -125,7 +125,7 @@ class Carrier:
     def _say(self, event: str, **facts: Any) -> None:
         self.switch.journal("session", socket=self.s, event=event, **facts)
 
-    # --- for what is carried -----------------------------------------------------------------------------------------
+    # --- methods of the session --------------------------------------------------------------------------------------
 
     def _admit(self, request: Request) -> None:
         raise NotImplementedError
@@ -148,7 +148,7 @@ class Carrier:
     # --- pools -------------------------------------------------------------------------------------------------------
 
     def _make_pools(self) -> None:
-        """One region for the receives, one for the sends; the receives are posted at once (SWITCH-06)."""
+        """Register one region for receives and one for sends, and post all receives (SWITCH-06)."""
         self.threshold = self._option(w.SO_RDMA_THRESHOLD_SIZE)
         self.max_rdma = self._option(w.SO_MAX_RDMA_SIZE)
         self.message_size = max(min(HEADER.size + self.threshold, self._option(w.SO_MAX_MSG_SIZE)), LONGEST_HELLO)
@@ -188,7 +188,7 @@ class Carrier:
         self.switch.call("WSPDeregisterMemory", self.s, handle)
 
     def _expose(self, address: int, length: int, flags: int) -> bytes:
-        """Register memory for the peer's RDMA. The room for a descriptor is learnt by asking with none (RMEM-02)."""
+        """Register memory for the peer's RDMA. A first call without room gives the descriptor's length (RMEM-02)."""
         space, size = bytearray(self._descriptor_room), [self._descriptor_room]
         answer = self.switch.call("WSPRegisterRdmaMemory", self.s, address, length, flags, space, size)
         if not answer["code"]:
@@ -210,7 +210,7 @@ class Carrier:
         then: Callable[[Code, int], object],
         descriptor: bytes = b"",
     ) -> None:
-        """Begin an operation that is to be notified (hEvent 0, SWITCH-12). Raises CallFailed."""
+        """Begin an operation that ends by an up-call (hEvent 0, SWITCH-12). Raises CallFailed."""
         number = self.switch.new_overlapped()
         self.switch.on_completion[number] = lambda code, count: self._put(
             partial(self._completed, number, function, then, Code(code), count)
@@ -229,7 +229,7 @@ class Carrier:
         self._under_way += function != "WSPRecv"
 
     def _send_flags(self) -> int:
-        # Urgent data is said to be so in its message, never to the provider (SHUT-04).
+        # The message says that its data is urgent. The provider is never told (SHUT-04).
         return 0
 
     def _completed(
@@ -247,7 +247,8 @@ class Carrier:
         self._receives.append(receive)
 
     def _received(self, receive: Receive, code: Code, count: int) -> None:
-        # Some completions become visible late (UP-05): messages are taken in the order in which receives were posted.
+        # Some completions become visible late (UP-05).
+        # Messages are therefore taken in the order in which receives were posted.
         receive.outcome = (code, count)
         while self._receives and (outcome := self._receives[0].outcome) is not None:
             self._take(self._receives.popleft().slot, *outcome)
@@ -271,21 +272,21 @@ class Carrier:
         self._on_message(message)
 
     def _repost(self, slot: int) -> None:
-        """Post a consumed receive again, before anything else is done with its message (SWITCH-09)."""
+        """Post a consumed receive again, before its message is handled (SWITCH-09)."""
         try:
             if self._lost is None:
                 self._post_receive(slot)
                 self.flow.owed_credits += 1
         except CallFailed as failed:
-            # The connection has gone, yet what came before is still to be heard.
+            # The connection is lost, but earlier messages must still be handled.
             self._lose(failed.code)
 
     def _may_send(self) -> bool:
-        # The last credit is kept for giving credits back, or both sides could stand still (SWITCH-08).
+        # The last credit is kept for giving credits back. Otherwise both sides could block (SWITCH-08).
         return self.flow.credits >= 2
 
     def _pump(self, *, quiet: bool) -> None:
-        """Send what waits as far as credits and buffers go, and give back what the peer needs to go on."""
+        """Send waiting messages as far as credits and buffers allow, and give the peer the credits it needs."""
         while self._outbox and self._slots and self._may_send() and self._lost is None:
             self._transmit(*self._outbox.popleft())
         if self.flow.due() and self.flow.credits >= 1 and self._slots and self._lost is None and not quiet:
@@ -319,11 +320,11 @@ class Carrier:
     # --- ends --------------------------------------------------------------------------------------------------------
 
     def _lose(self, code: Code) -> None:
-        """The connection is gone. What landed before is still taken: the receives say when there is no more."""
+        """Note that the connection is lost. Messages that arrived before are still taken, until a receive fails."""
         if self._lost is None and self.error is None:
             self._say("lost", code=int(code))
             self._within(DRAIN_TIMEOUT_S, "lost", lambda: self._end(self._lost or code))
-        # That there is no connection says less than why.
+        # The code of the cause is more useful than WSAENOTCONN.
         if self._lost in (None, Code.WSAENOTCONN):
             self._lost = code
         self._check_drained()
@@ -341,7 +342,7 @@ class Carrier:
             self._on_end(code)
 
     def _abort(self, code: Code) -> None:
-        """End the session from here: the peer is reset."""
+        """End the session from this side. The peer is reset."""
         self._close_socket()
         self._end(code)
 
@@ -352,7 +353,7 @@ class Carrier:
         return self.switch.close_socket(self.s)
 
     def _stop(self, future: Future[dict[str, Any]]) -> None:
-        """Close the socket; the thread ends when all that was cancelled is back."""
+        """Close the socket. The thread ends when every cancelled operation has completed."""
         self._answer = self._close_socket()
         self._end(Code.WSAENOTSOCK)
         self._stopping, self._stop_by = future, time.monotonic() + DRAIN_TIMEOUT_S
@@ -373,7 +374,7 @@ class Carrier:
 
 
 def free(switch: Switch, memory: Memory) -> None:
-    """Give memory back that was registered; a provider that caches registrations is told first (CACHE-07)."""
+    """Free memory that was registered, after telling a provider that caches registrations (CACHE-07)."""
     if "WSPMemoryRegistrationCacheCallback" in switch.functions:
         switch.call("WSPMemoryRegistrationCacheCallback", memory.address, memory.size)
     memory.free()

@@ -33,7 +33,7 @@ class Kind(StrEnum):
     ADDRESSES = "addresses"
     DEVICE = "device"
     EXIT = "exit"
-    RULE = "rule"
+    FAULT = "fault"
     CABLE = "cable"
     INJECT = "inject"
 
@@ -364,12 +364,12 @@ class Exit(Entry):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuleHit(Entry):
-    """A rule of the wire acted on a frame: its ``hit``-th, number ``frame`` of the capture, from ``side``."""
+class FaultHit(Entry):
+    """A fault of the wire acted on a frame: its ``hit``-th, number ``frame`` of the capture, from ``side``."""
 
-    kind: ClassVar[Kind] = Kind.RULE
+    kind: ClassVar[Kind] = Kind.FAULT
 
-    rule: str
+    fault: str
     hit: int
     action: str
     side: str
@@ -421,7 +421,7 @@ CLASSES: tuple[type[Entry], ...] = (
     AddressesChanged,
     DeviceChanged,
     Exit,
-    RuleHit,
+    FaultHit,
     CableChanged,
     Injected,
 )

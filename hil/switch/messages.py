@@ -1,4 +1,4 @@
-"""Messages of the session, and who may send one: HELLO, DATA, SOURCE and the others, credits and the receive window."""
+"""The session's messages (HELLO, DATA, SOURCE and others), and its flow control: credits and the receive window."""
 
 import struct
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ FEWEST_RECEIVES = 4
 
 
 class BadMessage(Exception):
-    """The peer sent what no peer may send."""
+    """The peer sent an invalid message."""
 
 
 class Kind(IntEnum):
-    """What a message says; see the module's text."""
+    """The kind of a message. ``hil.switch.session`` describes each."""
 
     HELLO = 1
     DATA = 2
@@ -39,7 +39,7 @@ _TRANSFER = struct.Struct("!II")  # number, then length or code
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message: ``credits`` and ``read`` are what its sender gives back."""
+    """A message. ``credits`` and ``read`` are the receives and stream bytes that its sender gives back."""
 
     kind: Kind
     payload: bytes = b""
@@ -66,17 +66,20 @@ def transfer(number: int, value: int, descriptor: bytes = b"") -> bytes:
 
 
 def parse_transfer(payload: bytes) -> tuple[int, int, bytes]:
-    """Number, length or code, and descriptor. Raises BadMessage."""
+    """(number, length or code, descriptor) of a transfer's payload. Raises BadMessage."""
     if len(payload) < _TRANSFER.size:
-        raise BadMessage(f"{len(payload)} bytes name no transfer")
+        raise BadMessage(f"{len(payload)} bytes are too short for a transfer")
     number, value = _TRANSFER.unpack_from(payload)
     return number, value, payload[_TRANSFER.size :]
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The negotiation message: how many receives of ``message_size`` bytes are posted, how much stream data is taken
-    by message before the application reads, the largest RDMA transfer, and whether the provider has WSPRdmaRead."""
+    """The negotiation message.
+
+    It tells the number of posted receives of ``message_size`` bytes, the ``window`` of stream bytes that are taken by
+    message before the application reads, the largest RDMA transfer, and whether the provider has WSPRdmaRead.
+    """
 
     receives: int
     message_size: int
@@ -90,12 +93,12 @@ class Hello:
 
     @classmethod
     def parse(cls, payload: bytes) -> "Hello":
-        """Raises BadMessage for another protocol or version, and for limits that no session can live with."""
+        """The Hello in a payload. Raises BadMessage for another protocol or version, and for unusable limits."""
         if len(payload) < _HELLO.size or len(payload) + HEADER.size > LONGEST_HELLO:
             raise BadMessage(f"a negotiation message of {len(payload) + HEADER.size} bytes")
         magic, version, receives, size, window, most, can_pull = _HELLO.unpack_from(payload)
         if (magic, version) != (MAGIC, VERSION):
-            raise BadMessage(f"{magic!r} version {version} is not spoken here")
+            raise BadMessage(f"{magic!r} version {version} is not supported")
         if receives < FEWEST_RECEIVES or size < LONGEST_HELLO or not window or not most:
             raise BadMessage(f"{receives} receives of {size} bytes, window {window}, RDMA up to {most}")
         return cls(receives, size, window, most, bool(can_pull))
@@ -103,15 +106,16 @@ class Hello:
 
 @dataclass(slots=True)
 class Flow:
-    """What may still be sent, and what is owed to the peer.
+    """Flow control of one side: the messages it may still send, and the credits it owes the peer.
 
-    ``credits``: receives that the peer has posted and we have not used; ``window``: stream bytes that it still takes by
-    message. ``owed_*``: what we have posted again or read and not yet told; ``unread``: what of our own window is used.
+    ``credits``: the peer's unused posted receives. ``window``: stream bytes that the peer still takes by message.
+    ``owed_*``: receives posted again and bytes read that the peer has not been told.
+    ``unread``: used bytes of the own window.
     """
 
     receives: int
     own_window: int
-    # The first message needs no leave: the acceptor's provider keeps it until a receive is posted (NEG-01).
+    # The first message needs no credit: the acceptor's provider keeps it until a receive is posted (NEG-01).
     credits: int = 1
     window: int = 0
     owed_credits: int = 0
@@ -123,23 +127,23 @@ class Flow:
         self.peer, self.credits, self.window = peer, peer.receives, peer.window
 
     def spend(self) -> bool:
-        """Use a credit; whether there was one."""
+        """Use a credit. Returns whether there was one."""
         self.credits -= 1
         return self.credits >= 0
 
     def repay(self, *, all_told: bool = False) -> tuple[int, int]:
-        """What a message gives back. ``all_told``: it tells of every posted receive, so it gives back none."""
+        """(receives, bytes) that a message gives back. ``all_told``: it reports every receive and gives none back."""
         owed = 0 if all_told else self.owed_credits, self.owed_bytes
         self.owed_credits = self.owed_bytes = 0
         self.unread -= owed[1]
         return owed
 
     def due(self) -> bool:
-        """Whether the peer may soon stand still for want of what is owed to it."""
+        """Whether the peer may soon have to wait for credits that are owed to it."""
         return self.owed_credits * 2 >= self.receives or self.owed_bytes * 2 >= self.own_window
 
     def granted(self, message: Message) -> None:
-        """Take what the peer gives back. Raises BadMessage when it is more than we had used."""
+        """Take the credits of a message. Raises BadMessage when they are more than this side had used."""
         if self.peer is None:
             raise BadMessage(f"{message.kind.name} before the negotiation")
         self.credits += message.credits
@@ -148,7 +152,7 @@ class Flow:
             raise BadMessage(f"{message.credits} receives and {message.read} bytes were never used")
 
     def arrived(self, length: int) -> None:
-        """Note stream data that came by message. Raises BadMessage when we had not offered to take so much."""
+        """Note stream data that came by message. Raises BadMessage when it exceeds the own window."""
         self.unread += length
         if self.unread > self.own_window:
             raise BadMessage(f"{self.unread} bytes for a window of {self.own_window}")

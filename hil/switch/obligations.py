@@ -1,7 +1,7 @@
-"""What the switch owes its providers (SWITCH requirements), checked at every down-call it makes.
+"""The switch's obligations to its providers (SWITCH requirements), checked at every down-call.
 
-Pure bookkeeping: it sees each call before it is made and each result, and reports a broken obligation with the number
-of the rule. Obligations of the session protocol are the session's to report (hil.switch.session).
+This is bookkeeping only: it sees each call before it is made and each result, and reports a broken obligation with the
+number of the requirement. The session reports obligations of its own protocol (hil.switch.session).
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class _Socket:
     posted: list[_Posted] = field(default_factory=list)
     # Handles of memory that was in use when the close began.
     left: set[int] = field(default_factory=set)
-    # What the provider has told of SO_MAX_MSG_SIZE and SO_MAX_RDMA_SIZE, by option.
+    # The provider's values of SO_MAX_MSG_SIZE and SO_MAX_RDMA_SIZE, by option.
     reported: dict[int, int] = field(default_factory=dict)
 
     def pending(self) -> list[_Posted]:
@@ -62,15 +62,17 @@ class _Socket:
 
 
 class Obligations:
-    """``report(requirement, what)`` is told of each obligation that a call breaks."""
+    """Checks calls, and calls ``report(requirement, what)`` for each obligation that a call breaks."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._sockets: dict[int, _Socket] = {}
 
     def begin_close(self, s: int) -> list[int]:
-        """Handles of registered memory of ``s`` that no pending operation uses, once for each registration: they are
-        to be deregistered now. What is in use now may be left, also when it falls idle before the close."""
+        """Handles of idle registered memory of ``s``, once for each registration. The switch must deregister them now.
+
+        Memory that a pending operation uses now may stay registered, even if it becomes idle before the close.
+        """
         known = self._sockets.get(s, _Socket())
         known.left = {r.handle for r in known.regions.values() if known.in_use(r)}
         return [r.handle for r in known.regions.values() if r.handle not in known.left for _ in range(r.count)]
@@ -88,7 +90,7 @@ class Obligations:
         return list(self._sockets)
 
     def before(self, function: str, arguments: tuple[Any, ...]) -> None:
-        """Judge a call that is about to be made; ``arguments`` without lpErrno."""
+        """Check a call before it is made. ``arguments`` are without lpErrno."""
         known = self._sockets.get(arguments[0]) if arguments and isinstance(arguments[0], int) else None
         if function == "WSPSocket":
             if not arguments[5] & w.WSA_FLAG_OVERLAPPED:
@@ -107,7 +109,7 @@ class Obligations:
             check(known, arguments)
 
     def after(self, function: str, arguments: tuple[Any, ...], result: Any, code: int) -> None:
-        """Note what a call did."""
+        """Note the effect of a call."""
         if function == "WSPSocket" and result != w.INVALID_SOCKET:
             info = arguments[3]
             taken = bool(info is not None and info.dwProviderReserved)
@@ -192,7 +194,7 @@ class Obligations:
     def _WSPSetSockOpt(self, known: _Socket, arguments: tuple[Any, ...]) -> None:
         if arguments[2] not in (w.SO_DEBUG, w.SO_GROUP_PRIORITY):
             self._report("OPT-06", f"option {arguments[2]:#x} is never set")
-        # Of a socket in use the application may set options again at any time (SOCK-12).
+        # The application may set options of a socket in use at any time (SOCK-12).
         begun = known.accepted or {"WSPConnect", "WSPListen"} & set(known.calls)
         if "WSPEventSelect" in known.calls and not begun:
             self._report("SWITCH-04", "WSPSetSockOpt between WSPEventSelect and WSPConnect or WSPListen")

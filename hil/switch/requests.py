@@ -1,4 +1,4 @@
-"""What applications ask of a session, and what becomes of it."""
+"""The requests of applications to a session, and their state."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class StreamError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a session is kept. ``chunk``: the largest RDMA transfer, 0 for SO_MAX_RDMA_SIZE."""
+    """Settings of a session. ``chunk``: the largest RDMA transfer in bytes, 0 for SO_MAX_RDMA_SIZE."""
 
     receives: int = 16
     sends: int = 8
@@ -29,7 +29,7 @@ class Options:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What an application's thread waits for."""
+    """A request that an application's thread waits for."""
 
     future: Future[Any] = field(default_factory=Future, kw_only=True)
 
@@ -49,7 +49,7 @@ class Open(Request):
 
 @dataclass(slots=True, eq=False)
 class Send(Request):
-    """Stream data at ``address``, or with ``last`` the END or FAREWELL that follows what was sent before."""
+    """Send stream data at ``address``, or with ``last`` the END or FAREWELL behind earlier data."""
 
     address: int
     length: int
@@ -60,7 +60,7 @@ class Send(Request):
 
 @dataclass(slots=True, eq=False)
 class Urgent(Request):
-    """Urgent data to be sent, or to be received when there is none."""
+    """Send urgent data, or receive it if ``data`` is empty."""
 
     data: bytes = b""
 
@@ -74,7 +74,7 @@ class Read(Request):
 
 @dataclass(slots=True, eq=False)
 class Suspend(Request):
-    """``answered``: the peer is drained; ``quiet``: so are we, and send memory is released."""
+    """Suspend the session. ``answered``: the peer is drained. ``quiet``: this side is too, and send memory is free."""
 
     answered: bool = False
     quiet: bool = False
@@ -99,10 +99,10 @@ class Outgoing:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """A piece of the incoming stream, in order. ``data`` is None while it is still to be had by RDMA.
+    """A piece of the incoming stream, in order. ``data`` is None until its RDMA transfer is done.
 
-    ``number`` and ``length`` are a transfer's. ``source``: the peer's descriptor to pull from; without one the peer
-    pushes into ``target``. ``memory``: where it goes, once it was begun.
+    ``number`` and ``length`` belong to the transfer. ``source``: the peer's descriptor to read from. Without one the
+    peer writes into ``target``. ``memory``: the destination, once the transfer has begun.
     """
 
     data: bytes | None = None

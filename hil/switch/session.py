@@ -1,11 +1,14 @@
-"""The session that the switch keeps with its peer over one SAN connection: a byte stream made of messages and RDMA.
+"""The switch's session with its peer over one SAN connection: a byte stream over messages and RDMA.
 
 The contract describes it in words only (SESS, XFER, URG, SHUT), so the format is this switch's own. Each side posts its
-receives and then says how many: the connector's HELLO goes first, the acceptor's answers it. From then on every message
-spends one receive of the peer's (a credit), and tells how many the sender has posted again and how much of the stream
-its application has read. Data up to the threshold rides in DATA. Larger data is a SOURCE, which the receiver pulls by
-RDMA read and ends with PULLED; where its provider cannot read it is a REQUEST, answered with a TARGET into which the
-sender pushes by RDMA write, ended with PUSHED. END half-closes the stream, FAREWELL goes before the socket is closed.
+receives and then tells their number: the connector sends HELLO first, and the acceptor answers with its own. From then
+on every message uses one receive of the peer (a credit). It tells how many receives the sender has posted again and how
+many stream bytes its application has read.
+
+DATA carries data up to the threshold. For larger data the sender offers a SOURCE, which the receiver reads by RDMA and
+ends with PULLED. If the receiver's provider has no RDMA read, the sender sends a REQUEST, the receiver answers with a
+TARGET, and the sender writes into it by RDMA and ends with PUSHED. END half-closes the stream. FAREWELL goes before the
+socket is closed.
 """
 
 import contextlib
@@ -39,16 +42,16 @@ from hil.winsock.codes import Code
 from hil.winsock.structures import WSABUFEX, WSAPROTOCOL_INFOW
 
 MOST_URGENT = 16
-# How long an overdue suspension may take to be seen.
+# Time limit for noticing an overdue suspension.
 GRACE_S = 0.5
-# Codes by which a registration says that there is no memory for it.
+# A registration ends with one of these codes when there is no memory for it.
 _NO_MEMORY = (Code.WSAENOBUFS, Code.WSAEFAULT)
 
 
 class Session(Carrier):
     """A byte stream over the connected socket ``s``. Its public methods may be called by any thread.
 
-    They raise StreamError. ``connector``: speaks first.
+    They raise StreamError. A ``connector`` sends its HELLO first.
     """
 
     def __init__(self, switch: Switch, s: int, *, connector: bool, options: Options | None = None) -> None:
@@ -73,40 +76,43 @@ class Session(Carrier):
     # --- for applications --------------------------------------------------------------------------------------------
 
     def open(self, timeout_s: float) -> None:
-        """Register the pools, post the receives, negotiate."""
+        """Register the pools, post the receives, and negotiate."""
         self._thread.start()
         self._ask(Open(), timeout_s)
 
     def send(self, address: int, length: int, timeout_s: float) -> int:
-        """Send ``length`` bytes at ``address``; returns when they may be reused, how many were sent."""
+        """Send ``length`` bytes at ``address``. Returns the number of bytes sent, once their memory may be reused."""
         return int(self._ask(Send(address, length), timeout_s))
 
     def send_urgent(self, data: bytes, timeout_s: float) -> None:
-        """Send a few bytes outside of the stream; no more than fit into a message."""
+        """Send urgent bytes outside of the stream, no more than fit into a message."""
         if not data:
             raise StreamError(Code.WSAEINVAL)
         self._ask(Urgent(data), timeout_s)
 
     def recv(self, address: int, length: int, timeout_s: float) -> int:
-        """Put what has arrived, up to ``length`` bytes, at ``address``; how many, 0 at the end of the stream."""
+        """Put arrived data, up to ``length`` bytes, at ``address``. Returns its length, 0 at the stream's end."""
         return int(self._ask(Read(address, length), timeout_s))
 
     def recv_urgent(self, timeout_s: float) -> bytes:
         return bytes(self._ask(Urgent(), timeout_s))
 
     def shutdown(self, timeout_s: float) -> None:
-        """Half-close: the peer reads to the end, the connection stays (SHUT-03)."""
+        """Half-close: the peer reads to the end, and the connection stays (SHUT-03)."""
         self._ask(Send(0, 0, Kind.END), timeout_s)
 
     def suspend(self, timeout_s: float) -> None:
-        """Stop requests, drain sends and RDMA at both ends, release their memory; receives stay (SWITCH-15)."""
+        """Stop requests, drain sends and RDMA at both ends, and release their memory. Receives stay (SWITCH-15)."""
         self._ask(Suspend(), timeout_s)
 
     def resume(self, timeout_s: float) -> None:
         self._ask(Resume(), timeout_s)
 
     def close(self, linger_s: float) -> dict[str, Any]:
-        """The answer of WSPCloseSocket. With ``linger_s`` 0 abortive; else what was sent and a farewell go first."""
+        """Close the socket. Returns WSPCloseSocket's answer.
+
+        It is abortive with ``linger_s`` 0. Otherwise sent data and a FAREWELL go first, within ``linger_s`` seconds.
+        """
         if linger_s:
             with contextlib.suppress(StreamError):
                 self._ask(Send(0, 0, Kind.FAREWELL), linger_s)
@@ -160,7 +166,7 @@ class Session(Carrier):
             self._senders.append(send)
 
     def _give_up(self, request: Request) -> None:
-        """The application's time is over: take the request back, or when the peer is at it end the session."""
+        """Take back a request whose time is over, or end the session if the peer already works on it."""
         if request.future.done():
             return
         if isinstance(request, Read):
@@ -181,7 +187,7 @@ class Session(Carrier):
     def _progress(self) -> None:
         self._serve()
         if self._unannounced:
-            seen = f"RDMA transfers {sorted(self._unannounced)} ended and no message says so"
+            seen = f"RDMA transfers {sorted(self._unannounced)} ended without a message"
             self.switch.misbehaves("SWITCH-18", seen)
             self._unannounced.clear()
         if self.error is None and self._lost is None:
@@ -199,7 +205,7 @@ class Session(Carrier):
         self._urgent_readers.clear()
         kept = list(itertools.takewhile(lambda item: item.data is not None, self._items))
         if len(kept) < len(self._items):
-            # What was announced and cannot be had any more is not the stream's end.
+            # An announced transfer that can no longer be made is not the stream's end.
             self._peer_ended = False
         self._free(item for item in self._items if item not in kept)
         self._items = deque(kept)
@@ -283,14 +289,14 @@ class Session(Carrier):
         return self.flow.peer
 
     def _room(self) -> int:
-        """The most data that one message carries."""
+        """The largest payload of one message, in bytes."""
         return min(self.threshold, self._peer().message_size - HEADER.size) if self.flow.peer else 0
 
     def _by_rdma(self, length: int) -> bool:
         return length > self.threshold
 
     def _advance(self) -> None:
-        """Send what applications have asked for, in order; a transfer by RDMA ends before the next begins."""
+        """Send the applications' data in order. A transfer by RDMA ends before the next begins."""
         if not self._held():
             self._send_urgent_first()
         while self._senders and self._senders[0].transfer is None:
@@ -308,7 +314,7 @@ class Session(Carrier):
                 return
 
     def _send_urgent_first(self) -> None:
-        """Urgent data is an ordinary message that overtakes the others (URG)."""
+        """Send urgent data as an ordinary message before the others (URG)."""
         place = sum(kind is Kind.URGENT for kind, _ in self._outbox)
         while self._urgent_out:
             self._outbox.insert(place, (Kind.URGENT, self._urgent_out.popleft()))
@@ -322,7 +328,7 @@ class Session(Carrier):
             self._farewell = send
 
     def _queue(self, send: Send, left: int) -> bool:
-        """Put data into messages; whether the peer had room for any."""
+        """Put data into messages. Returns whether the peer had room for any."""
         if left > self.threshold:
             self.switch.misbehaves("SWITCH-11", f"{left} bytes by message, the threshold is {self.threshold}")
         count = min(left, self.flow.window, self._room())
@@ -339,7 +345,7 @@ class Session(Carrier):
         return True
 
     def _offer(self, send: Send, left: int) -> None:
-        """Begin the transfer of the next chunk by RDMA: (a) expose it, (b) ask for a target."""
+        """Begin the RDMA transfer of the next chunk: expose it, or ask for a target."""
         most = min(self.max_rdma, self._peer().max_rdma)
         length = min(left, max(self.options.chunk, self.threshold + 1) if self.options.chunk else most, most)
         if length <= self.threshold:
@@ -357,7 +363,7 @@ class Session(Carrier):
         send.transfer = self._outgoing[outgoing.number] = outgoing
 
     def _lacks_memory(self, send: Send, failed: CallFailed | None = None) -> None:
-        """End an application's send for want of memory, here or at the peer (SWITCH-18)."""
+        """End an application's send because this side or the peer lacks memory (SWITCH-18)."""
         if failed is not None and failed.code not in _NO_MEMORY:
             raise failed
         send.transfer = None
@@ -426,7 +432,7 @@ class Session(Carrier):
             raise
 
     def _announce(self, kind: Kind, number: int, code: Code = Code.OK) -> None:
-        """Say that a transfer has ended (SWITCH-18)."""
+        """Tell the peer that a transfer has ended (SWITCH-18)."""
         self._unannounced.discard(number)
         self._outbox.append((kind, transfer(number, code)))
 
@@ -449,7 +455,7 @@ class Session(Carrier):
         self._items.append(item)
 
     def _begin(self, item: Item) -> None:
-        """Have an announced transfer made into memory of ours: (a) pull it, (b) expose a target."""
+        """Begin an announced transfer into new memory: read it by RDMA, or expose a target."""
         item.memory = self.switch.new_memory(item.length)["memory"]
         address = self.switch.memories[item.memory].address
         try:
@@ -500,7 +506,7 @@ class Session(Carrier):
                 item.memory = None
 
     def _serve(self) -> None:
-        """Give applications what has arrived; a transfer by RDMA begins when it is its turn to be read."""
+        """Give arrived data to applications. A transfer by RDMA begins when its data is next to be read."""
         while self._urgent and self._urgent_readers:
             self._urgent_readers.popleft().settle(self._urgent.popleft())
         while self._readers:
@@ -530,7 +536,7 @@ class Session(Carrier):
             ctypes.memmove(read.address + read.filled, part, len(part))
             read.filled += len(part)
             item.taken += len(part)
-            # The window is for data that came by message.
+            # The window counts only data that came by message.
             if item.by_message:
                 self.flow.owed_bytes += len(part)
             if item.taken == len(data):
@@ -549,7 +555,7 @@ class Session(Carrier):
             request.fail(Code.WSAEALREADY)
             return
         if self._theirs is not None and self._theirs.quiet:
-            # The peer has our word that we are silent: our own suspension waits for the end of its.
+            # This side has promised the peer to be silent, so its own suspension waits for the end of the peer's.
             self._next_ours = request
             return
         self._ours = request
@@ -557,7 +563,7 @@ class Session(Carrier):
         self._bound_suspension()
 
     def _bound_suspension(self) -> None:
-        """A suspended session ends after a time of its own (SWITCH-16)."""
+        """End a session that is suspended for longer than its limit (SWITCH-16)."""
         limit_s = self.options.suspension_timeout_s
         self._within(limit_s, "suspension", self._suspension_expired)
         self._within(limit_s + GRACE_S, "SWITCH-16", self._suspension_overdue)
@@ -575,7 +581,7 @@ class Session(Carrier):
             self._deadlines.pop("SWITCH-16", None)
 
     def _drain(self) -> None:
-        """While suspended: bring to its end what is under way, then fall silent."""
+        """While suspended, finish the operations under way, and then send nothing."""
         if not self._held():
             return
         for item in list(self._items):
@@ -600,7 +606,7 @@ class Session(Carrier):
 
     def _on_suspended(self, payload: bytes) -> None:
         if self._ours is None or self._ours.answered:
-            raise BadMessage("an answer that nobody asked for")
+            raise BadMessage("a SUSPENDED without a SUSPEND")
         self._ours.answered = True
 
     def _end_suspension(self, request: Resume) -> None:
@@ -615,7 +621,7 @@ class Session(Carrier):
 
     def _on_resume(self, payload: bytes) -> None:
         if self._theirs is None or not self._theirs.quiet:
-            raise BadMessage("nobody was suspended")
+            raise BadMessage("a RESUME without a suspension")
         self._theirs = None
         self._unbound_suspension()
         if (request := self._next_ours) is not None:
@@ -625,7 +631,7 @@ class Session(Carrier):
     # --- hand-over ---------------------------------------------------------------------------------------------------
 
     def hand_over(self, pid: int, timeout_s: float) -> tuple[int, dict[str, Any]]:
-        """WSPDuplicateSocket of the suspended session for process ``pid``: the token, and the session's state."""
+        """Call WSPDuplicateSocket of the suspended session for process ``pid``. Returns its token and state."""
         future: Future[tuple[int, dict[str, Any]]] = Future()
         if not self._put(partial(self._hand_over, pid, future)):
             raise StreamError(Code.WSAENOTSOCK)
@@ -658,7 +664,7 @@ class Session(Carrier):
 
     @classmethod
     def take_over(cls, switch: Switch, s: int, state: Mapping[str, Any], options: Options | None = None) -> "Session":
-        """The suspended session that ``hand_over`` told the state of, on its new descriptor ``s``; ``resume`` it."""
+        """The suspended session with the state of ``hand_over``, on its new descriptor ``s``. ``resume`` it."""
         session = cls(switch, s, connector=state["connector"], options=options)
         flow = dict(state["flow"])
         session.flow = Flow(**flow | {"peer": Hello(**flow["peer"])})

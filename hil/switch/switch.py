@@ -1,4 +1,4 @@
-"""The emulated Windows Sockets switch: the up-call table, its objects, and the journal of both directions."""
+"""The emulated Windows Sockets switch: its up-call table, its objects, and the journal of calls and up-calls."""
 
 import ctypes
 import itertools
@@ -31,7 +31,7 @@ _UNUSED = (
     "WPUOpenCurrentThread",
     "WPUCloseThread",
 )
-# Functions whose first argument is no descriptor.
+# The first argument of these functions is no descriptor.
 _NOT_OF_A_SOCKET = ("WSPSocket", "WSPMemoryRegistrationCacheCallback")
 _PROT_RW, _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_FIXED = 3, 0x02, 0x20, 0x10
 _MAP_FAILED = (1 << 64) - 1
@@ -45,7 +45,7 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class Memory:
-    """Page-aligned memory of the application's that stays where it is until ``free``."""
+    """Page-aligned memory of the application. It keeps its address until ``free``."""
 
     def __init__(self, size: int) -> None:
         self.size = (max(size, 1) + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -67,9 +67,9 @@ class Memory:
         return ctypes.string_at(self.address + offset, length)
 
     def remap(self, offset: int = 0, length: int = 0) -> None:
-        """Give pages back and map new ones, zeroed, at the same address: in one step, or another might take it.
+        """Replace pages by new, zeroed ones at the same address, in one step, so that no other mapping takes it.
 
-        ``length`` 0 is all of them.
+        ``length`` 0 replaces all pages.
         """
         self._check(offset, length)
         self._map(self.address + offset, _MAP_FIXED, length)
@@ -83,9 +83,9 @@ class Memory:
 
 
 class Switch:
-    """Creates handles, makes down-calls, receives completions, journals everything with node times.
+    """Creates handles, makes down-calls, receives completions, and journals all of them with node times.
 
-    ``seed`` decides which completions become visible late; ``late`` switches that off.
+    ``seed`` decides which completions become visible late. With ``late`` false none does.
     """
 
     def __init__(self, emit: Emit, *, seed: int = 1, late: bool = True) -> None:
@@ -93,9 +93,9 @@ class Switch:
         self._lock = threading.Condition()
         self._random = random.Random(seed)
         self._late = late
-        # By how many seconds every completion becomes visible late; 0 leaves it to chance.
+        # Seconds by which every completion becomes visible late. 0 leaves it to chance.
         self.late_by_s = 0.0
-        # Numbers are this process's own on its node, so that two providers' journals cannot be mixed up.
+        # No other process of the node uses these numbers, so two providers' journals cannot be mixed up.
         own = os.getpid() << 20
         self._handles: dict[int, int] = {}
         self._next_handle = itertools.count(own + 0x5001)
@@ -107,7 +107,7 @@ class Switch:
         self._overlapped_number: dict[int, int] = {}
         self._expected: set[int] = set()
         self._failures: dict[str, list[int]] = {}
-        # What to do inside the next up-call of a function.
+        # Actions inside the next up-call of a function.
         self.on_next: dict[str, Callable[[], object]] = {}
         self.on_completion: dict[int, Callable[[int, int], object]] = {}
         self._completed: dict[int, tuple[int, int]] = {}
@@ -126,7 +126,7 @@ class Switch:
         )
 
     def set_late(self, chance: random.Random, *, late: bool) -> None:
-        """Let ``chance`` decide from now on which completions become visible late, or none when not ``late``."""
+        """From now on let ``chance`` decide which completions become visible late. With ``late`` false none does."""
         self._random, self._late = chance, late
 
     def journal(self, kind: str, **facts: Any) -> None:
@@ -138,7 +138,7 @@ class Switch:
     def call(
         self, function: str, *arguments: Any, overlapped: int | None = None, deliberately: Collection[str] = ()
     ) -> dict[str, Any]:
-        """Call a function of the provider and journal it. ``deliberately``: obligations it is meant to break."""
+        """Call a function of the provider and journal it. ``deliberately``: obligations that the call may break."""
         code, begun_ns = LpErrno(), time.monotonic_ns()
         of_a_socket = arguments and isinstance(arguments[0], int) and function not in _NOT_OF_A_SOCKET
         socket = arguments[0] if of_a_socket else None
@@ -172,11 +172,11 @@ class Switch:
         self.journal("misbehaves", requirement=requirement, seen=seen, deliberate=deliberate)
 
     def misbehaves(self, requirement: str, seen: str) -> None:
-        """A part of the switch has broken an obligation of its own."""
+        """Journal an obligation that a part of the switch has broken."""
         self.journal("misbehaves", requirement=requirement, seen=seen, deliberate=False)
 
     def fetch_extensions(self, s: int) -> None:
-        """Ask for each extension function that is not known yet, by its GUID (STARTUP-13)."""
+        """Query each unknown extension function by its GUID (STARTUP-13)."""
         for guid, name in w.EXTENSIONS.items():
             if name not in self.functions:
                 out: list[Any] = []
@@ -186,7 +186,7 @@ class Switch:
                     self.functions[name] = out[0]
 
     def close_socket(self, s: int, deliberately: Collection[str] = ()) -> dict[str, Any]:
-        """WSPCloseSocket as the switch does it: what is idle is deregistered first (SWITCH-10)."""
+        """WSPCloseSocket as the switch calls it: idle memory is deregistered first (SWITCH-10)."""
         for handle in [] if self.obligations.was_duplicated(s) else self.obligations.begin_close(s):
             self.call("WSPDeregisterMemory", s, handle)
         for descriptor in self.obligations.exposed(s):
@@ -201,7 +201,7 @@ class Switch:
             return next(handle for handle, known in self._handles.items() if known == context)
 
     def knows(self, handle: int) -> bool:
-        """Whether ``handle`` was made and is not closed yet."""
+        """Whether ``handle`` was created and is not closed."""
         with self._lock:
             return handle in self._handles
 
@@ -222,7 +222,7 @@ class Switch:
         return number
 
     def wait_completion(self, overlapped: int, timeout_s: float) -> dict[str, int] | None:
-        """How an operation was completed by up-call, or None after ``timeout_s``."""
+        """An operation's completion by up-call, or None after ``timeout_s``."""
         with self._lock:
             if not self._lock.wait_for(lambda: overlapped in self._completed, timeout_s):
                 return None
@@ -230,7 +230,7 @@ class Switch:
             return {"code": code, "transferred": transferred}
 
     def forget(self, overlapped: int) -> None:
-        """Let go of an operation's structure."""
+        """Free an operation's structure."""
         with self._lock:
             made = self.overlapped.pop(overlapped)
             self._overlapped_number.pop(id(made), None)
@@ -330,7 +330,7 @@ class Switch:
             self._update(number, overlapped, error, transferred)
 
     def _update(self, number: int, overlapped: WSAOVERLAPPED, error: int, transferred: int) -> None:
-        # In this order: whoever sees the operation ended must find its byte count (UP-05).
+        # In this order: a thread that sees the operation ended must find its byte count (UP-05).
         overlapped.InternalHigh = transferred
         overlapped.Internal = 0
         with self._lock:

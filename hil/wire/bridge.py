@@ -1,4 +1,4 @@
-"""The controller's handle on the process of a switch in user space, which joins many nodes."""
+"""The controller's handle on the process of a bridge, a layer-2 switch in user space, which joins many nodes."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ from hil.wire.point import Onlooker
 ANSWER_TIMEOUT_S = 20.0
 
 
-class SoftSwitch(Onlooker):
+class Bridge(Onlooker):
     """Joins the nodes' frame sockets, by the nodes' names, and records to ``path`` what comes in, each frame once.
 
     A port named ``~NAME`` is one that the others are mirrored to: what comes in there is no traffic.
@@ -38,15 +38,15 @@ class SoftSwitch(Onlooker):
 
     @property
     def pid(self) -> int:
-        """The process id of the switch."""
+        """The process id of the bridge."""
         return self._process.pid
 
     def counts(self) -> PlainCounts:
-        """Counts now; the capture is flushed first. Raises CaptureError when the switch's process is gone."""
+        """Counts now; the capture is flushed first. Raises CaptureError when the bridge's process is gone."""
         return self._ask(b"counts\n")
 
     def stop(self) -> PlainCounts | None:
-        """End the switch; its last counts, or None when it was gone already. Safe to call twice."""
+        """End the bridge; its last counts, or None when it was gone already. Safe to call twice."""
         if self._stopped:
             return None
         self._stopped = True
@@ -69,9 +69,9 @@ class SoftSwitch(Onlooker):
             while not data.endswith(b"\n"):
                 part = self._control.recv(65536)
                 if not part:
-                    raise CaptureError("the switch's process has ended")
+                    raise CaptureError("the bridge's process has ended")
                 data += part
         except OSError as error:
-            raise CaptureError(f"the switch's process does not answer: {error}") from error
+            raise CaptureError(f"the bridge's process does not answer: {error}") from error
         answer: dict[str, Any] = json.loads(data)
         return PlainCounts(**answer)

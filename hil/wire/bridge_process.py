@@ -1,4 +1,4 @@
-"""A switch in user space for many nodes: it learns who is where, records every frame once, and loses none by itself.
+"""A bridge, a layer-2 switch in user space: it learns where each node is, records every frame once, and loses none.
 
 Control is the wire's: a line in, a line of JSON out. ``counts`` reports, ``stop`` and end of file end the process.
 """
@@ -21,7 +21,7 @@ GROUP_BIT = 0x01
 MIRROR = "~"
 
 
-class Switch:
+class BridgeProcess:
     """Ports by number; a frame goes to the port where its destination was last heard, else to all others.
 
     A port whose name begins with ``MIRROR`` gets every frame of the others, and nothing goes to who is there.
@@ -48,7 +48,7 @@ class Switch:
         poller.register(self._control, select.POLLIN)
         by_fd = {end.fileno(): port for port, end in enumerate(self._ends)}
         while True:
-            # Back-pressure instead of loss: while any port is full, nobody is read.
+            # Back-pressure instead of loss: while any port is full, no port is read.
             full = any(len(queue) >= QUEUE_LIMIT for queue in self._queues)
             for port, end in enumerate(self._ends):
                 if end.fileno() in by_fd:
@@ -138,7 +138,7 @@ def main() -> None:
     control, path, *ports = sys.argv[1:]
     ends = {name: socket.socket(fileno=int(fd)) for name, fd in (port.split("=") for port in ports)}
     with Path(path).open("wb", buffering=1 << 20) as out:
-        Switch(ends, socket.socket(fileno=int(control)), out).run()
+        BridgeProcess(ends, socket.socket(fileno=int(control)), out).run()
 
 
 if __name__ == "__main__":

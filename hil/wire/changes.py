@@ -1,10 +1,10 @@
-"""Frames that a rule changed: corrupted, truncated, marked. Pure functions of the frame's bytes."""
+"""Frames that a fault changed: corrupted, truncated, marked. Pure functions of the frame's bytes."""
 
 import struct
 
 from hil.roce.icrc import icrc
 from hil.roce.outline import Outline
-from hil.wire.rules import Action, Corrupt, MarkEcn, Truncate
+from hil.wire.faults import Action, Corrupt, MarkEcn, Truncate
 
 
 def change(frame: bytes, action: Action, at: Outline | None) -> bytes:

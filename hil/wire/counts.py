@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-SIDES = ("a", "b")
+from hil.capture.sides import SIDES
+
 OTHER = {"a": "b", "b": "a"}
 
 
@@ -15,10 +16,10 @@ class WireCounts:
     """Frames by side ("a", "b").
 
     By the side they came in: ``received``; of these ``unchanged``, ``changed`` and ``late`` (held back for a while)
-    went on, ``dropped`` did not, by a rule or a cut cable, and ``held`` are still held back.
-    By the side they go to: ``duplicated`` and ``injected`` were added by rules and tests; of all that went on or was
+    went on, ``dropped`` did not, by a fault or a cut cable, and ``held`` are still held back.
+    By the side they go to: ``duplicated`` and ``injected`` were added by faults and tests; of all that went on or was
     added, ``sent`` reached the node, ``lost`` did not because it was gone, ``queued`` wait for it.
-    ``unlogged``: what rules did that the log had no room for. ``epoch_ns``: the capture's clock minus the monotonic.
+    ``unlogged``: what faults did that the log had no room for. ``epoch_ns``: the capture's clock minus the monotonic.
     ``late_frames``: by how many ns a frame, by its number in the capture as text, was stamped later than its machine
     sent it.
     """

@@ -1,8 +1,8 @@
-"""The wire's own process: carries frames between two datagram sockets, timestamps and records each, applies rules.
+"""The wire's own process: carries frames between two datagram sockets, timestamps and records each, applies faults.
 
 Back-pressure instead of loss: while one side does not take frames, the other side is not read.
 Control: a JSON object a line in, ``{"do": ...}``, and one out. ``counts``; ``cut`` and ``mend`` the cable; ``add`` and
-``remove`` a rule, ``rules`` tells all; ``inject`` a frame; ``log`` what was done; ``stop``. End of file ends it too.
+``remove`` a fault, ``faults`` tells all; ``inject`` a frame; ``log`` what was done; ``stop``. End of file ends it too.
 
 A frame is recorded on ``side-a`` or ``side-b`` where it came in, with a comment when it did not simply go on. What left
 the wire otherwise is recorded on ``to-a`` or ``to-b``. So a node got the frames of the other side that carry no
@@ -24,15 +24,14 @@ from typing import Any, BinaryIO
 
 from hil import jitter
 from hil.capture.pcapng import PcapngWriter
-from hil.capture.sides import INTERFACES
-from hil.errors import RuleError
+from hil.capture.sides import INTERFACES, SIDES
+from hil.errors import FaultError
 from hil.roce.outline import Outline
 from hil.wire.changes import change
-from hil.wire.counts import SIDES
+from hil.wire.faults import Action, CutCable, Delay, Drop, Duplicate, Reorder, from_json
 from hil.wire.later import Later, Waiting
 from hil.wire.log import Log
-from hil.wire.picking import Hit, Rules
-from hil.wire.rules import Action, CutCable, Delay, Drop, Duplicate, Reorder, from_json
+from hil.wire.picking import Faults, Hit
 from hil.wire.stamps import Lateness
 
 QUEUE_LIMIT = 512
@@ -56,7 +55,7 @@ class Forwarder:
         self.received, self.sent, self.lost = [0, 0], [0, 0], [0, 0]
         self.unchanged, self.changed, self.late, self.dropped = [0, 0], [0, 0], [0, 0], [0, 0]
         self.duplicated, self.injected = [0, 0], [0, 0]
-        self._rules, self._later, self._log = Rules(), Later(), Log()
+        self._faults, self._later, self._log = Faults(), Later(), Log()
         self._cut_until_ns = 0.0
         self._lateness = Lateness()
         self.capture_error = ""
@@ -68,7 +67,7 @@ class Forwarder:
             "mend": self._cable,
             "add": self._add,
             "remove": self._remove,
-            "rules": self._tell_rules,
+            "faults": self._tell_faults,
             "log": self._tell_log,
             "inject": self._inject,
             "stop": self._stop,
@@ -129,7 +128,7 @@ class Forwarder:
 
     def _receive(self, side: int) -> None:
         jitter.nap(jitter.WIRE)
-        if self._cut_until_ns or self._rules.active or self._later:
+        if self._cut_until_ns or self._faults.active or self._later:
             self._receive_judged(side)
             return
         take, end, to, count = self._lateness.take, self._ends[side], 1 - side, 0
@@ -175,9 +174,9 @@ class Forwarder:
             self._record(side, frame, CUT)
             self.dropped[side] += 1
             return
-        hit, found = self._rules.decide(SIDES[side], frame)
+        hit, found = self._faults.decide(SIDES[side], frame)
         if hit is not None:
-            comment = f"rule {hit.name!r}, hit {hit.number}: {hit.action}"
+            comment = f"fault {hit.name!r}, hit {hit.number}: {hit.action}"
             self._record(side, frame, comment)
             self._log_hit(side, hit)
             self._act(side, frame, found, hit.action, comment)
@@ -188,8 +187,8 @@ class Forwarder:
         self._went_by(side)
 
     def _log_hit(self, side: int, hit: Hit) -> None:
-        facts = {"rule": hit.name, "hit": hit.number, "action": str(hit.action), "side": SIDES[side]}
-        self._log.add(time.monotonic_ns(), "rule", **facts, number=hit.rule, frame=self._captured)
+        facts = {"fault": hit.name, "hit": hit.number, "action": str(hit.action), "side": SIDES[side]}
+        self._log.add(time.monotonic_ns(), "fault", **facts, number=hit.fault, frame=self._captured)
 
     def _act(self, side: int, frame: bytes, found: Outline | None, action: Action, comment: str) -> None:
         now_ns = time.monotonic_ns()
@@ -219,7 +218,7 @@ class Forwarder:
                 self._go_on(side, frame, comment)
 
     def _go_on(self, side: int, frame: bytes, comment: str) -> None:
-        """Send a frame that a rule had to do with to the other side of ``side``."""
+        """Send a frame that a fault had to do with to the other side of ``side``."""
         self._emit(side, frame, comment)
         self._went_by(side)
 
@@ -306,17 +305,17 @@ class Forwarder:
     def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._answers[asked["do"]](asked)
-        except RuleError as error:
+        except FaultError as error:
             return {"error": str(error)}
 
     def _add(self, told: dict[str, Any]) -> dict[str, Any]:
-        return {"number": self._rules.add(from_json(told["rule"]))}
+        return {"number": self._faults.add(from_json(told["fault"]))}
 
     def _remove(self, told: dict[str, Any]) -> dict[str, Any]:
-        return {"removed": self._rules.remove(told["number"])}
+        return {"removed": self._faults.remove(told["number"])}
 
-    def _tell_rules(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {"rules": self._rules.tell()}
+    def _tell_faults(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"faults": self._faults.tell()}
 
     def _tell_log(self, told: dict[str, Any]) -> dict[str, Any]:
         return {"entries": self._log.page(told["start"])}

@@ -1,4 +1,4 @@
-"""What rules and tests did to the wire, kept until it is asked for."""
+"""What faults and tests did to the wire, kept until it is asked for."""
 
 from typing import Any
 

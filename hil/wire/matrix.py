@@ -1,6 +1,6 @@
-"""The fault matrix as data: the kinds of frame in a connection's life, the faults, and what a cell must end with.
+"""The fault matrix as data: the kinds of frame in a connection's life, the faults, and each cell's expected end.
 
-A cell is a kind of frame and a fault: the first such frame suffers the fault, and the connection is closed hard.
+A cell is a kind of frame and a fault. The fault is applied to the first such frame, and the connection is closed hard.
 """
 
 from collections.abc import Iterator
@@ -8,31 +8,31 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hil.winsock.codes import Code
-from hil.wire.rules import (
+from hil.wire.faults import (
     Action,
     Corrupt,
     CutCable,
     Delay,
     Drop,
     Duplicate,
+    Fault,
     MarkEcn,
     Match,
     Reorder,
-    Rule,
     Truncate,
     only,
 )
 
 MS = 1_000_000
-# Longer than an adapter waits for an acknowledgement, shorter than CM waits for an answer.
+# Longer than an adapter's wait for an acknowledgement, shorter than CM's wait for an answer.
 PAUSE_NS = 300 * MS
-# Bytes that are left of a truncated frame: Ethernet, IPv4, UDP, base transport header and four more.
+# Bytes of a truncated frame: Ethernet, IPv4, UDP, base transport header and four more.
 STUMP = 58
 REPAIRED = "repaired"
 
 
 class Life(Enum):
-    """What the connection is doing when the frame comes: the steps of the test that shows the cell."""
+    """The phase of the connection in which the frame comes. The test of a cell takes the steps of its phase."""
 
     CONNECT = "it is being set up"
     REFUSE = "the peer refuses it"
@@ -44,7 +44,7 @@ class Life(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A kind of frame, sent by node ``side``; ``spoilt`` names the field that ``lie`` changes behind a right ICRC."""
+    """A kind of frame, sent by node ``side``. ``lie`` changes the field ``spoilt`` and repairs the ICRC."""
 
     name: str
     life: Life
@@ -55,7 +55,7 @@ class Frame:
     cm: tuple[int, ...] = ()
 
     def match(self) -> Match:
-        """The first of its kind on the wire."""
+        """A match of the first frame of this kind on the wire."""
         return Match(side=self.side, opcodes=self.opcodes, cm=self.cm, occurrences=only(1))
 
 
@@ -64,7 +64,7 @@ def _cm(name: str, life: Life, side: str, attribute: int, offset: int, spoilt: s
 
 
 # Offsets from the BTH: 12 bytes BTH, 8 DETH, 24 MAD, then the CM message (InfiniBand volume 1, 12.6).
-# The connector is node a, and closes; opcodes of RC: 9.2.
+# The connector is node a, which also closes. Opcodes of RC: 9.2.
 FRAMES: tuple[Frame, ...] = (
     _cm("REQ", Life.CONNECT, "a", 0x10, 59, "the port in its service id"),
     _cm("REP", Life.CONNECT, "b", 0x13, 51, "the remote comm id"),
@@ -98,9 +98,12 @@ BROKEN_OR_ABORTED = ABORTED | {Code.WSAECONNABORTED}
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a cell must end with. ``connect``: how the connect ends that meets the fault. ``operation``: what the
-    closer's transfer may end with, ``own``: its pending receive. ``receive``: what the peer's pending receives end
-    with. ``true``: whether data that arrived must be what was sent. ``reason``: why it is not as everywhere else."""
+    """The expected end of a cell.
+
+    ``connect``: the code of the connect under the fault. ``operation``: the allowed codes of the closer's transfer.
+    ``own``: those of its pending receive. ``receive``: the code of the peer's pending receives. ``true``: whether
+    arrived data must equal the sent data. ``reason``: why this cell differs from the others.
+    """
 
     connect: Code = Code.OK
     operation: frozenset[Code] = DONE_OR_ABORTED
@@ -110,11 +113,11 @@ class Expectation:
     reason: str = ""
 
 
-REFUSED = Expectation(connect=Code.WSAECONNREFUSED, reason="the peer refuses, and the connector is told")
-LIED_TO = "the ICRC fits, so the adapter believes the wire: no transport can notice"
+REFUSED = Expectation(connect=Code.WSAECONNREFUSED, reason="the peer refuses the connect")
+LIED_TO = "the ICRC is right, so no adapter can notice the change"
 EXPECTATIONS: dict[tuple[str, str], Expectation] = {
     ("REQ", REPAIRED): Expectation(
-        connect=Code.WSAECONNRESET, reason="nobody listens on the port that arrives, and the connector is told so"
+        connect=Code.WSAECONNRESET, reason="no listener has the port that arrives, so the connect is reset"
     ),
     ("SEND-first", REPAIRED): Expectation(true=False, reason=LIED_TO),
     ("SEND-middle", REPAIRED): Expectation(true=False, reason=LIED_TO),
@@ -132,7 +135,7 @@ EXPECTATIONS: dict[tuple[str, str], Expectation] = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One field of the grid; its text is its name, as in DREQ/drop."""
+    """One cell of the matrix. Its text is its name, such as DREQ/drop."""
 
     frame: Frame
     fault: str
@@ -140,12 +143,13 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.frame.name}/{self.fault}"
 
-    def rule(self) -> Rule:
-        """The rule that makes the fault happen."""
+    def wire_fault(self) -> Fault:
+        """The wire's fault for this cell."""
         action = self.frame.lie if self.fault == REPAIRED else FAULTS[self.fault]
-        return Rule(str(self), action, self.frame.match())
+        return Fault(str(self), action, self.frame.match())
 
     def expectation(self) -> Expectation:
+        """The expected end of this cell."""
         usual = REFUSED if self.frame.life is Life.REFUSE else Expectation()
         return EXPECTATIONS.get((self.frame.name, self.fault), usual)
 

@@ -1,4 +1,4 @@
-"""Which rule acts on a frame: pure but for the counters and the draws, which belong to a rule."""
+"""Which fault acts on a frame: pure but for the counters and the draws, which belong to a fault."""
 
 import ipaddress
 import random
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hil.roce.outline import Outline, outline
 from hil.roce.psn import psn_of
-from hil.wire.rules import Action, Corrupt, MarkEcn, Rule
+from hil.wire.faults import Action, Corrupt, Fault, MarkEcn
 
 # What a packet is told from its retransmissions by is remembered for so many packets: more than any window is long.
 REMEMBERED = 1 << 16
@@ -18,9 +18,9 @@ _Stream = tuple[bytes, bytes, int, int, bool]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A rule picked a frame: which rule, for the how many-th time, and what is to be done."""
+    """A fault picked a frame: which fault, for the how many-th time, and what is to be done."""
 
-    rule: int
+    fault: int
     name: str
     number: int
     action: Action
@@ -28,7 +28,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A frame as rules see it. ``psn`` is relative to its stream's first; -1 is absent."""
+    """A frame as faults see it. ``psn`` is relative to its stream's first; -1 is absent."""
 
     side: str
     outline: Outline | None
@@ -79,22 +79,22 @@ def _count(known: OrderedDict[tuple[object, ...], int], packet: tuple[object, ..
 
 
 class Picker:
-    """A rule at work: how many frames it matched, and how many of them were its hits."""
+    """A fault at work: how many frames it matched, and how many of them were its hits."""
 
-    def __init__(self, number: int, rule: Rule) -> None:
-        self.number, self.rule = number, rule
+    def __init__(self, number: int, fault: Fault) -> None:
+        self.number, self.fault = number, fault
         self.matched = self.hits = 0
-        self._random = random.Random(rule.match.seed)
-        self._source, self._destination = (_packed(a) for a in (rule.match.source, rule.match.destination))
-        match = rule.match
+        self._random = random.Random(fault.match.seed)
+        self._source, self._destination = (_packed(a) for a in (fault.match.source, fault.match.destination))
+        match = fault.match
         selects = (match.opcodes, match.cm, match.source, match.destination, match.qpns, match.comm_ids)
-        self._byte = rule.action.offset if isinstance(rule.action, Corrupt) else None
-        of_roce = isinstance(rule.action, Corrupt | MarkEcn)
+        self._byte = fault.action.offset if isinstance(fault.action, Corrupt) else None
+        of_roce = isinstance(fault.action, Corrupt | MarkEcn)
         self._roce = of_roce or any(selects) or match.psn is not None or match.retransmissions is not None
 
     def pick(self, seen: Seen) -> Hit | None:
-        """The hit, when the rule picks this frame."""
-        match = self.rule.match
+        """The hit, when the fault picks this frame."""
+        match = self.fault.match
         if (match.side and match.side != seen.side) or (self._roce and not self._matches(seen)):
             return None
         self.matched += 1
@@ -103,10 +103,10 @@ class Picker:
         if match.probability < 1 and self._random.random() >= match.probability:
             return None
         self.hits += 1
-        return Hit(self.number, self.rule.name, self.hits, self.rule.action)
+        return Hit(self.number, self.fault.name, self.hits, self.fault.action)
 
     def _matches(self, seen: Seen) -> bool:
-        match, frame = self.rule.match, seen.outline
+        match, frame = self.fault.match, seen.outline
         return frame is not None and (
             (self._byte is None or frame.covered(self._byte) >= 0)
             and (not match.opcodes or frame.opcode in match.opcodes)
@@ -124,34 +124,34 @@ def _packed(address: str) -> bytes:
     return ipaddress.ip_address(address).packed if address else b""
 
 
-class Rules:
-    """The rules of a wire, in the order they were set."""
+class Faults:
+    """The faults of a wire, in the order they were set."""
 
     def __init__(self) -> None:
         self._history = History()
         self._all: dict[int, Picker] = {}
         self.active: list[Picker] = []
 
-    def add(self, rule: Rule) -> int:
-        """Set a rule; its number, from 1."""
-        picker = Picker(len(self._all) + 1, rule)
+    def add(self, fault: Fault) -> int:
+        """Set a fault; its number, from 1."""
+        picker = Picker(len(self._all) + 1, fault)
         self._all[picker.number] = picker
         self.active.append(picker)
         return picker.number
 
     def remove(self, number: int) -> bool:
-        """Whether the rule was set; what it counted is kept."""
+        """Whether the fault was set; what it counted is kept."""
         kept = [picker for picker in self.active if picker.number != number]
         removed = len(kept) < len(self.active)
         self.active = kept
         return removed
 
     def tell(self) -> list[dict[str, int | bool | str]]:
-        """Every rule that was ever set: its number, name, counts, and whether it still is."""
+        """Every fault that was ever set: its number, name, counts, and whether it still is."""
         return [
             {
                 "number": picker.number,
-                "name": picker.rule.name,
+                "name": picker.fault.name,
                 "matched": picker.matched,
                 "hits": picker.hits,
                 "active": picker in self.active,
@@ -160,7 +160,7 @@ class Rules:
         ]
 
     def decide(self, side: str, frame: bytes) -> tuple[Hit | None, Outline | None]:
-        """Which rule acts on a frame that came in on ``side``, and the frame's outline when it is RoCE."""
+        """Which fault acts on a frame that came in on ``side``, and the frame's outline when it is RoCE."""
         seen = self._history.see(side, frame)
         for picker in self.active:
             if (hit := picker.pick(seen)) is not None:

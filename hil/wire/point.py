@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from hil.capture.sides import SIDES
 from hil.errors import Unsupported
-from hil.wire.counts import SIDES, PlainCounts
-from hil.wire.rules import Rule
+from hil.wire.counts import PlainCounts
+from hil.wire.faults import Fault
 
 if TYPE_CHECKING:
-    from hil.wire.wire import RuleHandle
+    from hil.wire.wire import FaultHandle
 
 
 class Counts(Protocol):
@@ -51,16 +52,16 @@ class CapturePoint(Protocol):
     uncertainty_ns: int
 
     def counts(self) -> Counts:
-        """Counts now; whatever they count is in the file. Raises CaptureError when nothing records any more."""
+        """Counts now; all that they count is in the file. Raises CaptureError when nothing records any more."""
 
     def log(self) -> list[dict[str, Any]]:
         """What was done to the frames, in order, each entry with ``t_ns`` on the monotonic clock and ``kind``."""
 
-    def add_rule(self, rule: Rule) -> "RuleHandle":
-        """Change frames by a rule. Raises RuleError, and Unsupported where frames do not pass through."""
+    def add_fault(self, fault: Fault) -> "FaultHandle":
+        """Change frames by a fault. Raises FaultError, and Unsupported where frames do not pass through."""
 
     def inject(self, side: str, frame: bytes) -> int:
-        """Send a frame to a node. Raises RuleError, and Unsupported where frames do not pass through."""
+        """Send a frame to a node. Raises FaultError, and Unsupported where frames do not pass through."""
 
     def cut(self) -> Counts:
         """Carry nothing from now on. Raises Unsupported where frames do not pass through."""
@@ -82,7 +83,7 @@ class Onlooker:
         """Empty: nothing is done to any frame."""
         return []
 
-    def add_rule(self, rule: Rule) -> NoReturn:
+    def add_fault(self, fault: Fault) -> NoReturn:
         """Raises Unsupported."""
         raise Unsupported("no frame can be changed: the lab has no inline wire")
 

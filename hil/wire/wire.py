@@ -6,16 +6,17 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hil import jitter
+from hil.capture.sides import SIDES
 from hil.children import die_with_parent
-from hil.errors import CaptureError, RuleError, UnhitRule
-from hil.wire.counts import SIDES, WireCounts
-from hil.wire.rules import ETHERNET_HEADER, Rule
+from hil.errors import CaptureError, FaultError, UnhitFault
+from hil.waiting import wait_until
+from hil.wire.counts import WireCounts
+from hil.wire.faults import ETHERNET_HEADER, Fault
 
 ANSWER_TIMEOUT_S = 10.0
 HITS_TIMEOUT_S = 10.0
@@ -24,8 +25,8 @@ _POLL_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class RuleState:
-    """A rule that was set: frames that it ``matched``, its ``hits`` among them, and whether it is still ``active``."""
+class FaultState:
+    """A fault that was set: frames that it ``matched``, its ``hits`` among them, and whether it is still ``active``."""
 
     number: int
     name: str
@@ -34,53 +35,52 @@ class RuleState:
     active: bool
 
 
-class RuleHandle:
-    """A rule on a wire."""
+class FaultHandle:
+    """A fault on a wire."""
 
-    def __init__(self, wire: "Wire", number: int, rule: Rule) -> None:
-        self._wire, self.number, self.rule = wire, number, rule
+    def __init__(self, wire: "Wire", number: int, fault: Fault) -> None:
+        self._wire, self.number, self.fault = wire, number, fault
 
-    def state(self) -> RuleState:
-        """Its counts now; they stay when the rule is removed. Raises CaptureError when the wire is gone."""
-        return next(state for state in self._wire.rules() if state.number == self.number)
+    def state(self) -> FaultState:
+        """Its counts now; they stay when the fault is removed. Raises CaptureError when the wire is gone."""
+        return next(state for state in self._wire.faults() if state.number == self.number)
 
     def hits(self) -> int:
         """How many frames it acted on."""
         return self.state().hits
 
     def wait_hits(self, count: int = 1, timeout_s: float = HITS_TIMEOUT_S) -> int:
-        """The hits once there are ``count`` of them. Raises UnhitRule when they do not come in time."""
-        end_ns = time.monotonic_ns() + int(timeout_s * 1e9)
-        while (hits := self.hits()) < count:
-            if time.monotonic_ns() > end_ns:
-                raise UnhitRule(f"rule {self.rule.name}: {hits} of {count} hits in {timeout_s} s")
-            time.sleep(_POLL_S)
+        """The hits once there are ``count`` of them. Raises UnhitFault when they do not come in time."""
+        phase = f"hits of fault {self.fault.name}"
+        hits = wait_until(self.hits, timeout_s, phase, enough=lambda seen: seen >= count, strict=False, poll_s=_POLL_S)
+        if hits < count:
+            raise UnhitFault(f"fault {self.fault.name}: {hits} of {count} hits in {timeout_s} s")
         return hits
 
     def remove(self) -> None:
-        """Take the rule away. Raises RuleError when it is not set any more."""
-        self._wire.remove_rule(self)
+        """Take the fault away. Raises FaultError when it is not set any more."""
+        self._wire.remove_fault(self)
 
 
 class Wire:
     """Joins two frame sockets and records to ``path``. Use as a context manager.
 
-    ``liar`` names one of hil.mutants.wires's, for tests of the bench.
+    ``mutant`` names one of hil.mutants.wires.
     """
 
     sides: tuple[str, ...] = SIDES
     late_ns = 0
     uncertainty_ns = 0
 
-    def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path, liar: str = "") -> None:
+    def __init__(self, side_a: socket.socket, side_b: socket.socket, path: Path, mutant: str = "") -> None:
         self.path = path
         self._stopped = False
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_TIMEOUT_S)
         fds = [side_a.fileno(), side_b.fileno(), theirs.fileno()]
-        module = "hil.mutants.wires" if liar else "hil.wire.forwarder"
-        command = [sys.executable, "-m", module, *map(str, fds), str(path), *([liar] if liar else [])]
+        module = "hil.mutants.wires" if mutant else "hil.wire.forwarder"
+        command = [sys.executable, "-m", module, *map(str, fds), str(path), *([mutant] if mutant else [])]
         self._process = subprocess.Popen(
             command,
             pass_fds=fds,
@@ -108,32 +108,32 @@ class Wire:
         """Carry frames again."""
         return WireCounts(**self._ask("mend"))
 
-    def add_rule(self, rule: Rule) -> RuleHandle:
-        """Set a rule: it is asked, after those set before, about every frame from now on. Raises RuleError."""
-        return RuleHandle(self, self._ask("add", rule=rule.to_json())["number"], rule)
+    def add_fault(self, fault: Fault) -> FaultHandle:
+        """Set a fault: it is asked, after those set before, about every frame from now on. Raises FaultError."""
+        return FaultHandle(self, self._ask("add", fault=fault.to_json())["number"], fault)
 
-    def remove_rule(self, handle: RuleHandle) -> None:
-        """Take a rule away. Raises RuleError when it is not set any more."""
+    def remove_fault(self, handle: FaultHandle) -> None:
+        """Take a fault away. Raises FaultError when it is not set any more."""
         if not self._ask("remove", number=handle.number)["removed"]:
-            raise RuleError(f"rule {handle.rule.name} (number {handle.number}) is not set")
+            raise FaultError(f"fault {handle.fault.name} (number {handle.number}) is not set")
 
-    def rules(self) -> list[RuleState]:
-        """Every rule that was set on this wire, in order, with its counts."""
-        return [RuleState(**told) for told in self._ask("rules")["rules"]]
+    def faults(self) -> list[FaultState]:
+        """Every fault that was set on this wire, in order, with its counts."""
+        return [FaultState(**told) for told in self._ask("faults")["faults"]]
 
     def inject(self, side: str, frame: bytes) -> int:
         """Send an Ethernet frame to ``side``'s node as if the other had; its number in the capture, on ``to-<side>``.
 
-        Raises RuleError for what is no frame or no side.
+        Raises FaultError for what is no frame or no side.
         """
         if side not in SIDES or not ETHERNET_HEADER <= len(frame) <= LONGEST_FRAME:
-            raise RuleError(f"{len(frame)} bytes to side {side!r}: a frame has a header, a side is a or b")
+            raise FaultError(f"{len(frame)} bytes to side {side!r}: a frame has a header, a side is a or b")
         return int(self._ask("inject", side=side, frame=frame.hex())["frame"])
 
     def log(self) -> list[dict[str, Any]]:
-        """What was done to the wire, in order: hits of rules, cable cut and mended, frames injected.
+        """What was done to the wire, in order: hits of faults, cable cut and mended, frames injected.
 
-        Each has ``t_ns`` on the monotonic clock and ``kind`` ("rule", "cable", "inject"); ``frame`` is the number in
+        Each has ``t_ns`` on the monotonic clock and ``kind`` ("fault", "cable", "inject"); ``frame`` is the number in
         the capture.
         """
         found: list[dict[str, Any]] = []
@@ -167,7 +167,7 @@ class Wire:
                 raise CaptureError(f"the wire's process does not answer: {error}") from error
         answer: dict[str, Any] = json.loads(data)
         if "error" in answer:
-            raise RuleError(answer["error"])
+            raise FaultError(answer["error"])
         return answer
 
     def _line(self) -> bytes:

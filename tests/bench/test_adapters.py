@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hil.adapters.find import choose, gid_of
-from hil.cli.adapters import of_node
 from hil.errors import RemoteError
+from hil.labs.kinds import told_adapters
 from hil.labs.soft.pair import PLACES, SoftPair
 
 Facts = dict[str, Any]
@@ -122,7 +122,7 @@ def test_an_adapter_is_found_with_all_its_facts(pair: SoftPair) -> None:
     node = pair.nodes["a"]
     run(pair, "ip", "link", "add", "link", "eth0", "name", "eth1", "type", "macvlan", "mode", "bridge")
     node.system("provision", netdev="eth1", addresses=["10.78.0.1/24"], mtu=1400, device="rxe1")
-    first, second = of_node(node.system("adapters"))
+    first, second = told_adapters(node.system("adapters"))
     (port,) = first.ports
     assert (first.name, first.driver, first.protocol) == ("rxe0", "rxe", "roce")
     assert first.node_guid == run(pair, "cat", "/sys/class/infiniband/rxe0/node_guid").strip()

@@ -17,11 +17,11 @@ from difflib import unified_diff
 from pathlib import Path
 
 import pytest
+from foreign import ForeignHosts, make_key
 
 from hil.capture.pcapng import read_pcapng
 from hil.evidence.packets import roce_packets
-from hil.labs.file import Guest
-from hil.testing.foreign import ForeignHosts, make_key
+from hil.labs.soft.file import Guest
 
 ROOT = Path(__file__).parents[2]
 RUN_TIMEOUT_S = 900.0
@@ -37,7 +37,7 @@ FOLDER_TIME = re.compile(r"(?<=\d) [A-Z][a-z]{2} +\d+ \d\d:\d\d(?= (run|netns|in
 # All hard closes, and of other areas what runs on hosts and what cannot.
 AREAS = (
     "tests/contract/test_hard_close.py",
-    "tests/contract/test_receiving.py::test_a_lost_connection_is_told_from_a_reset",
+    "tests/contract/test_receiving.py::test_a_lost_connection_and_a_reset_have_different_codes",
     "tests/contract/test_startup.py::test_without_a_network_layer_nothing_starts",
     "tests/contract/test_connecting.py::test_a_connect_to_oneself_is_left_to_tcp",
     "tests/contract/test_many_nodes.py",

@@ -19,7 +19,7 @@ BROKE = "tests/faults/test_scenarios.py::test_the_connection_had_broken_at_the_c
 LOST = "tests/faults/test_scenarios.py::test_all_dreqs_are_lost"
 RUN_TIMEOUT_S = 250.0
 
-pytestmark = [pytest.mark.usefixtures("soft_snapshot"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("prepared_lab"), pytest.mark.timeout(300)]
 
 
 Found = Callable[..., tuple[str, str]]

@@ -33,7 +33,7 @@ def outcome_of(pair: SoftPair, provider: str, at: str, kind: str) -> Outcome:
 )
 def test_a_race_names_a_broken_provider(pair: SoftPair, provider: str, at: str, kind: str, seen: str) -> None:
     """What breaks only now and then shows in the rounds, and is told as what was seen."""
-    told = outcome_of(pair, provider, at, kind).told()
+    told = outcome_of(pair, provider, at, kind).problems_text()
 
     assert seen in told
     assert seen != "HANG" or "most recent call first" in told, "a hang is told without the stacks of the threads"
@@ -43,6 +43,6 @@ def test_memory_that_grows_with_the_rounds_is_seen(pair: SoftPair) -> None:
     """A provider that keeps what it should forget grows, round for round; its peer does not."""
     outcome = outcome_of(pair, "KeepsOperations", "closer", "completion")
 
-    assert not outcome.problems, outcome.told()
+    assert not outcome.problems, outcome.problems_text()
     assert outcome.growth["a"][1] > 10 * MAX_BLOCKS, outcome
     assert outcome.growth["b"][1] < MAX_BLOCKS, outcome

@@ -14,8 +14,8 @@ import pytest
 from hil.capture.pcapng import read_pcapng
 from hil.errors import NodeDied
 from hil.labs.file import read_lab_file
-from hil.labs.soft.clone import SoftNode
 from hil.labs.soft.kinds import SoftGuest, soft_guest, start
+from hil.labs.soft.node import SoftNode
 from hil.labs.soft.pair import SoftPair
 from hil.labs.soft.uml import UmlGuest
 from hil.testing.bench import Bench

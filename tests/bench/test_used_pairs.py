@@ -11,8 +11,8 @@ from hil.capture.pcapng import read_pcapng
 from hil.capture.sides import came_in
 from hil.errors import CaptureError
 from hil.evidence.packets import roce_packets
-from hil.labs.file import SoftPairFile
 from hil.labs.soft import lab as softlab
+from hil.labs.soft.file import SoftPairFile
 from hil.labs.soft.lab import SoftLab
 from hil.labs.soft.pair import SoftPair
 from hil.testing.bench import Bench
@@ -91,7 +91,7 @@ SPOILS: dict[str, Callable[[SoftPair], object]] = {
     "address": lambda pair: unseen(pair, "ip address add 10.99.0.1/24 dev lo"),
     "object": lambda pair: unseen(pair, f"{left_running(HOLDER)} sleep 3"),
     "process": lambda pair: unseen(pair, left_running("sleep 60")),
-    "neighbour": lambda pair: unseen(pair, f"ping -c 1 -W 1 {pair.nobody()}; true"),
+    "neighbour": lambda pair: unseen(pair, f"ping -c 1 -W 1 {pair.unused_address()}; true"),
     "complaint": lambda pair: unseen(pair, "echo l > /proc/sysrq-trigger"),
     "token": lambda pair: unseen(pair, "mkdir -p /tmp/san-provider-0 && touch /tmp/san-provider-0/1"),
     "crash": crash_a_provider,

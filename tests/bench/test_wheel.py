@@ -173,15 +173,53 @@ def test_a_test_of_one_s_own_is_judged(run: Command, lab: str, tmp_path: Path) -
         assert run("hil", "verdicts", folder).stdout == "pass\ttest_mine.py::test_mine\n"
 
 
-def test_a_provider_of_one_s_own_is_run_through_the_contract(
-    run: Command, environment: Path, lab: str, tmp_path: Path
-) -> None:
-    """The example package is installed; its provider keeps the contract, and breaks it when it is told to be slow."""
+HOSTS = """
+[lab]
+name = "hosts"
+kind = "hosts"
+[nodes.a]
+kind = "local"
+adapter = {device = "rxe0", netdev = "eth0", ipv4 = "10.0.0.1"}
+power = {kind = "pidfile", pidfile = "pid", start = ["true"]}
+[nodes.b]
+kind = "local"
+adapter = {device = "rxe1", netdev = "eth1", ipv4 = "10.0.0.2"}
+power = {kind = "pidfile", pidfile = "pid", start = ["true"]}
+[capture]
+kind = "none"
+"""
+SIGNALLED = """
+import subprocess, time
+from pathlib import Path
+from hil import read_lab_file
+from hil.labs.hosts.kinds import POWERS
+section = read_lab_file(Path("hosts.toml")).nodes["b"].power
+process = subprocess.Popen(["sleep", "60"])
+Path("pid").write_text(str(process.pid))
+power = POWERS.load(section.kind).connect(section, "b", Path("."))
+def state():
+    time.sleep(0.2)
+    return Path(f"/proc/{process.pid}/stat").read_text().split()[2]
+power.halt(); halted = state()
+power.resume(); running = state()
+power.cut()
+print(halted, running, process.wait())
+"""
+
+
+@pytest.fixture(scope="module")
+def example(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The example package, installed beside the bench."""
     install = [sys.executable, "-m", "pip", "--python", str(environment / "python"), "install", "--quiet"]
     install += ["--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
-    example = shutil.copytree(ROOT / "docs" / "example", tmp_path / "example")
-    done = subprocess.run([*install, str(example)], capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    copy = shutil.copytree(ROOT / "docs" / "example", tmp_path_factory.mktemp("theirs") / "example")
+    done = subprocess.run([*install, str(copy)], capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("example")
+def test_a_provider_of_one_s_own_is_run_through_the_contract(run: Command, lab: str) -> None:
+    """It keeps the contract, and breaks it when it is told to be slow; a setting it does not have is no green run."""
     chosen = ["contract/test_hard_close.py", "contract/test_installation.py"]
     done = run("hil", "run", f"--lab={lab}", "--results=r", "-j2", "--provider=example", *chosen)
     assert done.returncode == 0 and " 0 fail, 0 invalid, 0 unsupported" in done.stdout, done.stdout + done.stderr
@@ -189,3 +227,23 @@ def test_a_provider_of_one_s_own_is_run_through_the_contract(
     for settings, status, reason in (("close_late_s=3", 1, "BROKE"), ("nothing=3", 2, "nothing: the provider has no")):
         done = run("hil", "run", f"--lab={lab}", "--provider=example", f"--set={settings}", one)
         assert done.returncode == status and reason in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("example")
+def test_a_mutant_of_one_s_own_is_listed_and_runs(run: Command, lab: str) -> None:
+    """It is found as the bench's own are."""
+    listed = run("hil", "mutants", "--list").stdout.splitlines()[-1].split()
+    assert listed[:3] == ["ExampleIsLate", "provider", "Resets"] and listed[-1] == "[CLOSE-07]"
+    one = "contract/test_hard_close.py::test_close_with_nothing_pending"
+    done = run("hil", "run", f"--lab={lab}", "--provider=ExampleIsLate", one)
+    assert done.returncode == 1 and "BROKE" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("example")
+def test_power_control_of_one_s_own_is_used(run: Command, tmp_path: Path) -> None:
+    """With it a lab of hosts has power control; it stops, continues and kills the process that it is given."""
+    (tmp_path / "hosts.toml").write_text(HOSTS)
+    told = run("hil", "lab", "check", "hosts.toml").stdout
+    assert "it needs power control" not in told and "it needs capture" in told, told
+    done = run("python", "-c", SIGNALLED)
+    assert done.stdout.split() == ["T", "S", "-9"], done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Each action of the wire's rules against two real kernels: what a message suffers, and that the evidence says so."""
+"""Each action of the wire's faults against two real kernels: what a message suffers, and that the evidence says so."""
 
 import pytest
 
@@ -7,17 +7,17 @@ from hil.capture.sides import reached
 from hil.evidence.evidence import Evidence
 from hil.roce.frames import CmAttribute
 from hil.testing.bench import Bench
-from hil.wire.rules import (
+from hil.wire.faults import (
     Action,
     Corrupt,
     CutCable,
     Delay,
     Drop,
     Duplicate,
+    Fault,
     MarkEcn,
     Match,
     Reorder,
-    Rule,
     Truncate,
     only,
 )
@@ -27,10 +27,10 @@ FIRST = Match(opcodes=(SEND_ONLY,), occurrences=only(1))
 MS = 1_000_000
 
 
-def say(bench: Bench, rule: Rule, message: bytes = b"hello over a bad wire") -> Evidence:
-    """Connect, set the rule, send a message, which arrives once; close, judge; the evidence."""
+def say(bench: Bench, fault: Fault, message: bytes = b"hello over a bad wire") -> Evidence:
+    """Connect, set the fault, send a message, which arrives once; close, judge; the evidence."""
     closer, peer = bench.connect()
-    handle = bench.pair.wire.add_rule(rule)
+    handle = bench.pair.wire.add_fault(fault)
     receive, behind = peer.recv(), peer.recv(offset=256)
     send = closer.send(message)
 
@@ -43,10 +43,10 @@ def say(bench: Bench, rule: Rule, message: bytes = b"hello over a bad wire") -> 
     closer.close()
     assert peer.completion(behind)
     evidence = bench.judge(bench.hard_close(closer, peer))
-    hits = evidence.of("wire", "rule")
-    assert [(e.rule, e.side, e.action) for e in hits] == [(rule.name, "a", str(rule.action))]
+    hits = evidence.of("wire", "fault")
+    assert [(e.fault, e.side, e.action) for e in hits] == [(fault.name, "a", str(fault.action))]
     captured = {f.number: f for f in read_pcapng(bench.pair.wire.path)}
-    assert captured[hits[0]["frame"]].comment == f"rule {rule.name!r}, hit 1: {rule.action}"
+    assert captured[hits[0]["frame"]].comment == f"fault {fault.name!r}, hit 1: {fault.action}"
     return evidence
 
 
@@ -63,14 +63,14 @@ def sends(evidence: Evidence) -> tuple[int, int]:
 )
 def test_a_message_whose_frame_is_lost_or_spoilt_is_sent_again(bench: Bench, action: Action) -> None:
     """The receiver's adapter takes no frame whose ICRC is wrong, and the sender's tries again."""
-    sent, _ = sends(say(bench, Rule("spoil", action, FIRST)))
+    sent, _ = sends(say(bench, Fault("spoil", action, FIRST)))
     assert sent >= 2
 
 
 def test_a_frame_with_another_payload_and_a_right_icrc_is_believed(bench: Bench) -> None:
     """Only a wire that repairs the ICRC can change what arrives: nothing behind it notices."""
     closer, peer = bench.connect()
-    bench.pair.wire.add_rule(Rule("lie", Corrupt(offset=12, mask=0x20, repaired=True), FIRST))
+    bench.pair.wire.add_fault(Fault("lie", Corrupt(offset=12, mask=0x20, repaired=True), FIRST))
     receive, send = peer.recv(), closer.send(b"hello")
 
     assert peer.completion(receive) == (0, 5) and closer.completion(send) == (0, 5)
@@ -81,18 +81,18 @@ def test_a_frame_with_another_payload_and_a_right_icrc_is_believed(bench: Bench)
 
 def test_a_delayed_message_is_late(bench: Bench) -> None:
     """It arrives, from whichever of its transmissions."""
-    assert sends(say(bench, Rule("late", Delay(20 * MS), FIRST)))[0] >= 1
+    assert sends(say(bench, Fault("late", Delay(20 * MS), FIRST)))[0] >= 1
 
 
 def test_a_duplicate_is_taken_once(bench: Bench) -> None:
     """Two frames reach the receiver, one message does."""
-    sent, arrived = sends(say(bench, Rule("twice", Duplicate(), FIRST)))
+    sent, arrived = sends(say(bench, Fault("twice", Duplicate(), FIRST)))
     assert arrived == sent + 1
 
 
 def test_an_ecn_mark_arrives(bench: Bench) -> None:
     """The marked frame carries the message."""
-    evidence = say(bench, Rule("congested", MarkEcn(), FIRST))
+    evidence = say(bench, Fault("congested", MarkEcn(), FIRST))
     carried, arrived = sends(evidence)
     assert arrived == carried >= 1
     marked, *_ = [f for f in reached(read_pcapng(bench.pair.wire.path)) if f.interface == "to-b"]
@@ -104,7 +104,7 @@ def test_a_message_that_is_overtaken_is_put_in_order(bench: Bench) -> None:
     message = bytes(range(256)) * 12
     closer, peer = bench.connect()
     first = Match(opcodes=(0x00,), occurrences=only(1))
-    bench.pair.wire.add_rule(Rule("overtaken", Reorder(2, 500 * MS), first))
+    bench.pair.wire.add_fault(Fault("overtaken", Reorder(2, 500 * MS), first))
     receive = peer.recv(length=len(message))
     send = closer.send(message)
 
@@ -117,10 +117,10 @@ def test_a_message_that_is_overtaken_is_put_in_order(bench: Bench) -> None:
 
 
 def test_a_rule_may_be_set_and_removed_while_the_test_runs(bench: Bench) -> None:
-    """Every DREQ is lost until the rule is gone; then the peer hears of the close."""
+    """Every DREQ is lost until the fault is gone; then the peer hears of the close."""
     closer, peer = bench.connect()
     receive = peer.recv()
-    handle = bench.pair.wire.add_rule(Rule("deaf", Drop(), Match(cm=(CmAttribute.DREQ,))))
+    handle = bench.pair.wire.add_fault(Fault("deaf", Drop(), Match(cm=(CmAttribute.DREQ,))))
     closer.close()
     handle.wait_hits()
     assert peer.completion(receive, 0) is None

@@ -1,4 +1,4 @@
-"""WSPAccept: the condition function, what it is told and what it decides, and what connector and wire see of it (ACC).
+"""WSPAccept: the condition function's arguments and decisions, and their effect on the connector and the wire (ACC).
 
 The connector is on node a, the listener on node b.
 """
@@ -9,18 +9,9 @@ from typing import Any
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
-from hil.winsock.codes import (
-    CF_ACCEPT,
-    CF_DEFER,
-    CF_REJECT,
-    FD_ACCEPT_BIT,
-    MEM_READWRITE,
-    SO_DEBUG,
-    SOL_SOCKET,
-    Code,
-)
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Bench, End, Endpoint, Socket
+from hil.winsock.codes import CF_ACCEPT, CF_DEFER, CF_REJECT, FD_ACCEPT_BIT, MEM_READWRITE, SO_DEBUG, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 
@@ -29,13 +20,13 @@ SOCKADDR_LENGTH = {"ipv4": 16, "ipv6": 28}
 
 
 def listening(bench: Bench, **settings: Any) -> tuple[Endpoint, Endpoint, Socket]:
-    """The endpoints of nodes a and b, and a listener on node b; ``settings`` are its provider's."""
+    """The endpoints of nodes a and b, and a listener on node b. ``settings`` are for node b's provider."""
     a, b = bench.start(settings_b=settings)
     return a, b, b.listen(PORT)
 
 
 def request(a: Endpoint, b: Endpoint, listener: Socket, port: int = CONNECTOR_PORT) -> Socket:
-    """A socket of ``a`` whose request waits at ``listener``; the event object that told of it is not reset."""
+    """A socket of ``a`` whose request waits at ``listener``. The listener's event object stays set."""
     socket = a.socket(port, FD_CONNECT)
     a.connect(socket, b.ip, PORT)
     b.wait_request(listener)
@@ -43,7 +34,7 @@ def request(a: Endpoint, b: Endpoint, listener: Socket, port: int = CONNECTOR_PO
 
 
 def second_request(a: Endpoint, b: Endpoint, listener: Socket, port: int = CONNECTOR_PORT + 1) -> Socket:
-    """As ``request`` while another waits already: its news can be told from the first one's."""
+    """As ``request``, while another waits already. The event object is reset first, so it is set for this request."""
     b.must("WSPEnumNetworkEvents", s=listener.s, event=listener.event)
     return request(a, b, listener, port)
 
@@ -53,7 +44,7 @@ def is_set(endpoint: Endpoint, socket: Socket) -> bool:
 
 
 def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
-    """Begin ``work`` in a thread; call what is returned to wait for its result."""
+    """Begin ``work`` in a thread. Returns a function that waits for the result of ``work``."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()
@@ -70,7 +61,7 @@ def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
 
 @pytest.mark.requirement("ACC-01")
 def test_the_condition_function_is_called_in_the_thread_of_wspaccept(bench: Bench) -> None:
-    """The thread that calls WSPAccept asks the condition function itself, and returns only after its answer."""
+    """WSPAccept calls the condition function in its own thread, and returns only after the answer."""
     a, b, listener = listening(bench)
     request(a, b, listener)
 
@@ -87,7 +78,7 @@ def test_the_condition_function_is_called_in_the_thread_of_wspaccept(bench: Benc
 @pytest.mark.requirement("ACC-13", "ACC-14", "ACC-15")
 @pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_the_condition_function_is_told_who_calls_whom(bench: Bench, family: str) -> None:
-    """It gets the connector's bound address, the address called, no caller data, and the switch's own cookie."""
+    """The condition function gets the connector's bound address, the called address, no caller data and the cookie."""
     a, b = bench.start(ipv6=family == "ipv6")
     listener = b.listen(PORT)
     request(a, b, listener)
@@ -103,11 +94,11 @@ def test_the_condition_function_is_told_who_calls_whom(bench: Bench, family: str
 
 
 @pytest.mark.requirement("ACC-02")
-@pytest.mark.parametrize(("decision", "told"), [(CF_ACCEPT, "REP"), (CF_REJECT, "REJ")], ids=["accept", "reject"])
+@pytest.mark.parametrize(("decision", "expected"), [(CF_ACCEPT, "REP"), (CF_REJECT, "REJ")], ids=["accept", "reject"])
 def test_the_peer_is_told_nothing_before_the_condition_function_has_answered(
-    bench: Bench, decision: int, told: str
+    bench: Bench, decision: int, expected: str
 ) -> None:
-    """However long it thinks, the REP or REJ leaves only after its answer."""
+    """The REP or REJ leaves only after the condition function's answer, even when the answer takes seconds."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
 
@@ -117,7 +108,7 @@ def test_the_peer_is_told_nothing_before_the_condition_function_has_answered(
     evidence = bench.pair.evidence(audit=False)
     (answered,) = evidence.of("b", "condition", event="answers")
     answers = [p for p in evidence.packets if p.source == b.ip and p.cm in ("REP", "REJ")]
-    assert [p.cm for p in answers] == [told]
+    assert [p.cm for p in answers] == [expected]
     assert evidence.packet_times_ns[answers[0].frame] > answered.at_ns - evidence.uncertainty_ns
     bench.judge()
 
@@ -127,14 +118,14 @@ def test_the_peer_is_told_nothing_before_the_condition_function_has_answered(
 
 @pytest.mark.requirement("ACC-03")
 def test_cf_accept_accepts_on_the_wire_and_at_the_connector(bench: Bench) -> None:
-    """The request is answered by a REP, the connector confirms it by an RTU, and its connect has succeeded."""
+    """CF_ACCEPT is answered by a REP, the connector confirms with an RTU, and its connect succeeds."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
 
     assert b.wsp("WSPAccept", s=listener.s, decision=CF_ACCEPT).code is Code.OK
 
     assert a.connect_result(connector) is Code.OK
-    # The kernel may say "please wait" (MRA) for its user.
+    # The kernel may send an MRA ("please wait") on its own.
     packets = [p for p in bench.pair.evidence(audit=False).packets if p.cm and p.cm != "MRA"]
     assert [(p.source, p.cm) for p in packets] == [(a.ip, "REQ"), (b.ip, "REP"), (a.ip, "RTU")]
     bench.judge()
@@ -142,7 +133,7 @@ def test_cf_accept_accepts_on_the_wire_and_at_the_connector(bench: Bench) -> Non
 
 @pytest.mark.requirement("ACC-05")
 def test_each_accepted_connection_is_a_socket_of_its_own(bench: Bench) -> None:
-    """Each has a descriptor and one switch handle of its own, and the listener goes on listening."""
+    """Each accepted socket has its own descriptor and one switch handle, and the listener goes on listening."""
     a, b, listener = listening(bench)
     accepted = []
     for port in (6000, 6001):
@@ -159,15 +150,15 @@ def test_each_accepted_connection_is_a_socket_of_its_own(bench: Bench) -> None:
 @pytest.mark.requirement("ACC-08")
 @pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_addr_receives_the_connectors_address(bench: Bench, family: str) -> None:
-    """addr holds the address and port the connector is bound to, addrlen the length of that sockaddr."""
+    """``addr`` receives the connector's bound address and port, and ``addrlen`` the length of that sockaddr."""
     a, b = bench.start(ipv6=family == "ipv6")
     listener = b.listen(PORT)
     request(a, b, listener, 6123)
 
     answer = b.must("WSPAccept", s=listener.s, room=128)
 
-    told = (answer.more["address"], answer.more["port"], answer.more["addrlen"])
-    assert told == (a.ip, 6123, SOCKADDR_LENGTH[family])
+    stored = (answer.more["address"], answer.more["port"], answer.more["addrlen"])
+    assert stored == (a.ip, 6123, SOCKADDR_LENGTH[family])
     bench.judge()
 
 
@@ -191,7 +182,7 @@ def test_an_accepted_socket_can_be_used_at_once(bench: Bench) -> None:
 
 @pytest.mark.requirement("ACC-19")
 def test_an_accepted_socket_inherits_the_listeners_options(bench: Bench) -> None:
-    """SO_DEBUG is off at first; once it is set at the listener, what is accepted from then on has it."""
+    """A socket accepted before SO_DEBUG is set at the listener has it off; one accepted afterwards has it on."""
     a, b, listener = listening(bench)
     found = []
     for port, value in ((6000, 0), (6001, 1)):
@@ -206,7 +197,7 @@ def test_an_accepted_socket_inherits_the_listeners_options(bench: Bench) -> None
 
 @pytest.mark.requirement("ACC-20")
 def test_closing_a_just_accepted_socket_tears_the_connection_down(bench: Bench) -> None:
-    """The application cancelled its accept: the DREQ goes out and the connector's receives fail with WSAECONNRESET."""
+    """Closing an accepted socket at once sends the DREQ, and the connector's receives fail with WSAECONNRESET."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
     s = b.must("WSPAccept", s=listener.s).result
@@ -227,7 +218,7 @@ def test_closing_a_just_accepted_socket_tears_the_connection_down(bench: Bench) 
 
 @pytest.mark.requirement("ACC-04")
 def test_cf_reject_refuses_on_the_wire_and_at_both_ends(bench: Bench) -> None:
-    """WSPAccept and the connector's connect both end with WSAECONNREFUSED, told by a REJ with the consumer's reason."""
+    """WSPAccept and the connector's connect both end with WSAECONNREFUSED, by a REJ with the consumer's reason."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
 
@@ -243,7 +234,7 @@ def test_cf_reject_refuses_on_the_wire_and_at_both_ends(bench: Bench) -> None:
 
 @pytest.mark.requirement("ACC-16")
 def test_cf_defer_keeps_the_request_at_the_head_of_the_queue(bench: Bench) -> None:
-    """A deferred request fails nothing and waits on; the next WSPAccept gets it again, before the one behind it."""
+    """A deferred request stays in the queue, and the next WSPAccept gets it again, before the request behind it."""
     a, b, listener = listening(bench)
     connectors = [request(a, b, listener), second_request(a, b, listener)]
 
@@ -263,7 +254,7 @@ def test_cf_defer_keeps_the_request_at_the_head_of_the_queue(bench: Bench) -> No
 
 @pytest.mark.requirement("ACC-06")
 def test_wspaccept_resets_the_event_object_when_no_request_is_left(bench: Bench) -> None:
-    """After the only request was accepted the event object is reset, and the next request sets it again."""
+    """WSPAccept of the only request resets the event object, and the next request sets it again."""
     a, b, listener = listening(bench)
     request(a, b, listener)
     assert is_set(b, listener)
@@ -278,7 +269,7 @@ def test_wspaccept_resets_the_event_object_when_no_request_is_left(bench: Bench)
 @pytest.mark.requirement("ACC-07")
 @pytest.mark.parametrize("decision", [CF_ACCEPT, CF_REJECT, CF_DEFER], ids=["accept", "reject", "defer"])
 def test_a_request_still_queued_signals_the_switch_again(bench: Bench, decision: int) -> None:
-    """Two requests, one WSPAccept, whatever it decides: the event object is set for the other, FD_ACCEPT reported."""
+    """After one WSPAccept of two requests the event object is set for the other request, and FD_ACCEPT is reported."""
     a, b, listener = listening(bench)
     connectors = [request(a, b, listener), second_request(a, b, listener)]
     b.must("WSPEnumNetworkEvents", s=listener.s, event=listener.event)
@@ -296,7 +287,7 @@ def test_a_request_still_queued_signals_the_switch_again(bench: Bench, decision:
 
 @pytest.mark.requirement("ACC-16")
 def test_a_deferred_request_alone_is_no_news(bench: Bench) -> None:
-    """The switch that has put off the only request is not signalled for it again, and can accept it when it likes."""
+    """A switch that deferred the only request is not signalled for it again, and can accept it later."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
 
@@ -310,8 +301,7 @@ def test_a_deferred_request_alone_is_no_news(bench: Bench) -> None:
 
 @pytest.mark.requirement("LISTEN-01", "LISTEN-07")
 def test_a_request_the_condition_function_thinks_about_keeps_its_place(bench: Bench) -> None:
-    """With a backlog of one, a connector that comes while the condition function is asked is refused: deferred, the
-    first one is still the only one in the queue."""
+    """With a backlog of one, a second connector is refused while the condition function runs for the first request."""
     a, b = bench.start()
     listener = b.listen(PORT, backlog=1)
     first = request(a, b, listener)
@@ -322,14 +312,14 @@ def test_a_request_the_condition_function_thinks_about_keeps_its_place(bench: Be
 
     assert accepting().code is Code.WSATRY_AGAIN
 
-    assert a.ask("wait_event", event=second.event, timeout_s=15.0), "the second connector waits for a place"
+    assert a.ask("wait_event", event=second.event, timeout_s=15.0), "the second connect did not end"
     assert a.connect_result(second) is Code.WSAECONNREFUSED
     b.must("WSPAccept", s=listener.s)
     assert a.connect_result(first) is Code.OK
     bench.judge()
 
 
-# --- what WSPAccept refuses ------------------------------------------------------------------------------------------
+# --- refused calls ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("ACC-09")
@@ -337,7 +327,7 @@ def test_a_request_the_condition_function_thinks_about_keeps_its_place(bench: Be
     "wrong", [{"room": 15}, {"room": 0}, {"condition": "junk"}], ids=["short addrlen", "addrlen 0", "junk condition"]
 )
 def test_bad_pointers_give_wsaefault_and_cost_no_request(bench: Bench, wrong: dict[str, Any]) -> None:
-    """A too small addrlen or a condition pointer to nothing gives WSAEFAULT; the request can be accepted after it."""
+    """A too small addrlen or an invalid condition pointer gives WSAEFAULT, and the request can still be accepted."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
 
@@ -351,7 +341,7 @@ def test_bad_pointers_give_wsaefault_and_cost_no_request(bench: Bench, wrong: di
 
 @pytest.mark.requirement("ACC-10")
 def test_a_socket_that_does_not_listen_gives_wsaeinval(bench: Bench) -> None:
-    """Neither a bound socket nor a connected one can accept."""
+    """WSPAccept on a bound or connected socket gives WSAEINVAL."""
     _, acceptor = bench.connect()
     bound = acceptor.at.socket(7000, FD_ACCEPT)
 
@@ -364,7 +354,7 @@ def test_a_socket_that_does_not_listen_gives_wsaeinval(bench: Bench) -> None:
 @pytest.mark.requirement("ACC-10")
 @pytest.mark.parametrize("wrong", [{"decision": 77}, {"group": 5}], ids=["result 77", "group 5"])
 def test_an_invalid_answer_of_the_condition_function_gives_wsaeinval(bench: Bench, wrong: dict[str, int]) -> None:
-    """A result or group that does not exist gives WSAEINVAL, no new socket, and a listener that goes on."""
+    """An unknown result or group gives WSAEINVAL and no new socket, and the listener goes on listening."""
     a, b, listener = listening(bench)
     request(a, b, listener)
 
@@ -379,7 +369,7 @@ def test_an_invalid_answer_of_the_condition_function_gives_wsaeinval(bench: Benc
 
 @pytest.mark.requirement("ACC-11")
 def test_no_free_descriptor_gives_wsaemfile_only_when_a_request_waits(bench: Bench) -> None:
-    """With every descriptor in use a queued request gives WSAEMFILE, and is accepted once a descriptor is free."""
+    """With every descriptor in use WSPAccept gives WSAEMFILE; the request is accepted once a descriptor is free."""
     a, b, listener = listening(bench, max_sockets=2)
     spare = b.socket(7000, FD_CONNECT)
     assert b.wsp("WSPAccept", s=listener.s).code is Code.WSAEWOULDBLOCK
@@ -397,7 +387,7 @@ def test_no_free_descriptor_gives_wsaemfile_only_when_a_request_waits(bench: Ben
 @pytest.mark.requirement("ACC-11")
 @pytest.mark.parametrize("spare", [0, 1, 2])
 def test_a_process_without_descriptors_gives_wsaemfile_and_keeps_the_request(bench: Bench, spare: int) -> None:
-    """When the process may open no more than ``spare`` WSPAccept gives WSAEMFILE, and the connector is not refused."""
+    """A process with only ``spare`` file descriptors left gives WSAEMFILE, and the connector is not refused."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
     b.ask("exhaust_descriptors", spare=spare)
@@ -411,7 +401,7 @@ def test_a_process_without_descriptors_gives_wsaemfile_and_keeps_the_request(ben
 
 @pytest.mark.requirement("ACC-12", "ERR-03")
 def test_an_empty_queue_gives_wsaewouldblock(bench: Bench) -> None:
-    """Without a request WSPAccept returns at once, and its condition function is not asked."""
+    """Without a request WSPAccept returns WSAEWOULDBLOCK at once, and the condition function is not called."""
     _, b, listener = listening(bench)
 
     answer = b.wsp("WSPAccept", s=listener.s)
@@ -427,7 +417,7 @@ def test_an_empty_queue_gives_wsaewouldblock(bench: Bench) -> None:
 @pytest.mark.requirement("ACC-17")
 @pytest.mark.parametrize("how", ["closes", "dies"])
 def test_a_connector_that_withdraws_makes_wspaccept_fail(bench: Bench, how: str) -> None:
-    """Its queued request ends WSPAccept with WSAECONNRESET or WSAEACCES; the listener serves the next connector."""
+    """A withdrawn request ends WSPAccept with WSAECONNRESET or WSAEACCES; the listener serves the next connector."""
     a, b, listener = listening(bench)
     other = bench.another("a")
     connector = request(other, b, listener)
@@ -438,7 +428,8 @@ def test_a_connector_that_withdraws_makes_wspaccept_fail(bench: Bench, how: str)
         bench.more.remove(other)
     bench.wait_packets(lambda p: p.source == a.ip and p.cm == "REJ")
 
-    # Until the news has come from the wire to the provider the condition function is asked, and thinks for a while.
+    # The provider may not have heard of the withdrawal yet.
+    # It then calls the condition function, which takes a while.
     answer = b.wsp("WSPAccept", s=listener.s, delay_s=2.0)
 
     assert answer.result == "INVALID_SOCKET"
@@ -451,7 +442,7 @@ def test_a_connector_that_withdraws_makes_wspaccept_fail(bench: Bench, how: str)
 
 @pytest.mark.requirement("ACC-17")
 def test_a_connector_that_withdraws_while_the_condition_function_thinks(bench: Bench) -> None:
-    """Its CF_ACCEPT comes too late: WSPAccept fails, and nothing is left of the socket it would have become."""
+    """A CF_ACCEPT after the connector withdrew makes WSPAccept fail, and no part of the new socket is left."""
     a, b, listener = listening(bench)
     connector = request(a, b, listener)
     accepting = in_background(lambda: b.wsp("WSPAccept", s=listener.s, delay_s=3.0))

@@ -1,18 +1,18 @@
-"""The address list, and what addresses mean: IP towards the switch, GIDs on the wire, and nothing in between."""
+"""The address list, and the form of addresses: IP addresses at the switch, GIDs on the wire."""
 
 import json
 
 import pytest
 
+from hil import Code
 from hil.capture.pcapng import read_pcapng
 from hil.evidence.packets import roce_packets
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench
-from hil.testing.endpoint import FD_CONNECT, Answer, Endpoint
-from hil.winsock.codes import AF_INET, AF_INET6, SIO_ADDRESS_LIST_QUERY, Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Answer, Bench, Endpoint
+from hil.winsock.codes import AF_INET, AF_INET6, SIO_ADDRESS_LIST_QUERY
 
 pytestmark = pytest.mark.used_pair
 
-# SOCKET_ADDRESS_LIST: a count, then a pointer and a length each (64-bit layout), then the sockaddr each.
+# SOCKET_ADDRESS_LIST: a count, a pointer and a length for each address (64-bit layout), then the sockaddrs.
 HEAD, ENTRY = 8, 16
 SOCKADDR = {AF_INET: 16, AF_INET6: 28}
 
@@ -34,8 +34,7 @@ def addresses_of(bench: Bench, name: str, netdev: str, family: int) -> list[str]
 @pytest.mark.requirement("ADDR-01", "ADDR-04", "ADDR-05", "ADDR-10")
 @pytest.mark.needs("own nodes")
 def test_the_list_holds_every_address_of_the_adapter_from_the_start(bench: Bench) -> None:
-    """All addresses the adapter's netdev has when the provider starts, two of IPv4 among them, are in the first list,
-    and the byte count is that list's."""
+    """The first list holds every address of the adapter's netdev, two of them IPv4, and the byte count fits it."""
     bench.run("a", "ip", "address", "add", "10.77.0.11/24", "dev", "eth0")
     a, _ = bench.start()
 
@@ -51,7 +50,7 @@ def test_the_list_holds_every_address_of_the_adapter_from_the_start(bench: Bench
 @pytest.mark.requirement("ADDR-01", "ADDR-02", "ADDR-03")
 @pytest.mark.needs("own nodes")
 def test_the_addresses_of_a_vlan_on_the_adapter_are_its_own(bench: Bench) -> None:
-    """What a VLAN of the adapter's netdev is given is listed, and serves a connection whose packets are all tagged."""
+    """An address of a VLAN on the adapter's netdev is listed, and its connection's packets are all tagged."""
     for name in "ab":
         bench.run(name, "ip", "link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5")
         bench.run(name, "ip", "link", "set", "eth0.5", "up")
@@ -75,7 +74,7 @@ def test_the_addresses_of_a_vlan_on_the_adapter_are_its_own(bench: Bench) -> Non
 @pytest.mark.requirement("ADDR-03", "ADDR-05")
 @pytest.mark.needs("own nodes")
 def test_an_address_comes_and_goes_with_the_netdev(bench: Bench) -> None:
-    """An address added to the adapter's netdev is in the next list, beside the first; removed, it is gone."""
+    """An address added to the adapter's netdev is in the next list; after its removal it is not."""
     a, _ = bench.start()
     assert query(a).more["out"] == ["10.77.0.1"]
 
@@ -90,7 +89,7 @@ def test_an_address_comes_and_goes_with_the_netdev(bench: Bench) -> None:
 @pytest.mark.requirement("ADDR-02", "ADDR-06")
 @pytest.mark.needs("own nodes")
 def test_news_of_a_foreign_netdev_changes_nothing(bench: Bench) -> None:
-    """A netdev without RDMA gains and loses an address and goes up and down: the list stays, and so do connections."""
+    """Changes of a netdev without RDMA, its addresses and its state, leave the list and connections as they are."""
     connector, acceptor = bench.connect()
     a, receive = connector.at, acceptor.recv()
     bench.run("a", "ip", "link", "add", "link", "eth0", "name", "eth1", "type", "macvlan", "mode", "private")
@@ -132,7 +131,7 @@ def test_the_acceptor_is_told_ip_addresses_and_the_wire_gids(bench: Bench, famil
 
 @pytest.mark.requirement("ADDR-09")
 def test_a_buffer_too_small_for_the_list_is_refused(bench: Bench) -> None:
-    """With room for less than the list, down to the last byte, the answer is WSAEFAULT and nothing is stored."""
+    """A buffer at least one byte shorter than the list gives WSAEFAULT, and nothing is stored."""
     a, _ = bench.start()
     needed = query(a).more["returned"]
 

@@ -1,15 +1,14 @@
-"""WSPBind: the switch says address and port, the provider keeps to them, up to the wire."""
+"""WSPBind: the provider keeps to the address and port that the switch gives, up to the wire."""
 
 import ipaddress
 import struct
 
 import pytest
 
+from hil import Code
 from hil.capture.pcapng import read_pcapng
 from hil.roce.frames import CMREQ, dissect
-from hil.testing.bench import PORT, Bench
-from hil.testing.endpoint import FD_CONNECT, Endpoint
-from hil.winsock.codes import Code
+from hil.testing import FD_CONNECT, PORT, Bench, Endpoint
 
 pytestmark = pytest.mark.used_pair
 
@@ -21,7 +20,7 @@ TCP_PORT_SPACE = 0x01060000
 
 
 def requests(bench: Bench) -> list[tuple[str, int, str, int]]:
-    """Source address and port, destination address and port, as each REQ on the wire tells them."""
+    """Source address and port, destination address and port of each REQ on the wire."""
     bench.pair.wire.counts()
     packets = [dissect(frame.data) for frame in read_pcapng(bench.pair.wire.path)]
     found = []
@@ -34,7 +33,7 @@ def requests(bench: Bench) -> list[tuple[str, int, str, int]]:
 
 
 def bind(endpoint: Endpoint, s: int, address: str, port: int, **more: object) -> Code:
-    """The code of a WSPBind, which may be one too many for the switch's own rules."""
+    """The code of a WSPBind. The call may break the switch's own obligations."""
     return endpoint.wsp("WSPBind", s=s, address=address, port=port, deliberately=["SWITCH-04"], **more).code
 
 
@@ -42,8 +41,7 @@ def bind(endpoint: Endpoint, s: int, address: str, port: int, **more: object) ->
 @pytest.mark.parametrize("address", ["10.77.0.1", "10.77.0.11"], ids=["first address", "second address"])
 @pytest.mark.needs("own nodes")
 def test_the_peer_sees_exactly_the_bound_address_and_port(bench: Bench, address: str) -> None:
-    """Bound by a 16-byte sockaddr_in to either address of the adapter: the REQ on the wire and the peer's condition
-    function both tell that address and port, and the port that was dialled."""
+    """The REQ and the peer's condition function both carry the bound address and port, and the called port."""
     bench.run("a", "ip", "address", "add", "10.77.0.11/24", "dev", "eth0")
     a, b = bench.start()
     listener = b.listen(5123)
@@ -64,7 +62,7 @@ def test_the_peer_sees_exactly_the_bound_address_and_port(bench: Bench, address:
 @pytest.mark.requirement("BIND-03", "LISTEN-10")
 @pytest.mark.needs("guests")
 def test_the_wildcard_address_means_every_adapter(bench: Bench) -> None:
-    """Bound to 0.0.0.0, a listener hears connectors through the node's first adapter and through its second."""
+    """A listener bound to 0.0.0.0 gets connectors through the node's first adapter and through its second."""
     second = bench.second_adapter("b")
     a, b = bench.start()
     s, event = b.must("WSPSocket").result, b.ask("event")
@@ -86,8 +84,8 @@ def test_the_wildcard_address_means_every_adapter(bench: Bench) -> None:
 
 @pytest.mark.requirement("BIND-04")
 @pytest.mark.needs("own nodes")
-def test_an_address_of_somebody_else_is_not_available(bench: Bench) -> None:
-    """Nobody's address, the peer's, and one of this node's that no adapter has: WSAEADDRNOTAVAIL, and no packet."""
+def test_an_address_of_no_adapter_here_is_not_available(bench: Bench) -> None:
+    """An unused address, the peer's and one of this node without an adapter give WSAEADDRNOTAVAIL, and no packet."""
     bench.run("a", "ip", "address", "add", "192.0.2.77/32", "dev", "lo")
     a, b = bench.start()
     s = a.must("WSPSocket").result
@@ -102,7 +100,7 @@ def test_an_address_of_somebody_else_is_not_available(bench: Bench) -> None:
 
 @pytest.mark.requirement("BIND-05")
 def test_a_malformed_address_is_wsaefault(bench: Bench) -> None:
-    """A NULL pointer, 15 bytes, or an IPv6 address for an IPv4 socket; the socket is as good as before."""
+    """A NULL pointer, 15 bytes or an IPv6 address for an IPv4 socket gives WSAEFAULT, and the socket stays usable."""
     a, _ = bench.start()
     s = a.must("WSPSocket").result
 
@@ -116,7 +114,7 @@ def test_a_malformed_address_is_wsaefault(bench: Bench) -> None:
 
 @pytest.mark.requirement("BIND-06")
 def test_a_second_bind_is_refused_and_changes_nothing(bench: Bench) -> None:
-    """Bound, listening or connected, a socket gives WSAEINVAL to another bind, and is bound as it was."""
+    """A second bind of a bound, listening or connected socket gives WSAEINVAL, and its address stays the same."""
     connector, acceptor = bench.connect()
     assert bench.listener is not None
     b = acceptor.at
@@ -135,7 +133,7 @@ def test_a_second_bind_is_refused_and_changes_nothing(bench: Bench) -> None:
 @pytest.mark.requirement("BIND-07")
 @pytest.mark.needs("inline wire", "own nodes")
 def test_shortages_junk_and_a_dead_network_have_codes_of_their_own(bench: Bench) -> None:
-    """Too many bound sockets is WSAENOBUFS, an unknown descriptor WSAENOTSOCK, a dead network WSAENETDOWN."""
+    """Too many bound sockets give WSAENOBUFS, an unknown descriptor WSAENOTSOCK, a dead network WSAENETDOWN."""
     a, _ = bench.start(settings_a={"max_bound": 1})
     one, two = a.must("WSPSocket").result, a.must("WSPSocket").result
 
@@ -152,7 +150,7 @@ def test_shortages_junk_and_a_dead_network_have_codes_of_their_own(bench: Bench)
 
 @pytest.mark.requirement("BIND-07")
 def test_a_kernel_without_room_gives_wsaenobufs(bench: Bench) -> None:
-    """Where the kernel's connection manager has no room for an id WSPBind gives WSAENOBUFS, and later it succeeds."""
+    """WSPBind gives WSAENOBUFS while the kernel's connection manager has no room for an id, and succeeds afterwards."""
     a, _ = bench.start()
     s = a.must("WSPSocket").result
 
@@ -165,7 +163,7 @@ def test_a_kernel_without_room_gives_wsaenobufs(bench: Bench) -> None:
 
 @pytest.mark.requirement("BIND-08", "BIND-09")
 def test_an_address_in_use_is_not_the_providers_business(bench: Bench) -> None:
-    """Two sockets on one address and port are both bound, and no odd call ends with a code that is never returned."""
+    """Two sockets bind to one address and port, and no unusual call gives a code that WSPBind must not return."""
     a, _ = bench.start()
     sockets = [a.must("WSPSocket").result for _ in range(4)]
     assert [bind(a, s, a.ip, 6000) for s in sockets[:2]] == [Code.OK] * 2

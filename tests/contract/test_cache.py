@@ -1,13 +1,14 @@
-"""The cache of registrations: it saves pinning, and nobody can tell it by the data or by what the peer may do."""
+"""The cache of registrations: it saves pinning, and changes neither the data nor the peer's access."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hil.testing.bench import Bench, End
+from hil import Code
+from hil.testing import Bench, End
 from hil.testing.data import NAK_REMOTE_ACCESS, held
 from hil.testing.memory import answers, carried, no_more_objects, regions
-from hil.winsock.codes import EXTENSIONS, MEM_READ, MEM_READWRITE, MEM_WRITE, SIO_GET_EXTENSION_FUNCTION_POINTER, Code
+from hil.winsock.codes import EXTENSIONS, MEM_READ, MEM_READWRITE, MEM_WRITE, SIO_GET_EXTENSION_FUNCTION_POINTER
 
 pytestmark = pytest.mark.used_pair
 
@@ -16,7 +17,7 @@ CALLBACK = "WSPMemoryRegistrationCacheCallback"
 
 
 class Buffer:
-    """Memory of an end's process, ``LENGTH`` bytes; ``register`` and ``deregister`` for local use."""
+    """``LENGTH`` bytes of memory of an end's process. ``register`` and ``deregister`` are for local use."""
 
     def __init__(self, end: End, of: "Buffer | None" = None) -> None:
         made = {"memory": of.memory, "address": of.address} if of else end.at.ask("memory", size=LENGTH)
@@ -48,7 +49,7 @@ class Buffer:
 
 
 def callback(end: End, address: int, size: int) -> Code:
-    """The switch tells the provider that the application is about to give memory back."""
+    """Call the provider's callback, as the switch does before the application gives memory back."""
     answer = end.at.wsp(CALLBACK, address=address, size=size)
     assert answer.result == (0 if answer.code is Code.OK else -1)
     return answer.code
@@ -63,7 +64,7 @@ def pinned(end: End) -> int:
 
 @pytest.mark.requirement("CACHE-02")
 def test_a_deregistered_buffer_stays_pinned_and_registered(bench: Bench) -> None:
-    """After WSPDeregisterMemory the kernel still lists the region, and its pages are still pinned."""
+    """After WSPDeregisterMemory the kernel still lists the cached region, and its pages are still pinned."""
     a, _ = bench.connect()
     before = pinned(a)
     buffer = Buffer(a).register()
@@ -78,7 +79,7 @@ def test_a_deregistered_buffer_stays_pinned_and_registered(bench: Bench) -> None
 
 @pytest.mark.requirement("CACHE-01", "CACHE-03")
 def test_the_same_range_is_registered_by_the_same_region(bench: Bench) -> None:
-    """Registering a cached range again makes no new region; another range and other rights need their own."""
+    """Registering a cached range again makes no new region; another range or other rights make their own."""
     a, b = bench.connect()
     buffer = Buffer(a).register().deregister()
     cached = regions(bench, "a", LENGTH)
@@ -104,7 +105,7 @@ def test_the_same_range_is_registered_by_the_same_region(bench: Bench) -> None:
 
 
 def test_a_provider_without_a_cache_registers_anew(bench: Bench) -> None:
-    """The same steps with the cache switched off: the region goes at once and another comes."""
+    """With the cache off, deregistering frees the region at once and registering again makes a new one."""
     bench.start(settings_a={"cache": False})
     a, _ = bench.connect()
     buffer = Buffer(a).register()
@@ -122,7 +123,7 @@ def test_a_provider_without_a_cache_registers_anew(bench: Bench) -> None:
 @pytest.mark.requirement("MEM-05")
 @pytest.mark.needs("own nodes")
 def test_the_cache_is_emptied_before_the_adapter_is_called_full(bench: Bench) -> None:
-    """Regions that are only cached never make a registration fail for want of space."""
+    """Regions that are only cached are released before a registration fails for lack of room."""
     a, _ = bench.connect()
     no_more_objects(a.at, spare=2)
     for _ in range(2):
@@ -136,12 +137,12 @@ def test_the_cache_is_emptied_before_the_adapter_is_called_full(bench: Bench) ->
     bench.judge()
 
 
-# --- what the peer sees of it ----------------------------------------------------------------------------------------
+# --- the peer's access -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("CACHE-04", "CACHE-05")
-def test_what_the_peer_could_reach_is_closed_and_opened_again(bench: Bench) -> None:
-    """Deregistered, the buffer is out of the peer's reach; registered again, the peer reaches it with the new bytes."""
+def test_the_peers_access_to_a_cached_buffer_is_closed_and_opened_again(bench: Bench) -> None:
+    """The peer cannot reach a deregistered buffer; once it is registered again, the peer reads its new bytes."""
     a, b = bench.connect()
     made = b.at.ask("memory", size=LENGTH)
     arguments = {"address": made["address"], "length": LENGTH, "flags": MEM_READWRITE}
@@ -164,7 +165,7 @@ def test_what_the_peer_could_reach_is_closed_and_opened_again(bench: Bench) -> N
 
 @pytest.mark.requirement("CACHE-10")
 def test_a_close_empties_the_cache(bench: Bench) -> None:
-    """When WSPCloseSocket has returned, no cached region of the socket is left and nothing of it is pinned."""
+    """After WSPCloseSocket the kernel holds no cached region of the socket, and none of its pages is pinned."""
     a, b = bench.connect()
     with_socket = pinned(a)
     for _ in range(3):
@@ -179,15 +180,15 @@ def test_a_close_empties_the_cache(bench: Bench) -> None:
 
 @pytest.mark.requirement("CACHE-10")
 def test_the_cache_is_empty_before_the_connection_is_closed(bench: Bench) -> None:
-    """Inside the first up-call of a close, which tells of an aborted receive, no cached region is left."""
+    """Inside the first up-call of a close, for an aborted receive, the kernel holds no cached region."""
     a, b = bench.connect()
     Buffer(a).register().deregister()
     receive = a.recv()
     assert len(regions(bench, "a", LENGTH)) == 1
 
-    with ThreadPoolExecutor(1) as pool, held(a.at, "WPUCompleteOverlappedRequest") as told:
+    with ThreadPoolExecutor(1) as pool, held(a.at, "WPUCompleteOverlappedRequest") as held_upcall:
         closing = pool.submit(a.close)
-        told.wait()
+        held_upcall.wait()
         during = regions(bench, "a", LENGTH)
 
     assert (closing.result(), during) == ((0, Code.OK), [])
@@ -201,7 +202,7 @@ def test_the_cache_is_empty_before_the_connection_is_closed(bench: Bench) -> Non
 @pytest.mark.requirement("CACHE-06")
 @pytest.mark.parametrize("cache", [True, False], ids=["caching", "not caching"])
 def test_a_caching_provider_offers_the_callback(bench: Bench, cache: bool) -> None:
-    """The callback's GUID is answered by its pointer when the provider caches, and else with WSAEOPNOTSUPP."""
+    """A provider with a cache answers the callback's GUID with a pointer, one without a cache with WSAEOPNOTSUPP."""
     bench.start(settings_a={"cache": cache})
     a, _ = bench.connect()
     guid = next(guid for guid, name in EXTENSIONS.items() if name == CALLBACK)
@@ -215,7 +216,7 @@ def test_a_caching_provider_offers_the_callback(bench: Bench, cache: bool) -> No
 
 @pytest.mark.requirement("CACHE-07")
 def test_the_callback_releases_the_range_for_every_socket(bench: Bench) -> None:
-    """Both sockets' cached regions of the range go and its pages are unpinned; other cached ranges stay."""
+    """The callback releases both sockets' cached regions of the range and unpins it; other ranges stay cached."""
     a, _ = bench.connect()
     other, _ = bench.connect(6001)
     kept = Buffer(a).register().deregister()
@@ -235,7 +236,7 @@ def test_the_callback_releases_the_range_for_every_socket(bench: Bench) -> None:
 
 @pytest.mark.requirement("CACHE-07")
 def test_after_the_callback_new_memory_is_registered_afresh(bench: Bench) -> None:
-    """The switch calls back, the application maps new memory at the same address: that is what is sent."""
+    """After the callback, the application maps new memory at the same address, and a send carries the new bytes."""
     a, b = bench.connect()
     buffer = Buffer(a).register()
     buffer.write(b"the old pages")
@@ -256,10 +257,10 @@ def test_after_the_callback_new_memory_is_registered_afresh(bench: Bench) -> Non
 
 @pytest.mark.requirement("CACHE-08")
 def test_the_callback_tells_what_was_not_cached_and_what_is_in_use(bench: Bench) -> None:
-    """A range that is not cached gives WSAEINVAL, one that is still registered WSAEFAULT, and it goes on working.
+    """A range that is not cached gives WSAEINVAL; a registered range gives WSAEFAULT and stays usable.
 
-    Ruling: a live registration counts as what the cache cannot release, also when it never was in the cache. The switch
-    asks because the pages are about to go, and of the two codes only WSAEFAULT says that an adapter still reaches them.
+    Ruling: the cache cannot release a live registration, even one that was never cached, so the code is WSAEFAULT.
+    The switch asks because the pages are about to go. Only WSAEFAULT says that an adapter still reaches them.
     """
     a, b = bench.connect()
     unknown = Buffer(a)
@@ -280,7 +281,7 @@ def test_the_callback_tells_what_was_not_cached_and_what_is_in_use(bench: Bench)
 @pytest.mark.requirement("CACHE-09", "CACHE-11")
 @pytest.mark.parametrize("flags", [MEM_READ, MEM_WRITE, MEM_READWRITE], ids=["MEM_READ", "MEM_WRITE", "MEM_READWRITE"])
 def test_memory_mapped_anew_behind_the_providers_back_is_noticed(bench: Bench, flags: int) -> None:
-    """With no callback the application maps new memory at a cached address: sends and receives use the new pages."""
+    """New memory mapped at a cached address without a callback is noticed: sends and receives use the new pages."""
     a, b = bench.connect()
     buffer = Buffer(a).register(flags)
     buffer.write(b"old content")
@@ -306,7 +307,7 @@ def test_memory_mapped_anew_behind_the_providers_back_is_noticed(bench: Bench, f
 @pytest.mark.requirement("CACHE-09", "CACHE-11", "PROXY-04")
 @pytest.mark.parametrize("page", [0, 3, 6], ids=["first", "middle", "last"])
 def test_a_single_page_mapped_anew_is_noticed(bench: Bench, page: int) -> None:
-    """Of a cached buffer's seven pages one is given back and mapped anew: what is sent is the new page's content."""
+    """One of a cached buffer's seven pages is mapped anew, and a send carries the new page's content."""
     a, b = bench.connect()
     buffer = Buffer(a).register()
     buffer.write(b"old" * (LENGTH // 3))
@@ -327,10 +328,10 @@ def test_a_single_page_mapped_anew_is_noticed(bench: Bench, page: int) -> None:
 
 @pytest.mark.requirement("CACHE-09", "CACHE-11")
 def test_memory_given_back_is_not_found_in_the_cache(bench: Bench) -> None:
-    """With no callback the application gives a cached buffer back: registering it again gives WSAEFAULT."""
+    """The application gives a cached buffer back without a callback, and registering it again gives WSAEFAULT."""
     a, _ = bench.connect()
     buffer = Buffer(a)
-    # What lies below keeps the gap as small as the buffer, so that nothing else is mapped into it.
+    # The mapping below keeps the gap as small as the buffer, so that nothing else is mapped into it.
     Buffer(a)
     buffer.register().deregister()
 

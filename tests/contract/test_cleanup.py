@@ -1,6 +1,6 @@
-"""WSPCleanup, and processes that end without it: what is cancelled, what is freed, what stays reachable (CLEAN).
+"""WSPCleanup, and processes that end without it: cancelled operations, freed resources, unreachable memory (CLEAN).
 
-The provider that ends is on node a, unless a test says otherwise; its peers are on node b.
+The provider on node a ends, unless a test says otherwise. Its peers are on node b.
 """
 
 import time
@@ -9,37 +9,37 @@ from typing import Any
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint
 from hil.testing.data import ABORTED, NAK_REMOTE_ACCESS, RESET, held, sent, with_memory
-from hil.testing.endpoint import FD_CONNECT, Endpoint
 from hil.testing.memory import regions
-from hil.winsock.codes import MEM_READ, MEM_READWRITE, Code
+from hil.winsock.codes import MEM_READ, MEM_READWRITE
 
 pytestmark = pytest.mark.used_pair
 
 POLLED = 1
-# A length nothing else on a node registers, so that the kernel's list of regions can be searched for it.
-ODD = 0x7000
+# No other buffer on a node has this length, so the kernel's list of regions can be searched for it.
+UNIQUE_LENGTH = 0x7000
 # BTH opcodes of RDMA WRITE only and RDMA READ request (9.2).
 WRITE_ONLY, READ_REQUEST = 0x0A, 0x0C
 
 
 def clean_up(bench: Bench, endpoint: Endpoint) -> None:
-    """The last WSPCleanup of an endpoint, with its sockets still open; the bench forgets it."""
+    """Call an endpoint's last WSPCleanup with its sockets still open, and take the endpoint from the bench."""
     answer = endpoint.wsp("WSPCleanup", deliberately=["SWITCH-14"])
     assert (answer.result, answer.code) == (0, Code.OK)
     del bench.endpoints[endpoint.node.name]
 
 
 def kill(bench: Bench, end: End) -> None:
-    """SIGKILL for an end's provider process; the bench forgets it."""
+    """Send SIGKILL to an end's provider process, and take the endpoint from the bench."""
     end.at.node.channel.kill(end.at.worker)
     assert end.at.node.channel.wait_exit(end.at.worker, 10) == -9
     del bench.endpoints[end.at.node.name]
 
 
 def left(bench: Bench, node: str) -> list[dict[str, Any]]:
-    """What a node's kernel still holds, but for librdmacm's idle PD; waits for what is about to go."""
+    """The resources a node's kernel still holds, without librdmacm's idle PD. Waits for those about to be freed."""
     end = time.monotonic() + 15
     while True:
         resources = bench.pair.nodes[node].system("resources")
@@ -50,7 +50,7 @@ def left(bench: Bench, node: str) -> list[dict[str, Any]]:
 
 
 def threads(endpoint: Endpoint) -> int:
-    """How many threads a process has, once no call of the bench runs in it; waits for those that are about to end."""
+    """The number of threads of a process while no call of the bench runs in it. Waits for those about to end."""
     end = time.monotonic() + 15
     while True:
         listed = endpoint.node.system("run", command=["ls", f"/proc/{endpoint.pid}/task"])["stdout"].split()
@@ -68,7 +68,7 @@ def upcalls(bench: Bench, node: str, **facts: Any) -> list[Any]:
 
 @pytest.mark.requirement("CLEAN-01")
 def test_a_cleanup_without_a_start_gives_wsanotinitialised(bench: Bench) -> None:
-    """One too many, and one after a WSPStartupEx that failed: neither has a successful start to undo."""
+    """WSPCleanup after the last WSPCleanup, or after a failed WSPStartupEx, gives WSANOTINITIALISED."""
     a, _ = bench.start()
     a.end()
 
@@ -83,7 +83,7 @@ def test_a_cleanup_without_a_start_gives_wsanotinitialised(bench: Bench) -> None
 
 @pytest.mark.requirement("CLEAN-03")
 def test_only_the_last_cleanup_cleans_up(bench: Bench) -> None:
-    """After two starts one clean-up leaves the connection as it is: messages flow, registering and connecting work."""
+    """After two starts, the first WSPCleanup leaves messages, registering and connecting as they are."""
     connector, acceptor = bench.connect()
     assert connector.at.ask("start_again") == Code.OK
 
@@ -101,12 +101,12 @@ def test_only_the_last_cleanup_cleans_up(bench: Bench) -> None:
 @pytest.mark.requirement("CLEAN-02", "ERR-04")
 @pytest.mark.parametrize("network", ["up", pytest.param("down", marks=pytest.mark.needs("inline wire", "own nodes"))])
 def test_cleanup_never_gives_wsaeinval(bench: Bench, network: str) -> None:
-    """With sockets new, listening and connecting it succeeds, or reports the network down; then it is over."""
+    """WSPCleanup with new, listening and connecting sockets succeeds or gives WSAENETDOWN, and has cleaned up."""
     a, _ = bench.start()
     a.must("WSPSocket")
     a.listen(7001)
     pending = a.socket(7002, FD_CONNECT)
-    a.connect(pending, bench.nobody, PORT)
+    a.connect(pending, bench.unused_address, PORT)
     if network == "down":
         bench.pair.wire.cut()
         bench.run("a", "ip", "link", "set", "eth0", "down")
@@ -125,7 +125,7 @@ def test_cleanup_never_gives_wsaeinval(bench: Bench, network: str) -> None:
 
 @pytest.mark.requirement("CLEAN-05", "CLEAN-06")
 def test_pending_operations_are_cancelled_after_their_memory_is_released(bench: Bench) -> None:
-    """Receives and sends of two connections end once each, with WSA_OPERATION_ABORTED; their memory is freed first."""
+    """Receives and sends of two connections each end once with WSA_OPERATION_ABORTED, after their memory is freed."""
     connectors = [bench.connect(port)[0] for port in (6000, 6001)]
     a = connectors[0].at
     pending = {end.socket.handle: [end.recv(), end.recv(offset=256), end.send(b"nobody")] for end in connectors}
@@ -148,16 +148,16 @@ def test_pending_operations_are_cancelled_after_their_memory_is_released(bench: 
 
 @pytest.mark.requirement("CLEAN-06")
 def test_inside_a_cancelled_operations_upcall_its_memory_is_released(bench: Bench) -> None:
-    """While WSPCleanup tells of the abort, the kernel holds no region for the buffer any more."""
+    """Inside WSPCleanup's up-call for an aborted operation, the kernel holds no region for its buffer."""
     connector, _ = bench.connect()
     a = connector.at
-    receive = with_memory(connector, ODD).recv()
-    assert len(regions(bench, "a", ODD)) == 1
+    receive = with_memory(connector, UNIQUE_LENGTH).recv()
+    assert len(regions(bench, "a", UNIQUE_LENGTH)) == 1
 
-    with ThreadPoolExecutor(1) as pool, held(a, "WPUCompleteOverlappedRequest") as told:
+    with ThreadPoolExecutor(1) as pool, held(a, "WPUCompleteOverlappedRequest") as held_upcall:
         cleaning = pool.submit(clean_up, bench, a)
-        told.wait()
-        during = regions(bench, "a", ODD)
+        held_upcall.wait()
+        during = regions(bench, "a", UNIQUE_LENGTH)
 
     cleaning.result()
     assert during == []
@@ -167,7 +167,7 @@ def test_inside_a_cancelled_operations_upcall_its_memory_is_released(bench: Benc
 
 @pytest.mark.requirement("CLEAN-07", "CLEAN-08", "CLOSE-24")
 def test_a_socket_that_is_being_made_is_closed_as_well(bench: Bench) -> None:
-    """WSPCleanup comes while another thread is in WSPSocket: the switch's handle is closed, and nothing is left."""
+    """WSPCleanup during another thread's WSPSocket closes the switch's handle, and leaves nothing."""
     a, _ = bench.start()
     with ThreadPoolExecutor(2) as pool, held(a, "WPUCreateSocketHandle") as made:
         making = pool.submit(a.wsp, "WSPSocket")
@@ -187,7 +187,7 @@ def test_a_socket_that_is_being_made_is_closed_as_well(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLEAN-07")
 def test_open_sockets_are_reset_as_if_closed(bench: Bench) -> None:
-    """Every connection sends its DREQ while WSPCleanup runs, and the peers' receives end with WSAECONNRESET."""
+    """WSPCleanup sends a DREQ on every connection, and the peers' receives end with WSAECONNRESET."""
     ends = [bench.connect(port) for port in (6000, 6001)]
     a, receives = ends[0][0].at, [(peer, peer.recv()) for _, peer in ends]
 
@@ -205,18 +205,18 @@ def test_open_sockets_are_reset_as_if_closed(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLEAN-08")
 def test_no_upcall_follows_the_last_cleanup(bench: Bench) -> None:
-    """Pending receives, a pending connect, and a peer that sends and closes: after the return nothing is told."""
+    """With receives and a connect pending and a peer that sends and closes, no up-call follows WSPCleanup's return."""
     connector, acceptor = bench.connect()
     a = connector.at
     for n in range(3):
         connector.recv(offset=256 * n)
     pending = a.socket(7002, FD_CONNECT)
-    a.connect(pending, bench.nobody, PORT)
+    a.connect(pending, bench.unused_address, PORT)
     acceptor.send(b"crosses the clean-up")
 
     clean_up(bench, a)
 
-    # What could still come has come when the peer has gone through its own close, and the adapter fell silent.
+    # Once the peer has closed and the adapter is silent, no late completion can arrive.
     acceptor.close()
     evidence = bench.judge()
     (returned,) = evidence.of("a", "call", function="WSPCleanup")
@@ -229,8 +229,8 @@ def test_no_upcall_follows_the_last_cleanup(bench: Bench) -> None:
 # --- freeing ---------------------------------------------------------------------------------------------------------
 
 
-def live(bench: Bench, port: int) -> None:
-    """Use most of what a provider can allocate: connect, message, expose, cache."""
+def allocate_most(bench: Bench, port: int) -> None:
+    """Make the provider allocate most kinds of resource: connect, send a message, expose and cache memory."""
     connector, acceptor = bench.connect(port)
     receive = acceptor.recv()
     connector.send(b"hello")
@@ -243,16 +243,16 @@ def live(bench: Bench, port: int) -> None:
 
 @pytest.mark.requirement("CLEAN-04", "CLEAN-09")
 def test_the_last_cleanup_frees_everything(bench: Bench) -> None:
-    """The kernel holds nothing for the process, no thread runs, and a second life leaves no descriptor more."""
+    """WSPCleanup leaves no kernel resource and no thread, and a second start and clean-up add no file descriptor."""
     a, _ = bench.start()
-    live(bench, 6000)
+    allocate_most(bench, 6000)
     a.end()
     assert left(bench, "a") == []
     assert threads(a) == 1
     first = a.ask("process")
 
     assert a.ask("start_again") == Code.OK
-    live(bench, 6001)
+    allocate_most(bench, 6001)
     a.end()
 
     assert left(bench, "a") == []
@@ -268,7 +268,7 @@ def test_the_last_cleanup_frees_everything(bench: Bench) -> None:
 @pytest.mark.requirement("CLEAN-10", "CLEAN-12")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "with messages under way"])
 def test_a_killed_process_is_noticed_and_its_resources_are_reclaimed(bench: Bench, busy: bool) -> None:
-    """The peer's receives end with WSAECONNRESET by the kernel's own DREQ, and the kernel keeps nothing of the dead."""
+    """After SIGKILL the kernel's DREQ ends the peer's receives with WSAECONNRESET, and all resources are freed."""
     survivor, victim = bench.connect()
     victim.at.expose(victim.socket, MEM_READWRITE)
     receives = [survivor.recv(offset=256 * n) for n in range(3)]
@@ -286,7 +286,7 @@ def test_a_killed_process_is_noticed_and_its_resources_are_reclaimed(bench: Benc
 @pytest.mark.requirement("CLEAN-11")
 @pytest.mark.parametrize("function", ["WSPRdmaWrite", "WSPRdmaRead"])
 def test_memory_of_a_dead_process_cannot_be_reached(bench: Bench, function: str) -> None:
-    """A hostile peer uses a dead one's descriptor: nobody answers on the old connection, a new one answers by a NAK."""
+    """A dead process's descriptor gets no answer on the old connection, and a NAK on a new one."""
     bench.start(provider_a="IgnoresReset")
     attacker, victim = bench.connect()
     a = attacker.at
@@ -313,7 +313,7 @@ def test_memory_of_a_dead_process_cannot_be_reached(bench: Bench, function: str)
 
 @pytest.mark.requirement("CLEAN-10", "CLEAN-12")
 def test_a_connectors_process_is_killed(bench: Bench) -> None:
-    """SIGKILL instead of a close: the kernel resets, the peer's receives end with WSAECONNRESET, nothing is left."""
+    """SIGKILL of the connector ends the peer's receives with WSAECONNRESET, and leaves nothing in the kernel."""
     closer, peer = bench.connect()
     receives = [peer.recv(offset=256 * i) for i in range(2)]
 
@@ -325,7 +325,7 @@ def test_a_connectors_process_is_killed(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLEAN-05", "CLEAN-07", "CLOSE-24")
 def test_cleanup_closes_what_is_open(bench: Bench) -> None:
-    """WSPCleanup with an open connection: its receives are aborted, its handle closed, the peer's receives reset."""
+    """WSPCleanup aborts an open connection's receives, closes its handle, and resets the peer's receives."""
     closer, peer = bench.connect()
     own, theirs = closer.recv(), peer.recv()
 

@@ -1,5 +1,7 @@
-"""CLOSE: what else a hard close means: every kind of operation, memory, the kernel's objects, sockets in every state,
-listeners, and a network or a peer that is gone."""
+"""Hard close (CLOSE): every kind of operation, memory, kernel objects, sockets in every state, and listeners.
+
+The network or the peer may be gone.
+"""
 
 import threading
 from collections.abc import Callable
@@ -8,9 +10,8 @@ from typing import TypeVar
 
 import pytest
 
-from hil.evidence.evidence import Evidence
-from hil.evidence.packets import RocePacket
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil import Code, Evidence, RocePacket
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint, Socket, UnexpectedResult
 from hil.testing.data import (
     ABORTED,
     NAK_REMOTE_ACCESS,
@@ -29,7 +30,6 @@ from hil.testing.data import (
     sent,
     with_memory,
 )
-from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket, UnexpectedResult
 from hil.testing.memory import WRITE_ONLY, answers, last_packet, put_on_wire, regions, rewritten
 from hil.winsock.codes import (
     CF_REJECT,
@@ -39,7 +39,6 @@ from hil.winsock.codes import (
     SO_LINGER,
     SOL_SOCKET,
     WSS_OPERATION_IN_PROGRESS,
-    Code,
 )
 
 pytestmark = pytest.mark.used_pair
@@ -48,14 +47,14 @@ T = TypeVar("T")
 CLOSED = (0, Code.OK)
 COMPLETE, CLOSE_HANDLE = "WPUCompleteOverlappedRequest", "WPUCloseSocketHandle"
 REJ_NO_SUCH_SERVICE, REJ_BY_CONSUMER = 8, 28
-# A length nothing else on a node registers, so that the kernel's list of regions can be searched for it.
-ODD = 0x7000
+# No other buffer on a node has this length, so the kernel's list of regions can be searched for it.
+UNIQUE_LENGTH = 0x7000
 # Long enough for the first packets of a transfer, too short for 64 MiB at 100 Gbit/s.
 UNDER_WAY_S = 0.0003
 
 
 def in_background(call: Callable[..., T], *arguments: object) -> "Future[T]":
-    """Make a call in a thread of its own."""
+    """Make a call in its own thread."""
     pool = ThreadPoolExecutor(1)
     try:
         return pool.submit(call, *arguments)
@@ -64,19 +63,21 @@ def in_background(call: Callable[..., T], *arguments: object) -> "Future[T]":
 
 
 def seconds(evidence: Evidence, node: str, socket: Socket) -> float:
-    """How long WSPCloseSocket took, by the node's own clock."""
+    """The duration of WSPCloseSocket in seconds, by the node's own clock."""
     (call,) = evidence.of(node, "call", function="WSPCloseSocket", socket=socket.s)
     return float(call.t_ns - call.begun_ns) / 1e9
 
 
 def owned(at: Endpoint, *kinds: str) -> set[tuple[str, int]]:
-    """What the kernel of an endpoint's node holds of these kinds."""
+    """The resources of these kinds that the kernel of an endpoint's node holds."""
     return {(r["kind"], r["number"]) for r in at.node.system("resources") if r["kind"] in kinds}
 
 
 def all_kinds(end: End, peer: End, hEvent: int = 0) -> list[int]:
-    """A receive, a send, a write and a read of ``end``, all stalled: the peer has no receive for the send, and what is
-    behind it waits. ``hEvent`` 1: to be polled."""
+    """A receive, a send, a write and a read of ``end``, all stalled.
+
+    The peer has no receive for the send, and the operations behind it wait. With ``hEvent`` 1 they are polled.
+    """
     target = expose(peer)
     operations = [end.at.recv(end.socket, hEvent=hEvent), end.at.send(end.socket, b"stalled", hEvent=hEvent)]
     return operations + [rdma(end, f, target, (512, 4096), hEvent=hEvent) for f in ("WSPRdmaWrite", "WSPRdmaRead")]
@@ -95,13 +96,13 @@ def unconnected(at: Endpoint, port: int, address: str, to: int = PORT) -> Socket
 
 
 def outcome(at: Endpoint, socket: Socket) -> Code:
-    """How a connect ended; that it ends is part of what is shown."""
+    """The code a connect ended with. Asserts that it ended."""
     assert at.ask("wait_event", event=socket.event, timeout_s=10.0), "the connect did not end"
     return at.connect_result(socket)
 
 
 def messages(packets: list[RocePacket], name: str) -> list[RocePacket]:
-    """The CM messages of one name."""
+    """The CM messages with this name."""
     return [p for p in packets if p.cm == name]
 
 
@@ -111,8 +112,7 @@ def messages(packets: list[RocePacket], name: str) -> list[RocePacket]:
 @pytest.mark.requirement("CLOSE-03", "CLOSE-28")
 @pytest.mark.needs("own nodes")
 def test_the_adapter_is_gone(bench: Bench) -> None:
-    """When the adapter is taken away the socket stays until it is closed, which says WSAENETDOWN and closes it all the
-    same: its handle is closed, its descriptor unknown."""
+    """After its adapter is removed a socket stays open until WSPCloseSocket, which closes it and gives WSAENETDOWN."""
     closer, _ = bench.connect()
     receive = closer.recv()
     removal = threading.Thread(target=closer.at.node.system, args=("delete_rdma",), kwargs={"device": "rxe0"})
@@ -123,7 +123,7 @@ def test_the_adapter_is_gone(bench: Bench) -> None:
     assert closer.close() == (-1, Code.WSAENETDOWN)
     assert closer.close() == (-1, Code.WSAENOTSOCK)
     assert len(bench.pair.evidence(audit=False).of("a", "upcall", function=CLOSE_HANDLE)) == 1
-    # The device goes when nobody has librdmacm loaded any more.
+    # The kernel removes the device when no process has librdmacm loaded any more.
     closer.at.node.channel.kill(closer.at.worker)
     closer.at.node.channel.wait_exit(closer.at.worker, 10)
     removal.join(20)
@@ -134,8 +134,10 @@ def test_the_adapter_is_gone(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-04", "CLOSE-05", "CLOSE-06", "CLOSE-11")
 def test_nothing_makes_a_close_wait_or_be_asked_again(bench: Bench) -> None:
-    """In non-blocking mode, with sends queued and calls of other threads under way, each close returns 0, and no call
-    says WSAEWOULDBLOCK or WSAEINPROGRESS."""
+    """In non-blocking mode, with sends queued and calls in other threads, each close returns 0 at the first call.
+
+    No call gives WSAEWOULDBLOCK or WSAEINPROGRESS.
+    """
     pairs = [bench.connect(port) for port in (6000, 6001, 6002)]
     assert all(
         closer.wsp("WSPEventSelect", event=closer.socket.event, mask=FD_CONNECT).code == 0 for closer, _ in pairs
@@ -165,7 +167,7 @@ def test_nothing_makes_a_close_wait_or_be_asked_again(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-07")
 def test_there_is_nothing_to_make_it_linger(bench: Bench) -> None:
-    """SO_LINGER and SO_DONTLINGER are no options here, and a close with data queued does not wait for it."""
+    """SO_LINGER and SO_DONTLINGER are refused, and a close does not wait for queued data."""
     closer, peer = bench.connect()
     sends = send_each(closer, [b"unsent", b"unsent"])
     option = {"level": SOL_SOCKET, "deliberately": ["OPT-06"]}
@@ -180,7 +182,7 @@ def test_there_is_nothing_to_make_it_linger(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-08")
 def test_the_other_functions_do_not_know_the_closed_descriptor_either(bench: Bench) -> None:
-    """Options, QoS, duplication, RDMA and its memory: WSAENOTSOCK."""
+    """Option, QoS, duplication, RDMA and RDMA memory calls on a closed descriptor give WSAENOTSOCK."""
     closer, peer = bench.connect()
     descriptor, address = expose(peer).descriptor, closer.socket.address
     transfer = {"buffers": [[8, address, closer.socket.region]], "descriptor": descriptor}
@@ -203,12 +205,12 @@ def test_the_other_functions_do_not_know_the_closed_descriptor_either(bench: Ben
     bench.judge(bench.hard_close(closer, peer))
 
 
-# --- what it cancels -------------------------------------------------------------------------------------------------
+# --- cancelled operations --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("CLOSE-11", "CLOSE-12", "CLOSE-13", "CLOSE-16", "CLOSE-19", "CLOSE-36")
 def test_all_four_kinds_of_operation_are_cancelled(bench: Bench) -> None:
-    """Receive, send, RDMA write and read against a stalled peer all end aborted with zero bytes."""
+    """A receive, a send, an RDMA write and a read against a stalled peer all end aborted with zero bytes."""
     closer, peer = bench.connect()
     operations = all_kinds(closer, peer)
     bench.wait_packets(is_rnr_nak)
@@ -221,7 +223,7 @@ def test_all_four_kinds_of_operation_are_cancelled(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-34", "CLOSE-31")
 def test_all_four_kinds_of_operation_end_at_the_peer(bench: Bench) -> None:
-    """What the peer has pending when the closer closes, not only receives, ends with WSAECONNRESET and zero bytes."""
+    """The peer's pending operations of all four kinds end with WSAECONNRESET and zero bytes."""
     closer, peer = bench.connect()
     operations = all_kinds(peer, closer)
     bench.wait_packets(is_rnr_nak)
@@ -234,7 +236,7 @@ def test_all_four_kinds_of_operation_end_at_the_peer(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-49")
 def test_polled_operations_end_as_well(bench: Bench) -> None:
-    """Operations that ask for no notification get none, and their structures say 'done, aborted' after the close."""
+    """Polled operations get no up-call, and their structures say 'done, aborted' after the close."""
     closer, peer = bench.connect()
     operations = all_kinds(closer, peer, hEvent=1)
     assert {state(closer, o)["Internal"] for o in operations} == {WSS_OPERATION_IN_PROGRESS}
@@ -248,9 +250,11 @@ def test_polled_operations_end_as_well(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("CLOSE-15")
-def test_what_was_done_before_is_not_cancelled_in_addition(bench: Bench) -> None:
-    """Messages that had landed, unnoticed as the switch held an up-call, are told of once each: a success has its data,
-    and what had not landed is aborted."""
+def test_an_operation_done_before_the_close_is_not_cancelled_as_well(bench: Bench) -> None:
+    """Each operation completes once: with its data if the message landed before the close, else aborted.
+
+    The switch holds an up-call, so the provider has not reported the landed messages when the close begins.
+    """
     closer, peer = bench.connect()
     receives = recv_each(closer, [8] * 6)
     with held(closer.at, COMPLETE) as first:
@@ -274,15 +278,17 @@ def test_what_was_done_before_is_not_cancelled_in_addition(bench: Bench) -> None
 @pytest.mark.requirement("CLOSE-44", "RDMA-17", "CLOSE-36")
 @pytest.mark.parametrize("function", ["WSPRdmaWrite", "WSPRdmaRead"])
 def test_a_long_transfer_is_ended(bench: Bench, function: str) -> None:
-    """A close in the middle of eight transfers of 8 MiB aborts what is not done: no write that is aborted reaches its
-    last packet, and when the peer has answered the reset nothing of a read follows either."""
+    """A close in the middle of eight transfers of 8 MiB aborts the unfinished ones.
+
+    No aborted write reaches its last packet. No packet of a read follows the peer's answer to the reset.
+    """
     closer, peer = bench.connect()
     size = 8 << 20
     own, target = with_memory(closer, size), expose(peer, MEM_READWRITE, size)
 
     transfers = [int(closer.at.ask("overlapped")) for _ in range(8)]
     arguments = {"descriptor": target.descriptor, "buffers": local(own, (size, 0)), "s": own.socket.s}
-    # On the node, because a fast adapter needs less than a millisecond for one of them.
+    # Runs on the node, because a fast adapter finishes one transfer in less than a millisecond.
     *begun, _, closed = closer.at.ask(
         "in_a_row",
         calls=[
@@ -304,8 +310,7 @@ def test_a_long_transfer_is_ended(bench: Bench, function: str) -> None:
 @pytest.mark.requirement("CLOSE-47", "CLOSE-19", "CLOSE-35")
 @pytest.mark.needs("inline wire")
 def test_a_dead_peer_does_not_hold_it_up(bench: Bench) -> None:
-    """With nothing carried any more the close takes a moment, aborts every kind of operation, and the reset is tried
-    until it gets through."""
+    """On a dead wire the close promptly aborts every kind of operation, and the reset is repeated until it arrives."""
     closer, peer = bench.connect()
     receive, target = peer.recv(), expose(peer)
     bench.pair.wire.cut()
@@ -321,20 +326,20 @@ def test_a_dead_peer_does_not_hold_it_up(bench: Bench) -> None:
     bench.judge(bench.hard_close(closer, peer))
 
 
-# --- what it gives back ----------------------------------------------------------------------------------------------
+# --- freed resources -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("CLOSE-17")
 def test_inside_an_aborted_operations_upcall_its_memory_is_released(bench: Bench) -> None:
-    """The kernel holds no region for the buffer any more when the switch is told of the abort."""
+    """Inside the up-call for an aborted operation, the kernel holds no region for its buffer."""
     closer, peer = bench.connect()
-    receive = with_memory(closer, ODD).recv()
-    assert len(regions(bench, "a", ODD)) == 1
+    receive = with_memory(closer, UNIQUE_LENGTH).recv()
+    assert len(regions(bench, "a", UNIQUE_LENGTH)) == 1
 
-    with held(closer.at, COMPLETE) as told:
+    with held(closer.at, COMPLETE) as held_upcall:
         close = in_background(closer.close)
-        told.wait()
-        assert regions(bench, "a", ODD) == []
+        held_upcall.wait()
+        assert regions(bench, "a", UNIQUE_LENGTH) == []
 
     assert close.result(10) == CLOSED
     assert closer.completion(receive, 1) == ABORTED
@@ -343,8 +348,7 @@ def test_inside_an_aborted_operations_upcall_its_memory_is_released(bench: Bench
 
 @pytest.mark.requirement("CLOSE-18")
 def test_memory_in_use_is_unpinned_and_deregistered(bench: Bench) -> None:
-    """Buffers of pending operations, which the switch could not deregister, are neither pinned nor known to the adapter
-    after the close."""
+    """After the close, buffers of pending operations are neither pinned nor registered."""
     closer, peer = bench.connect()
     before = closer.at.ask("process")["pinned"]
     large = with_memory(closer, 1 << 20)
@@ -361,8 +365,7 @@ def test_memory_in_use_is_unpinned_and_deregistered(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-26", "CLOSE-27")
 def test_the_rest_is_freed_after_the_last_upcall(bench: Bench) -> None:
-    """Inside WPUCloseSocketHandle every operation is complete and the kernel still holds the QP; afterwards neither QP
-    nor CQ."""
+    """Inside WPUCloseSocketHandle all operations are complete and the QP exists; after it the QP and CQ are gone."""
     closer, peer = bench.connect()
     receive, kept = closer.recv(), owned(closer.at, "QP", "CQ")
     assert len(kept) == 2
@@ -380,8 +383,10 @@ def test_the_rest_is_freed_after_the_last_upcall(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-37")
 def test_memory_that_was_exposed_is_out_of_reach(bench: Bench) -> None:
-    """A socket closed while its memory was still exposed: on another connection the descriptor meets a remote access
-    NAK, frames forged for the old connection meet silence, and the memory stays as it was."""
+    """After a close, the descriptor of exposed memory gets a remote access NAK on another connection.
+
+    Frames forged for the old connection get no answer, and the memory keeps its content.
+    """
     peer, closer = bench.connect()
     attacker, _ = bench.connect(port=6001)
     target = expose(closer)
@@ -403,9 +408,8 @@ def test_memory_that_was_exposed_is_out_of_reach(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("CLOSE-10")
-def test_what_nobody_read_is_gone(bench: Bench) -> None:
-    """A message that arrived in a private receive and was not read is not delivered to the next connection between the
-    same addresses."""
+def test_an_unread_message_is_gone(bench: Bench) -> None:
+    """An unread message in a private receive is not delivered to the next connection between the same addresses."""
     bench.start(settings_b={"early_messages": 4})
     sender, closer = bench.connect()
     assert sender.completion(sender.send(b"old news")) == (Code.OK, 8)
@@ -423,7 +427,7 @@ def test_what_nobody_read_is_gone(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-09")
 def test_its_addresses_are_free_again(bench: Bench) -> None:
-    """After connector, acceptor and listener were closed the same addresses serve once more, for all three."""
+    """After connector, acceptor and listener are closed, all three can use the same addresses again."""
     connector, acceptor = bench.connect()
     assert bench.listener is not None
     assert [end.close() for end in (connector, acceptor)] == [CLOSED, CLOSED]
@@ -442,7 +446,7 @@ def test_its_addresses_are_free_again(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-45")
 def test_the_other_sockets_of_a_process_go_on(bench: Bench) -> None:
-    """Memory registered for two sockets serves the one that stays: a receive pending in it, and a send from it."""
+    """Memory registered for two sockets stays usable for the open one: its pending receive and a send complete."""
     closer, _ = bench.connect()
     stays, peer = bench.connect(port=6001)
     shared = closer.socket
@@ -470,7 +474,7 @@ def test_the_other_sockets_of_a_process_go_on(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-41")
 def test_a_socket_just_made_or_bound_is_closed_in_silence(bench: Bench) -> None:
-    """It returns 0, closes the handle, and nothing goes on the wire."""
+    """WSPCloseSocket of a new or bound socket returns 0, closes the handle, and sends nothing."""
     a, _ = bench.start()
     created, bound = a.must("WSPSocket").result, a.socket(7000, FD_CONNECT).s
     handles = [a.handle_of(s) for s in (created, bound)]
@@ -485,10 +489,10 @@ def test_a_socket_just_made_or_bound_is_closed_in_silence(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-20", "CLOSE-21")
 def test_a_connect_whose_address_is_being_resolved_is_aborted(bench: Bench) -> None:
-    """While nobody has answered for the address the close is prompt, leaves no CM id, and signals nothing."""
+    """A close during address resolution is prompt, leaves no CM id, and signals no event object."""
     a, _ = bench.start()
     none = owned(a, "CM_ID")
-    socket = unconnected(a, CONNECTOR_PORT, bench.nobody)
+    socket = unconnected(a, CONNECTOR_PORT, bench.unused_address)
 
     assert a.close(socket).code is Code.OK
 
@@ -502,8 +506,10 @@ def test_a_connect_whose_address_is_being_resolved_is_aborted(bench: Bench) -> N
 @pytest.mark.requirement("CLOSE-20", "CLOSE-21")
 @pytest.mark.needs("inline wire")
 def test_a_connect_whose_request_is_unanswered_is_aborted(bench: Bench) -> None:
-    """Of two connects into the void one is closed, promptly: while the other's request is tried again its own is not,
-    its CM id and QP are gone, and its event object is not set."""
+    """Of two unanswered connects one is closed promptly: its request is not repeated, its CM id and QP are gone.
+
+    Its event object is not set. The other connect's request is repeated.
+    """
     a, b = bench.start()
     bench.connect()
     bench.pair.wire.cut()
@@ -530,13 +536,13 @@ def test_a_connect_whose_request_is_unanswered_is_aborted(bench: Bench) -> None:
 )
 @pytest.mark.needs("inline wire")
 def test_a_failed_connect_is_closed(bench: Bench, code: Code) -> None:
-    """However a connect failed, its socket closes with 0, and neither CM id nor QP is left of it."""
+    """After a failed connect the socket closes with 0, and its CM id and QP are gone."""
     a, b = bench.start(settings_a={"connect_timeout_s": 5 if code is Code.WSAETIMEDOUT else 15})
     bench.connect()
     before = owned(a, "CM_ID", "QP")
     if code is Code.WSAETIMEDOUT:
         bench.pair.wire.cut()
-    address = bench.nobody if code is Code.WSAEHOSTUNREACH else b.ip
+    address = bench.unused_address if code is Code.WSAEHOSTUNREACH else b.ip
     socket = unconnected(a, 6001, address, PORT + (code is Code.WSAECONNRESET))
     if code is Code.WSAECONNREFUSED:
         assert bench.listener is not None
@@ -556,7 +562,7 @@ def test_a_failed_connect_is_closed(bench: Bench, code: Code) -> None:
 
 @pytest.mark.requirement("CLOSE-38", "CLOSE-40")
 def test_a_closed_listener_listens_no_more_but_what_it_accepted_goes_on(bench: Bench) -> None:
-    """A later connect is refused by the CM for want of a service, WSAECONNRESET; the accepted connection carries on."""
+    """After a listener closes, the CM refuses a connect with WSAECONNRESET, and the accepted connection goes on."""
     connector, acceptor = bench.connect()
     assert bench.listener is not None
 
@@ -576,7 +582,7 @@ def test_a_closed_listener_listens_no_more_but_what_it_accepted_goes_on(bench: B
 
 @pytest.mark.requirement("CLOSE-39")
 def test_requests_queued_at_a_closing_listener_are_refused(bench: Bench) -> None:
-    """Connectors whose requests nobody had accepted get WSAECONNREFUSED, by a REJ each."""
+    """Connectors whose requests wait at a closing listener get WSAECONNREFUSED, by a REJ each."""
     a, b = bench.start()
     listener = b.listen(PORT)
     connectors = [unconnected(a, 6000 + i, b.ip) for i in range(3)]
@@ -590,7 +596,7 @@ def test_requests_queued_at_a_closing_listener_are_refused(bench: Bench) -> None
 
 @pytest.mark.requirement("CLOSE-21")
 def test_a_request_that_arrives_while_a_listener_closes_is_refused_in_silence(bench: Bench) -> None:
-    """While its last up-call is under way a connect is refused on the wire, and no event object is signalled."""
+    """A connect during a closing listener's last up-call is refused on the wire, and no event object is signalled."""
     a, b = bench.start()
     listener = b.listen(PORT)
     with held(b, CLOSE_HANDLE) as last:

@@ -1,6 +1,6 @@
-"""WSPConnect: how a connect goes on by itself, how it ends, what user data and addresses it carries (CONN).
+"""WSPConnect: its background steps, its end, its user data and its addresses (CONN).
 
-The connector is on node a; what it calls is on node b, or nowhere.
+The connector is on node a. The called address is on node b, or unused.
 """
 
 import ipaddress
@@ -12,36 +12,35 @@ from typing import Any
 import pytest
 from scapy.layers.l2 import ARP, Ether
 
+from hil import Code, RocePacket
 from hil.capture.pcapng import read_pcapng
-from hil.evidence.packets import RocePacket
 from hil.roce.frames import CMREQ, IPCM, CmAttribute, dissect
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
-from hil.winsock.codes import CF_REJECT, FD_CONNECT_BIT, MEM_READWRITE, MEM_WRITE, Code
-from hil.wire.rules import Corrupt, Match, Rule
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Bench, Endpoint, Socket
+from hil.winsock.codes import CF_REJECT, FD_CONNECT_BIT, MEM_READWRITE, MEM_WRITE
+from hil.wire.faults import Corrupt, Fault, Match
 
 pytestmark = pytest.mark.used_pair
 
-# What the switch takes as final; with any other code it goes on to try TCP/IP.
+# The switch takes these codes as final. With any other code it goes on to try TCP/IP.
 FINAL = {Code.WSAECONNRESET, Code.WSAECONNREFUSED, Code.WSAEHOSTUNREACH}
 REJ_NO_SUCH_SERVICE, REJ_CONSUMER = 8, 28
-# Where the reason's low byte is, from the BTH on: behind BTH, DETH, the MAD's header and eleven bytes of REJ (12.6.7).
+# The offset of the reason's low byte from the BTH: BTH, DETH, the MAD's header and eleven bytes of REJ (12.6.7).
 REJ_REASON = 12 + 8 + 24 + 11
 RDMA_CM_LISTEN = 8
 TCP, UDP = 6, 17
 
 
 def attempt(a: Endpoint, address: str, port: int = PORT) -> tuple[Socket, Code]:
-    """A socket of ``a`` that tried to connect, and the code this ended with."""
+    """A socket of ``a`` after its connect ended, and the connect's code."""
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
     a.connect(socket, address, port)
-    # Whatever is in the way, a connect must end by itself (CONN-25).
+    # A connect must always end by itself (CONN-25).
     assert a.ask("wait_event", event=socket.event, timeout_s=15), "the connect did not end"
     return socket, a.connect_result(socket)
 
 
-def calling(a: Endpoint, b: Endpoint) -> tuple[Socket, Socket]:
-    """A socket of ``a`` whose connect pends, its request waiting at a listener of ``b``; and that listener."""
+def pending_connect(a: Endpoint, b: Endpoint) -> tuple[Socket, Socket]:
+    """A socket of ``a`` with a pending connect, and the listener of ``b`` at which its request waits."""
     listener = b.listen(PORT)
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
     a.connect(socket, b.ip, PORT)
@@ -50,17 +49,19 @@ def calling(a: Endpoint, b: Endpoint) -> tuple[Socket, Socket]:
 
 
 def left_after_close(endpoint: Endpoint, socket: Socket) -> list[dict[str, Any]]:
-    """Close ``socket``: what its kernel holds then, but for what lives as long as the provider itself."""
+    """Close ``socket``. Returns the resources its kernel still holds, without those of the provider itself."""
     answer = endpoint.close(socket)
     assert (answer.result, answer.code) == (0, Code.OK)
     end = time.monotonic() + 15
-    while (left := [r for r in endpoint.node.system("resources") if not lasting(r)]) and time.monotonic() < end:
+    while (
+        left := [r for r in endpoint.node.system("resources") if not is_the_providers(r)]
+    ) and time.monotonic() < end:
         time.sleep(0.05)
     return left
 
 
-def lasting(resource: dict[str, Any]) -> bool:
-    """librdmacm's own idle PD, and listening ids: the provider takes hand-overs with one."""
+def is_the_providers(resource: dict[str, Any]) -> bool:
+    """Whether a resource lives as long as the provider: librdmacm's idle PD, or a listening id for hand-overs."""
     idle = resource["kind"] == "PD" and not resource.get("use_count")
     return idle or (resource["kind"] == "CM_ID" and resource.get("state") == RDMA_CM_LISTEN)
 
@@ -74,7 +75,7 @@ def cm_packets(bench: Bench, kind: str) -> list[RocePacket]:
 
 
 def requests_on_the_wire(bench: Bench) -> Iterator[tuple[CMREQ, IPCM]]:
-    """Each REQ of the capture, with the addresses that its private data carries."""
+    """Each REQ of the capture, with the addresses in its private data."""
     bench.pair.wire.counts()
     for frame in read_pcapng(bench.pair.wire.path):
         packet = dissect(frame.data)
@@ -83,17 +84,17 @@ def requests_on_the_wire(bench: Bench) -> Iterator[tuple[CMREQ, IPCM]]:
 
 
 def ip_protocol(frame: bytes) -> int:
-    """The protocol of an IPv4 frame, the next header of an IPv6 one; -1 of others."""
+    """The protocol of an IPv4 frame or the next header of an IPv6 frame, -1 for any other frame."""
     return {b"\x08\x00": frame[23], b"\x86\xdd": frame[20]}.get(frame[12:14], -1)
 
 
-def plain(address: bytes) -> str:
-    """An address of the RDMA IP CM service: an IPv4 address fills the last four of its 16 bytes."""
+def address_text(address: bytes) -> str:
+    """The text of a 16-byte address of the RDMA IP CM service. An IPv4 address fills the last four bytes."""
     return str(ipaddress.ip_address(address.removeprefix(bytes(12))))
 
 
 def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
-    """Begin ``work`` in a thread; call what is returned to wait for its result."""
+    """Begin ``work`` in a thread. Returns a function that waits for the result of ``work``."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()
@@ -110,9 +111,9 @@ def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
 
 @pytest.mark.requirement("CONN-01", "CONN-02")
 def test_a_connect_pends_and_goes_on_in_a_thread_of_the_providers(bench: Bench) -> None:
-    """WSPConnect returns WSAEWOULDBLOCK before anybody accepts; every later step is done by another thread."""
+    """WSPConnect returns WSAEWOULDBLOCK before the peer accepts; another thread does every later step."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
 
     b.must("WSPAccept", s=listener.s)
 
@@ -133,7 +134,7 @@ def test_a_connect_pends_and_goes_on_in_a_thread_of_the_providers(bench: Bench) 
 def test_the_end_of_a_connect_signals_fd_connect_with_its_code(bench: Bench, decision: int, code: Code) -> None:
     """The event object is set when the connect ends, not before; FD_CONNECT is reported once, with the final code."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
     assert not is_set(a, socket)
 
     b.wsp("WSPAccept", s=listener.s, decision=decision)
@@ -148,9 +149,9 @@ def test_the_end_of_a_connect_signals_fd_connect_with_its_code(bench: Bench, dec
 
 @pytest.mark.requirement("CONN-20")
 def test_success_is_reported_only_when_the_peers_switch_has_accepted(bench: Bench) -> None:
-    """While the request waits, and while the condition function thinks, the connect pends; its answer ends it."""
+    """The connect pends while the request waits and while the condition function runs; the answer ends it."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
     assert not is_set(a, socket)
     accepting = in_background(lambda: b.must("WSPAccept", s=listener.s, delay_s=3.0))
 
@@ -170,7 +171,7 @@ def test_success_is_reported_only_when_the_peers_switch_has_accepted(bench: Benc
 def test_a_connected_socket_can_be_used_at_once(bench: Bench) -> None:
     """WSPRegisterMemory and WSPRecv succeed right after success, and the first message fills the receive."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
     accepted = b.accept(listener)
     memory, overlapped = a.ask("memory", size=4096), a.ask("overlapped")
     assert a.connect_result(socket) is Code.OK
@@ -187,7 +188,7 @@ def test_a_connected_socket_can_be_used_at_once(bench: Bench) -> None:
 
 @pytest.mark.requirement("CONN-21")
 def test_the_connection_is_served_to_its_end_without_tcp(bench: Bench) -> None:
-    """Half a MiB of RDMA between messages: all over one connection, and not one TCP segment is on the wire."""
+    """Messages and half a MiB of RDMA travel over one connection, without a TCP segment on the wire."""
     connector, acceptor = bench.connect()
     _, descriptor = acceptor.at.expose(acceptor.socket, MEM_WRITE)
     for number in range(8):
@@ -210,7 +211,7 @@ def test_the_connection_is_served_to_its_end_without_tcp(bench: Bench) -> None:
 @pytest.mark.requirement("CONN-11", "CONN-17")
 @pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_the_request_goes_to_the_address_called_and_names_the_bound_one(bench: Bench, family: str) -> None:
-    """The REQ goes to the address called; the wire and the acceptor's switch see the connector's bound one."""
+    """The REQ goes to the called address, and the wire and the acceptor's switch see the connector's bound address."""
     a, b = bench.start(ipv6=family == "ipv6")
     listener = b.listen(PORT)
     socket = a.socket(6123, FD_CONNECT)
@@ -223,7 +224,7 @@ def test_the_request_goes_to_the_address_called_and_names_the_bound_one(bench: B
     assert (packet.source, packet.destination, packet.local_gid, packet.remote_gid) == (a.ip, b.ip, a.ip, b.ip)
     ((request, addresses),) = requests_on_the_wire(bench)
     assert (request.service_id & 0xFFFF, addresses.source_port) == (PORT, 6123)
-    assert [plain(addresses.source_address), plain(addresses.destination_address)] == [a.ip, b.ip]
+    assert [address_text(addresses.source_address), address_text(addresses.destination_address)] == [a.ip, b.ip]
     assert (accepted["address"], accepted["port"]) == (a.ip, 6123)
     assert accepted["asked"]["caller_id"] == [a.ip, 6123]
     bench.judge()
@@ -231,7 +232,7 @@ def test_the_request_goes_to_the_address_called_and_names_the_bound_one(bench: B
 
 @pytest.mark.requirement("CONN-22")
 def test_user_data_travels_with_the_request_and_back(bench: Bench) -> None:
-    """lpCallerData reaches the condition function with the REQ, its answer reaches lpCalleeData with the REP."""
+    """lpCallerData reaches the condition function with the REQ, and its answer reaches lpCalleeData with the REP."""
     a, b = bench.start()
     listener = b.listen(PORT)
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
@@ -252,7 +253,7 @@ def test_user_data_travels_with_the_request_and_back(bench: Bench) -> None:
 
 @pytest.mark.requirement("CONN-23", "ERR-07")
 def test_user_data_that_cannot_travel_is_refused(bench: Bench) -> None:
-    """More bytes than a REQ can carry make the call fail visibly, and nothing is sent; without them it succeeds."""
+    """Caller data too long for a REQ makes WSPConnect fail, and nothing is sent; a call without it succeeds."""
     a, b = bench.start()
     listener = b.listen(PORT)
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
@@ -270,7 +271,7 @@ def test_user_data_that_cannot_travel_is_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("CONN-24")
 def test_a_quality_of_service_is_ignored_without_side_effect(bench: Bench) -> None:
-    """With an lpSQOS the connect ends as without one, and the connection carries a message."""
+    """A connect with an lpSQOS succeeds, and the connection carries a message."""
     a, b = bench.start()
     listener = b.listen(PORT)
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
@@ -289,8 +290,8 @@ def test_a_quality_of_service_is_ignored_without_side_effect(bench: Bench) -> No
 
 @pytest.mark.requirement("CONN-05", "CONN-10")
 @pytest.mark.parametrize("before", ["nothing", "a closed listener"])
-def test_nobody_listens(bench: Bench, before: str) -> None:
-    """A reachable host without a listener, or with one that was closed, says "no such service": WSAECONNRESET."""
+def test_a_host_without_a_listener(bench: Bench, before: str) -> None:
+    """A reachable host with no listener, or a closed one, answers "no such service": WSAECONNRESET."""
     a, b = bench.start()
     if before == "a closed listener":
         b.close(b.listen(PORT))
@@ -306,7 +307,7 @@ def test_nobody_listens(bench: Bench, before: str) -> None:
 @pytest.mark.requirement("CONN-06", "CONN-10")
 @pytest.mark.parametrize("why", ["CF_REJECT", "full backlog"])
 def test_the_peer_refuses(bench: Bench, why: str) -> None:
-    """A refusal by the condition function and a full queue look alike: a consumer's reject, WSAECONNREFUSED."""
+    """A refusal by the condition function and a full queue both give a consumer's reject and WSAECONNREFUSED."""
     a, b = bench.start()
     listener = b.listen(PORT, backlog=1)
     first = a.socket(CONNECTOR_PORT + 1, FD_CONNECT)
@@ -342,12 +343,12 @@ def test_the_peer_refuses(bench: Bench, why: str) -> None:
 )
 @pytest.mark.needs("inline wire")
 def test_only_a_refusal_that_tcp_would_meet_too_is_final(bench: Bench, reason: int, code: Code) -> None:
-    """The wire turns the peer's REJ into one of another reason: what says nothing of TCP/IP leaves the way to it."""
+    """The wire changes the REJ's reason: a reason that TCP/IP would not meet gives a code that is not final."""
     a, b = bench.start()
     listener = b.listen(PORT)
     if changed := reason ^ REJ_CONSUMER:
         lie = Corrupt(offset=REJ_REASON, mask=changed, repaired=True)
-        bench.pair.wire.add_rule(Rule("another reason", lie, Match(cm=(CmAttribute.REJ,))))
+        bench.pair.wire.add_fault(Fault("another reason", lie, Match(cm=(CmAttribute.REJ,))))
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
     a.connect(socket, b.ip, PORT)
     b.wait_request(listener)
@@ -363,16 +364,16 @@ def test_only_a_refusal_that_tcp_would_meet_too_is_final(bench: Bench, reason: i
 @pytest.mark.requirement("CONN-07", "CONN-10")
 @pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_the_host_does_not_exist(bench: Bench, family: str) -> None:
-    """Nobody answers for the address, so TCP/IP could not reach it either: WSAEHOSTUNREACH."""
+    """A connect to an address without a host gives WSAEHOSTUNREACH, because TCP/IP could not reach it either."""
     a, _ = bench.start(ipv6=family == "ipv6")
 
-    socket, code = attempt(a, bench.pair.nobody(ipv6=family == "ipv6"))
+    socket, code = attempt(a, bench.pair.unused_address(ipv6=family == "ipv6"))
 
     assert code is Code.WSAEHOSTUNREACH
     assert not cm_packets(bench, "REQ")
     if family == "ipv4":
         arps = [e[ARP] for e in (Ether(f.data) for f in read_pcapng(bench.pair.wire.path)) if e.haslayer(ARP)]
-        assert {arp.op for arp in arps if bench.nobody in (arp.psrc, arp.pdst)} == {1}
+        assert {arp.op for arp in arps if bench.unused_address in (arp.psrc, arp.pdst)} == {1}
     assert left_after_close(a, socket) == []
     bench.judge()
 
@@ -380,7 +381,7 @@ def test_the_host_does_not_exist(bench: Bench, family: str) -> None:
 @pytest.mark.requirement("CONN-08", "CONN-09", "CONN-10")
 @pytest.mark.needs("own nodes")
 def test_the_host_speaks_plain_ip_only(bench: Bench) -> None:
-    """A host that answers a ping but has no RDMA adapter leads to WSAETIMEDOUT, after REQs that nobody answers."""
+    """A host that answers a ping but has no RDMA adapter gives WSAETIMEDOUT, after unanswered REQs."""
     a, b = bench.start(settings_a={"connect_timeout_s": 8.0})
     bench.pair.nodes["b"].system("delete_rdma", device="rxe0")
     bench.run("a", "ping", "-c", "1", b.ip)
@@ -401,7 +402,7 @@ def test_the_host_speaks_plain_ip_only(bench: Bench) -> None:
 @pytest.mark.requirement("CONN-08", "CONN-10", "CONN-25")
 @pytest.mark.needs("inline wire")
 def test_a_black_hole_ends_the_connect_in_time(bench: Bench) -> None:
-    """The peer's address is known but nothing comes back: the provider's own time-out ends it with WSAETIMEDOUT."""
+    """Without an answer of a resolved peer the provider's own time-out ends the connect with WSAETIMEDOUT."""
     a, b = bench.start(settings_a={"connect_timeout_s": 2.0})
     b.listen(PORT)
     bench.run("a", "ping", "-c", "1", b.ip)
@@ -419,7 +420,7 @@ def test_a_black_hole_ends_the_connect_in_time(bench: Bench) -> None:
 @pytest.mark.requirement("CONN-08", "CONN-26", "ERR-07")
 @pytest.mark.parametrize("address", ["own address", "127.0.0.1"])
 def test_a_connect_to_oneself_is_left_to_tcp(bench: Bench, address: str) -> None:
-    """With a listener on its own address or without, the code is none of the final three, and the wire is silent."""
+    """A connect to the node's own address gives no final code and sends no packet, with a listener there or without."""
     a, _ = bench.start()
     address = a.ip if address == "own address" else address
     a.listen(PORT)
@@ -435,14 +436,14 @@ def test_a_connect_to_oneself_is_left_to_tcp(bench: Bench, address: str) -> None
     bench.judge()
 
 
-# --- what WSPConnect refuses at once ---------------------------------------------------------------------------------
+# --- calls refused at once -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("CONN-12")
 def test_a_second_connect_while_one_runs_gives_wsaealready(bench: Bench) -> None:
-    """The second call is refused, and the first connect goes on undisturbed."""
+    """A second WSPConnect is refused with WSAEALREADY, and the first connect goes on."""
     a, b = bench.start()
-    socket, listener = calling(a, b)
+    socket, listener = pending_connect(a, b)
 
     second = a.wsp("WSPConnect", s=socket.s, address=b.ip, port=PORT)
 
@@ -455,7 +456,7 @@ def test_a_second_connect_while_one_runs_gives_wsaealready(bench: Bench) -> None
 
 @pytest.mark.requirement("CONN-13")
 def test_a_connected_socket_gives_wsaeisconn(bench: Bench) -> None:
-    """It cannot connect again, whichever end it is, and goes on to carry messages."""
+    """A second connect of either end gives WSAEISCONN, and the connection goes on carrying messages."""
     connector, acceptor = bench.connect()
 
     ends = ((connector, acceptor), (acceptor, connector))
@@ -471,7 +472,7 @@ def test_a_connected_socket_gives_wsaeisconn(bench: Bench) -> None:
 
 @pytest.mark.requirement("CONN-14")
 def test_a_listening_socket_gives_wsaeinval(bench: Bench) -> None:
-    """A listener cannot connect, and goes on listening."""
+    """WSPConnect on a listener gives WSAEINVAL, and the listener goes on listening."""
     a, b = bench.start()
     listener = b.socket(PORT, FD_ACCEPT | FD_CONNECT)
     b.must("WSPListen", s=listener.s, backlog=5)
@@ -488,7 +489,7 @@ def test_a_listening_socket_gives_wsaeinval(bench: Bench) -> None:
 
 @pytest.mark.requirement("CONN-15", "ERR-07")
 def test_a_zero_address_or_port_gives_wsaeaddrnotavail(bench: Bench) -> None:
-    """Neither can be called, nothing is sent, and the socket can still connect to a true address."""
+    """A zero address or port gives WSAEADDRNOTAVAIL and no packet, and the socket can still connect."""
     a, b = bench.start()
     listener = b.listen(PORT)
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
@@ -507,7 +508,7 @@ def test_a_zero_address_or_port_gives_wsaeaddrnotavail(bench: Bench) -> None:
 @pytest.mark.requirement("CONN-16", "ERR-04")
 @pytest.mark.needs("inline wire", "own nodes")
 def test_a_port_that_is_down_gives_wsaenetdown(bench: Bench) -> None:
-    """While the adapter's port is down no connect begins; when it is up again the same socket connects."""
+    """WSPConnect gives WSAENETDOWN while the adapter's port is down; when it is up the same socket connects."""
     a, b = bench.start()
     listener = b.listen(PORT)
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
@@ -529,15 +530,15 @@ def test_a_port_that_is_down_gives_wsaenetdown(bench: Bench) -> None:
 @pytest.mark.parametrize("while_it", ["resolves the address", "waits for an answer", "waits for acceptance"])
 @pytest.mark.needs("inline wire")
 def test_a_close_cancels_a_pending_connect(bench: Bench, while_it: str) -> None:
-    """The close is prompt, FD_CONNECT is never signalled, the request is taken back, and nothing is left of it."""
+    """A close is prompt and withdraws the pending connect's request; FD_CONNECT is never signalled, nothing is left."""
     a, b = bench.start()
     if while_it == "waits for acceptance":
-        socket, _ = calling(a, b)
+        socket, _ = pending_connect(a, b)
     else:
         bench.run("a", "ping", "-c", "1", b.ip)
         bench.pair.wire.cut()
         socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
-        a.connect(socket, b.ip if while_it == "waits for an answer" else bench.nobody, PORT)
+        a.connect(socket, b.ip if while_it == "waits for an answer" else bench.unused_address, PORT)
     asked = while_it != "resolves the address"
     if asked:
         bench.wait_packets(lambda p: p.cm == "REQ")

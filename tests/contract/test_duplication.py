@@ -1,13 +1,13 @@
-"""DUP: a socket is handed over from one process to another, and the peer notices nothing."""
+"""WSPDuplicateSocket (DUP): a socket moves from one process to another, and the peer does not notice."""
 
 import time
 
 import pytest
 
+from hil import Code
 from hil.evidence.journal import Completed, UpCall
-from hil.testing.bench import PORT, Bench, End
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
-from hil.winsock.codes import SO_DEBUG, SOL_SOCKET, Code
+from hil.testing import FD_ACCEPT, FD_CONNECT, PORT, Answer, Bench, End, Endpoint, Socket
+from hil.winsock.codes import SO_DEBUG, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 
@@ -22,26 +22,26 @@ def make_idle(end: End) -> None:
 
 
 def duplicate(end: End, to: Endpoint) -> int:
-    """Hand ``end`` over to process ``to``; the token."""
+    """Hand ``end`` over to process ``to``. Returns the token."""
     return int(end.at.must("WSPDuplicateSocket", s=end.socket.s, pid=to.pid).more["token"])
 
 
-def taken(by: Endpoint, token: int) -> End:
-    """The socket behind ``token`` in process ``by``, with a buffer of its own."""
+def socket_of(by: Endpoint, token: int) -> End:
+    """The socket of ``token`` in process ``by``, with a new buffer."""
     s = by.must("WSPSocket", token=token).result
     return End(by, by.with_memory(Socket(s, by.handle_of(s), by.ask("event"))))
 
 
-def swapped(bench: Bench) -> tuple[End, End, End]:
-    """(former, new, peer): a connection whose connector went to a further process on the same node."""
+def handed_over(bench: Bench) -> tuple[End, End, End]:
+    """(former, new, peer): a connection whose connector was handed to another process on the same node."""
     former, peer = bench.connect()
     other = bench.another("a")
     make_idle(former)
-    return former, taken(other, duplicate(former, other)), peer
+    return former, socket_of(other, duplicate(former, other)), peer
 
 
 def exchange(sender: End, receiver: End, message: bytes) -> None:
-    """One message arrives whole."""
+    """Send one message and check that it arrives whole."""
     receive = receiver.recv()
     send = sender.send(message)
     assert sender.completion(send) == (Code.OK, len(message))
@@ -60,21 +60,21 @@ def cm_messages(bench: Bench) -> list[str]:
 @pytest.mark.requirement("DUP-01", "DUP-09", "DUP-10", "DUP-13", "CLOSE-46")
 @pytest.mark.parametrize("who", ["connector", "acceptor"])
 def test_the_new_process_goes_on_with_the_connection(bench: Bench, who: str) -> None:
-    """Either end can be handed over: messages flow both ways from the new process, also once the old has closed."""
+    """After a hand-over of either end messages flow both ways, also once the old process has closed its descriptor."""
     ends = bench.connect()
     former, peer = ends if who == "connector" else ends[::-1]
     other = bench.another(former.at.node.name)
     make_idle(former)
     handles = len(upcalls(bench, former.at.node.name, "WPUCreateSocketHandle"))
 
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
 
     assert len(upcalls(bench, former.at.node.name, "WPUCreateSocketHandle")) == handles + 1
     exchange(new, peer, b"from the new process")
     assert former.close() == (0, Code.OK)
     exchange(peer, new, b"to the new process")
     exchange(new, peer, b"again")
-    # The connection is made anew: REQ, REP and RTU of the new one, DREQ and DREP of the old.
+    # The hand-over makes a new connection: REQ, REP and RTU of the new one, DREQ and DREP of the old one.
     seen = cm_messages(bench)
     assert (seen.count("REQ"), seen.count("DREQ"), seen.count("DREP")) == (2, 1, 1), seen
     assert new.close() == (0, Code.OK)
@@ -83,7 +83,7 @@ def test_the_new_process_goes_on_with_the_connection(bench: Bench, who: str) -> 
 
 @pytest.mark.requirement("DUP-15", "DUP-16")
 def test_the_peer_notices_nothing(bench: Bench) -> None:
-    """The peer's receives stay pending, the next message fills the first of them, and its switch hears nothing."""
+    """Through a hand-over the peer's receives stay pending without an up-call, and the next message fills the first."""
     former, peer = bench.connect()
     receives = [peer.recv(offset=256 * i) for i in range(3)]
     memory, descriptor = peer.at.expose(peer.socket, 3)
@@ -92,7 +92,7 @@ def test_the_peer_notices_nothing(bench: Bench) -> None:
     other = bench.another("a")
     make_idle(former)
 
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
 
     assert len(bench.pair.evidence(audit=False).of("b", "upcall")) == quiet
     assert peer.at.ask("event_state", event=peer.socket.event) == event
@@ -100,7 +100,7 @@ def test_the_peer_notices_nothing(bench: Bench) -> None:
         new.send(message)
         assert peer.completion(receive) == (Code.OK, len(message))
     assert peer.at.data(peer.socket, 3, 0) == b"one" and peer.at.data(peer.socket, 5, 512) == b"three"
-    # What the peer had exposed for RDMA is reached from the new process with the same descriptor.
+    # The new process reaches the peer's exposed memory with the same descriptor.
     new.at.ask("write_memory", memory=new.socket.memory, offset=0, data=b"written")
     write = new.at.rdma("WSPRdmaWrite", new.socket, descriptor, 7, offset=100)
     assert new.completion(write) == (Code.OK, 7)
@@ -112,9 +112,9 @@ def test_the_peer_notices_nothing(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-05", "DUP-06")
 def test_pending_receives_complete_with_success_and_nothing(bench: Bench) -> None:
-    """WSPDuplicateSocket completes each outstanding receive with success and zero bytes, and releases their memory.
+    """WSPDuplicateSocket completes each pending receive with success and zero bytes, and releases its memory.
 
-    Those to be polled end in their structure, without an up-call (Q22, as Q1).
+    Polled receives end in their structure, without an up-call (Q22, as Q1).
     """
     former, peer = bench.connect()
     receives = [former.recv(offset=256 * i) for i in range(4)]
@@ -130,7 +130,7 @@ def test_pending_receives_complete_with_success_and_nothing(bench: Bench) -> Non
     assert told == set(receives)
     held = bench.pair.nodes["a"].system("resources")
     assert not [r for r in held if r["kind"] in ("MR", "QP") and r["pid"] == former.at.pid], held
-    new = taken(other, token)
+    new = socket_of(other, token)
     exchange(new, peer, b"hello")
     former.close()
     new.close()
@@ -139,7 +139,7 @@ def test_pending_receives_complete_with_success_and_nothing(bench: Bench) -> Non
 
 @pytest.mark.requirement("DUP-02", "DUP-03", "DUP-24")
 def test_a_token_is_unique_for_one_process_and_for_one_use(bench: Bench) -> None:
-    """Two sockets have two tokens; a third process cannot use one, and nobody can use it twice."""
+    """Two sockets have two tokens; a third process cannot use a token, and no process can use one twice."""
     one, peer = bench.connect()
     two, peer_two = bench.connect(port=6001)
     other, third = bench.another("a"), bench.another("a")
@@ -153,8 +153,8 @@ def test_a_token_is_unique_for_one_process_and_for_one_use(bench: Bench) -> None
     guessed = other.wsp("WSPSocket", token=(tokens[0] ^ 0x5A5A) or 1)
     assert (guessed.result, guessed.code) == ("INVALID_SOCKET", Code.WSAEINVAL)
 
-    new_two = taken(other, tokens[1])
-    new = taken(other, tokens[0])
+    new_two = socket_of(other, tokens[1])
+    new = socket_of(other, tokens[0])
     again = other.wsp("WSPSocket", token=tokens[0])
     assert (again.result, again.code) == ("INVALID_SOCKET", Code.WSAEINVAL)
     exchange(new, peer, b"first")
@@ -164,8 +164,8 @@ def test_a_token_is_unique_for_one_process_and_for_one_use(bench: Bench) -> None
 
 @pytest.mark.requirement("DUP-08")
 def test_the_old_descriptor_stays_until_it_is_closed(bench: Bench) -> None:
-    """No new socket of the old process gets its value, and its close succeeds once."""
-    former, new, peer = swapped(bench)
+    """No new socket of the old process gets the handed-over descriptor's value, and its close succeeds once."""
+    former, new, peer = handed_over(bench)
 
     made = [former.at.must("WSPSocket").result for _ in range(8)]
 
@@ -178,7 +178,7 @@ def test_the_old_descriptor_stays_until_it_is_closed(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-07", "DUP-18", "DUP-20")
 def test_only_the_close_may_follow_and_the_switch_is_held_to_it(bench: Bench) -> None:
-    """Other calls on the old descriptor, idle memory and sends in progress are the switch's fault, and named so."""
+    """The bench names other calls on the old descriptor, idle memory and sends in progress as the switch's mistakes."""
     former, _ = bench.connect()
     other = bench.another("a")
     former.send(b"in progress")
@@ -199,8 +199,8 @@ def test_only_the_close_may_follow_and_the_switch_is_held_to_it(bench: Bench) ->
 
 @pytest.mark.requirement("DUP-11")
 def test_the_socket_comes_back_to_the_process_that_had_it(bench: Bench) -> None:
-    """Handed away and back, the former descriptor lives again, with its handle, and no new handle is made."""
-    former, new, peer = swapped(bench)
+    """A socket that comes back to its first process has its old descriptor and handle, and no new handle is made."""
+    former, new, peer = handed_over(bench)
     exchange(new, peer, b"away")
     handles = len(upcalls(bench, "a", "WPUCreateSocketHandle"))
     make_idle(new)
@@ -220,14 +220,14 @@ def test_the_socket_comes_back_to_the_process_that_had_it(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-14")
 def test_the_state_goes_with_the_socket(bench: Bench) -> None:
-    """Options, connectedness and a message the peer could not deliver before are there in the new process."""
+    """The new process has the socket's options and connection, and gets a message that the peer had not delivered."""
     former, peer = bench.connect()
     former.at.must("WSPSetSockOpt", s=former.socket.s, level=SOL_SOCKET, name=SO_DEBUG, value=1)
     undelivered = peer.send(b"sent too early")
     other = bench.another("a")
     make_idle(former)
 
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
 
     receive = new.recv()
     assert new.completion(receive) == (Code.OK, 14)
@@ -240,14 +240,14 @@ def test_the_state_goes_with_the_socket(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("DUP-14", "DUP-09", "NEG-05")
-def test_messages_nobody_has_read_yet_go_with_the_socket(bench: Bench) -> None:
-    """With private receives: what the old process had and what comes later reach the new one, in order, both ways."""
+def test_unread_messages_go_with_the_socket(bench: Bench) -> None:
+    """With private receives, unread and later messages reach the new process, in order, both ways."""
     former, peer = with_private_receives(bench)
     send_each(peer, b"unread")
     other = bench.another("a", **PRIVATE)
     make_idle(former)
 
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
 
     send_each(peer, b"one", b"two", b"three")
     assert read_each(new, 4) == [b"unread", b"one", b"two", b"three"]
@@ -258,12 +258,12 @@ def test_messages_nobody_has_read_yet_go_with_the_socket(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-11", "DUP-14")
 def test_a_message_is_not_found_again_when_the_socket_comes_back(bench: Bench) -> None:
-    """A message that no process has read goes away and back with its socket, and is there once, before later ones."""
+    """An unread message goes away and back with its socket, and is read once, before later messages."""
     former, peer = with_private_receives(bench)
     send_each(peer, b"unread")
     other = bench.another("a", **PRIVATE)
     make_idle(former)
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
     make_idle(new)
 
     back = former.at.must("WSPSocket", token=duplicate(new, former.at)).result
@@ -281,13 +281,13 @@ def with_private_receives(bench: Bench) -> tuple[End, End]:
 
 
 def send_each(end: End, *messages: bytes) -> None:
-    """Send the messages, each from memory of its own."""
+    """Send the messages, each from its own memory."""
     for n, message in enumerate(messages):
         end.send(message, offset=32768 + 64 * n)
 
 
 def read_each(end: End, count: int) -> list[bytes]:
-    """The next ``count`` messages, one a receive; b"" for one that did not come."""
+    """The next ``count`` messages, one for each receive; b"" for a message that did not come."""
     receives = [end.recv(offset=256 * n) for n in range(count)]
     lengths = [(end.completion(receive) or (None, 0))[1] for receive in receives]
     return [end.at.data(end.socket, length, 256 * n) for n, length in enumerate(lengths)]
@@ -295,7 +295,7 @@ def read_each(end: End, count: int) -> list[bytes]:
 
 @pytest.mark.requirement("DUP-11", "DUP-14", "EVT-04", "CONN-22")
 def test_the_connect_of_a_hand_over_is_not_the_switchs(bench: Bench) -> None:
-    """Back in the process that connected no event is signalled, and its WSPConnect's lpCalleeData is left alone."""
+    """A socket's return to the connecting process signals no event and leaves its WSPConnect's lpCalleeData alone."""
     a, b = bench.start()
     listener, socket = b.listen(PORT), a.socket(6000, FD_CONNECT)
     callee = a.ask("memory", size=4096)["memory"]
@@ -307,7 +307,7 @@ def test_the_connect_of_a_hand_over_is_not_the_switchs(bench: Bench) -> None:
     event = a.ask("event_state", event=socket.event)
     other = bench.another("a")
     make_idle(former)
-    new = taken(other, duplicate(former, other))
+    new = socket_of(other, duplicate(former, other))
     make_idle(new)
 
     assert a.must("WSPSocket", token=duplicate(new, a)).result == socket.s
@@ -320,7 +320,7 @@ def test_the_connect_of_a_hand_over_is_not_the_switchs(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-04", "DUP-21")
 def test_misuse_is_refused(bench: Bench) -> None:
-    """No such process, a socket that is not connected, sends in progress, a connection that was reset: WSAEINVAL."""
+    """An unknown process, an unconnected socket, sends in progress or a reset connection gives WSAEINVAL."""
     end, peer = bench.connect()
     other = bench.another("a")
     fresh = end.at.socket(6100, FD_ACCEPT)
@@ -343,7 +343,7 @@ def test_misuse_is_refused(bench: Bench) -> None:
 
 
 def waits_until_reset(end: End) -> None:
-    """Until the peer's reset is known at ``end``."""
+    """Wait until ``end`` knows of the peer's reset."""
     overlapped = end.at.ask("overlapped")
     buffers = [[64, end.socket.address]]
     deadline = time.monotonic() + 10
@@ -353,9 +353,11 @@ def waits_until_reset(end: End) -> None:
 
 
 @pytest.mark.requirement("DUP-21")
-def test_a_shortage_in_the_new_process_is_told(bench: Bench) -> None:
-    """Without a free descriptor there the new process gets WSAEMFILE, without a handle or a CM id WSAENOBUFS: no
-    failure uses the token up, and with room again the socket is there."""
+def test_a_shortage_in_the_new_process_is_reported(bench: Bench) -> None:
+    """A new process without a descriptor gets WSAEMFILE, and without a handle or CM id WSAENOBUFS.
+
+    No failure uses up the token: with room again the socket is there.
+    """
     former, peer = bench.connect()
     other = bench.another("a", max_sockets=1)
     in_the_way = other.must("WSPSocket").result
@@ -371,13 +373,13 @@ def test_a_shortage_in_the_new_process_is_told(bench: Bench) -> None:
     assert (full.result, full.code) == ("INVALID_SOCKET", Code.WSAEMFILE)
     assert (nameless.result, nameless.code) == ("INVALID_SOCKET", Code.WSAENOBUFS)
     assert (starved["result"], starved["code"]) == ("INVALID_SOCKET", Code.WSAENOBUFS)
-    exchange(taken(other, token), peer, b"in the end")
+    exchange(socket_of(other, token), peer, b"in the end")
     bench.judge()
 
 
 @pytest.mark.requirement("DUP-21")
 def test_a_shortage_in_the_old_process_leaves_the_connection(bench: Bench) -> None:
-    """Where a token cannot be made for want of descriptors WSPDuplicateSocket gives WSAEMFILE and changes nothing."""
+    """Without descriptors for a token WSPDuplicateSocket gives WSAEMFILE, and the connection stays as it is."""
     former, peer = bench.connect()
     other = bench.another("a")
     pending = former.recv(offset=1024)
@@ -391,13 +393,13 @@ def test_a_shortage_in_the_old_process_leaves_the_connection(bench: Bench) -> No
     peer.send(b"still here")
     assert former.completion(pending) == (Code.OK, 10)
     make_idle(former)
-    exchange(taken(other, duplicate(former, other)), peer, b"handed over")
+    exchange(socket_of(other, duplicate(former, other)), peer, b"handed over")
     bench.judge()
 
 
 @pytest.mark.requirement("DUP-22")
-def test_a_hand_over_that_nobody_finishes_resets_the_peer(bench: Bench) -> None:
-    """The process that was to take the connection dies: after the provider's time for it the peer is reset."""
+def test_an_unfinished_hand_over_resets_the_peer(bench: Bench) -> None:
+    """The receiving process dies before it takes the connection, and the provider's time-out resets the peer."""
     bench.start(settings_a={"handover_timeout_s": 5.0})
     former, peer = bench.connect()
     pending = peer.recv()
@@ -417,7 +419,7 @@ def test_a_hand_over_that_nobody_finishes_resets_the_peer(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-22")
 def test_an_interrupted_hand_over_resets_the_peer(bench: Bench) -> None:
-    """The process that has the connection dies before another took it: the peer's receives end with WSAECONNRESET."""
+    """The old process dies before the new one takes the connection, and the peer's receives end with WSAECONNRESET."""
     former, peer = bench.connect()
     pending = peer.recv()
     other = bench.another("a")
@@ -438,8 +440,8 @@ def test_an_interrupted_hand_over_resets_the_peer(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-23")
 def test_every_process_can_close_its_descriptor(bench: Bench) -> None:
-    """The switch closes the socket in both processes, new one first: both succeed, the peer is reset once."""
-    former, new, peer = swapped(bench)
+    """Closing the socket in both processes, the new one first, succeeds twice and resets the peer once."""
+    former, new, peer = handed_over(bench)
     pending = peer.recv()
 
     assert new.close() == (0, Code.OK)
@@ -451,7 +453,7 @@ def test_every_process_can_close_its_descriptor(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-23", "CLOSE-46")
 def test_the_old_descriptor_may_close_before_the_new_process_takes_the_socket(bench: Bench) -> None:
-    """The close of the former descriptor between WSPDuplicateSocket and WSPSocket does not end the connection."""
+    """Closing the old descriptor between WSPDuplicateSocket and WSPSocket does not end the connection."""
     former, peer = bench.connect()
     pending = peer.recv()
     other = bench.another("a")
@@ -460,7 +462,7 @@ def test_the_old_descriptor_may_close_before_the_new_process_takes_the_socket(be
 
     assert former.close() == (0, Code.OK)
 
-    new = taken(other, token)
+    new = socket_of(other, token)
     new.send(b"still here")
     assert peer.completion(pending) == (Code.OK, 10)
     new.close()
@@ -469,7 +471,7 @@ def test_the_old_descriptor_may_close_before_the_new_process_takes_the_socket(be
 
 @pytest.mark.requirement("DUP-19")
 def test_a_listener_is_handed_over(bench: Bench) -> None:
-    """The new process accepts; requests around the swap are refused with a code, never lost in silence."""
+    """The new process accepts for a handed-over listener; requests during the hand-over are refused with a code."""
     a, b = bench.start()
     listener = b.listen(PORT)
     other = bench.another("b")
@@ -494,7 +496,7 @@ def test_a_listener_is_handed_over(bench: Bench) -> None:
 
 @pytest.mark.requirement("DUP-12")
 def test_many_swaps_leave_nothing_behind(bench: Bench) -> None:
-    """Ten times to and fro between two processes: the connection works, and nothing piles up in kernel or process."""
+    """After ten hand-overs to and fro the connection works, and neither kernel nor process holds more than before."""
     end, peer = bench.connect()
     home, other = end.at, bench.another("a")
     sizes = []
@@ -513,7 +515,7 @@ def test_many_swaps_leave_nothing_behind(bench: Bench) -> None:
 
 
 def test_traffic_of_a_third_party_cannot_take_a_connection(bench: Bench) -> None:
-    """A connect to the hand-over port without the connection's secret is refused and harms nobody."""
+    """A connect to the hand-over port without the connection's secret is refused, and the connection goes on."""
     end, peer = bench.connect()
     ports = [port for port in hand_over_ports(bench) if port]
     stranger = end.at.socket(6300, 0x10)
@@ -526,7 +528,7 @@ def test_traffic_of_a_third_party_cannot_take_a_connection(bench: Bench) -> None
 
 
 def hand_over_ports(bench: Bench) -> list[int]:
-    """Ports of node b's listeners that are not the test's."""
+    """Ports of node b's listeners that the test did not make."""
     done = bench.pair.nodes["b"].system("run", command=["rdma", "res", "show", "cm_id"])
     ports = [int(word.rsplit(":", 1)[1]) for word in done["stdout"].split() if word.startswith("0.0.0.0:")]
     return [port for port in ports if port not in (0, PORT)]

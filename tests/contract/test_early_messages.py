@@ -1,48 +1,48 @@
-"""Messages that come before the switch has posted a receive for them (NEG).
+"""Messages that arrive before the switch has posted a receive for them (NEG).
 
-Two ways to keep them: the transport asks the sender to try again (RNR NAK), or, for an adapter without flow control of
-its own, the provider takes them into private receives. The second is tested with the sender's patience switched off.
+There are two ways to keep them. The transport asks the sender to repeat them (RNR NAK). For an adapter without flow
+control, the provider takes them into private receives; the tests of those switch the sender's repeats off.
 """
 
 import pytest
 
+from hil import Code
 from hil.evidence.journal import Completed
-from hil.testing.bench import Bench, End
+from hil.testing import Bench, End
 from hil.testing.data import SENDS, completions, is_rnr_nak, pieces, recv_each, send_each, sent, with_memory
-from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair
 
-IMPATIENT = {"rnr_retry_count": 0}
-PRIVATE = {"early_messages": 8, **IMPATIENT}
-# What a private receive holds: the provider's RDMA threshold, above which the switch sends no messages.
+NO_RNR_RETRY = {"rnr_retry_count": 0}
+PRIVATE_RECEIVES = {"early_messages": 8, **NO_RNR_RETRY}
+# The size of a private receive: the provider's RDMA threshold. The switch sends no longer messages.
 PRIVATE_SIZE = 4096
-# Longer than seven tries that each wait for the longest time an RNR NAK can ask for, 655 ms (9.7.5.2.8).
+# Longer than seven tries with the longest wait that an RNR NAK can ask for, 655 ms each (9.7.5.2.8).
 LATE_S = 8.0
 
 sender = pytest.mark.parametrize("sender", ["connector", "acceptor"])
 
 
 def ends(bench: Bench, sender: str = "connector") -> tuple[End, End]:
-    """(the end that sends first, the other) of a new connection."""
+    """(first sender, the other end) of a new connection."""
     connector, acceptor = bench.connect()
     return (connector, acceptor) if sender == "connector" else (acceptor, connector)
 
 
-def private(bench: Bench) -> None:
-    """Providers with private receives, whose peers do not try again."""
-    bench.start(settings_a=PRIVATE, settings_b=PRIVATE)
+def start_with_private_receives(bench: Bench) -> None:
+    """Start providers with private receives, whose senders do not repeat a message."""
+    bench.start(settings_a=PRIVATE_RECEIVES, settings_b=PRIVATE_RECEIVES)
 
 
 def received(end: End, receive: int, offset: int = 0) -> bytes:
-    """The message a receive was completed with."""
+    """The message that completed a receive."""
     code, length = end.completion(receive) or (None, 0)
     assert code is Code.OK, f"the receive ended with {code}"
     return end.at.data(end.socket, length, offset)
 
 
-def goes_on(one: End, other: End) -> None:
-    """The connection carries a message each way."""
+def check_both_ways(one: End, other: End) -> None:
+    """Check that the connection carries a message each way."""
     for source, target in ((one, other), (other, one)):
         receive = target.recv()
         send = source.send(b"later")
@@ -55,7 +55,7 @@ def goes_on(one: End, other: End) -> None:
 @pytest.mark.requirement("NEG-01", "NEG-02", "NEG-07", "SEND-16")
 @sender
 def test_the_transport_holds_a_message_until_a_receive_is_posted(bench: Bench, sender: str) -> None:
-    """Whichever side sends first: the other's adapter says "not ready", nothing fails, and the late receive gets it."""
+    """A message sent first by either side gets RNR NAKs until a late receive is posted, and fills it."""
     first, late = ends(bench, sender)
     send = first.send(b"are you there?")
     bench.wait_packets(is_rnr_nak)
@@ -65,7 +65,7 @@ def test_the_transport_holds_a_message_until_a_receive_is_posted(bench: Bench, s
 
     assert received(late, receive) == b"are you there?"
     assert first.completion(send) == (Code.OK, 14)
-    goes_on(first, late)
+    check_both_ways(first, late)
     assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
     bench.judge()
 
@@ -73,7 +73,7 @@ def test_the_transport_holds_a_message_until_a_receive_is_posted(bench: Bench, s
 @pytest.mark.requirement("NEG-02", "NEG-01")
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_transport_holds_messages_for_as_long_as_it_takes(bench: Bench, count: int) -> None:
-    """A receiver that posts nothing for longer than all tries of an unanswered packet take loses nothing by it."""
+    """A receive posted later than all tries of an unanswered packet would take still gets its message."""
     first, late = bench.connect()
     messages = [b"%d: still there?" % n for n in range(count)]
     sends = send_each(first, messages)
@@ -85,14 +85,14 @@ def test_the_transport_holds_messages_for_as_long_as_it_takes(bench: Bench, coun
     assert completions(late, receives) == [(Code.OK, len(m)) for m in messages]
     assert pieces(late, map(len, messages)) == messages
     assert completions(first, sends) == [(Code.OK, len(m)) for m in messages]
-    goes_on(first, late)
+    check_both_ways(first, late)
     bench.judge()
 
 
 @pytest.mark.requirement("SEND-16")
 def test_without_patience_or_private_receives_the_connection_breaks_visibly(bench: Bench) -> None:
-    """Where the sender may not try again its send fails as a transport error: the message is not silently dropped."""
-    bench.start(settings_a=IMPATIENT, settings_b=IMPATIENT)
+    """A send that may not be repeated fails as a transport error; the message is not silently dropped."""
+    bench.start(settings_a=NO_RNR_RETRY, settings_b=NO_RNR_RETRY)
     first, _ = ends(bench)
 
     send = first.send(b"are you there?")
@@ -110,8 +110,8 @@ def test_without_patience_or_private_receives_the_connection_breaks_visibly(benc
 @pytest.mark.requirement("NEG-01", "NEG-02", "NEG-03", "NEG-07")
 @sender
 def test_private_receives_take_messages_where_the_sender_does_not_try_again(bench: Bench, sender: str) -> None:
-    """Whichever side sends first: its send succeeds before any receive is posted, and the late receive gets it."""
-    private(bench)
+    """A send first by either side succeeds before a receive is posted, and the late receive gets the message."""
+    start_with_private_receives(bench)
     first, late = ends(bench, sender)
     send = first.send(b"are you there?")
     assert first.completion(send) == (Code.OK, 14)
@@ -119,7 +119,7 @@ def test_private_receives_take_messages_where_the_sender_does_not_try_again(benc
     receive = late.recv()
 
     assert received(late, receive) == b"are you there?"
-    goes_on(first, late)
+    check_both_ways(first, late)
     assert not [p for p in bench.pair.packets() if is_rnr_nak(p)]
     assert not [p for p in bench.pair.packets() if p.cm == "DREQ"]
     bench.judge()
@@ -128,8 +128,8 @@ def test_private_receives_take_messages_where_the_sender_does_not_try_again(benc
 @pytest.mark.requirement("NEG-04")
 @pytest.mark.parametrize("length", [1, 256, PRIVATE_SIZE])
 def test_a_private_receive_holds_a_whole_negotiation_message(bench: Bench, length: int) -> None:
-    """A first message of 256 bytes, the longest of a negotiation, arrives whole; so do one byte and the threshold."""
-    private(bench)
+    """A first message of one byte, of 256 bytes (the longest of a negotiation) or of the threshold arrives whole."""
+    start_with_private_receives(bench)
     first, late = ends(bench)
     message = bytes(n % 251 for n in range(length))
     send = first.send(message)
@@ -141,8 +141,8 @@ def test_a_private_receive_holds_a_whole_negotiation_message(bench: Bench, lengt
 
 @pytest.mark.requirement("NEG-05")
 def test_early_messages_fill_one_receive_each_in_order_before_later_ones(bench: Bench) -> None:
-    """Five early and two later messages of different lengths: seven completions, each message whole, in order."""
-    private(bench)
+    """Five early and two later messages of different lengths fill seven receives, whole and in order."""
+    start_with_private_receives(bench)
     first, late = ends(bench)
     messages = [b"%d" % n * (10 + n) for n in range(7)]
     early = [first.send(m, offset=32768 + 64 * n) for n, m in enumerate(messages[:5])]
@@ -160,7 +160,7 @@ def test_early_messages_fill_one_receive_each_in_order_before_later_ones(bench: 
 
 @pytest.mark.requirement("NEG-01", "NEG-05")
 def test_more_early_messages_than_private_receives_stay_in_order(bench: Bench) -> None:
-    """Two private receives, four early messages: the transport holds those that find no room, and the order is kept."""
+    """With two private receives and four early messages the transport holds two, and the order is kept."""
     settings = {"early_messages": 2}
     bench.start(settings_a=settings, settings_b=settings)
     first, late = ends(bench)
@@ -177,8 +177,8 @@ def test_more_early_messages_than_private_receives_stay_in_order(bench: Bench) -
 
 @pytest.mark.requirement("NEG-01", "RECV-14")
 def test_early_messages_outlive_the_connection(bench: Bench) -> None:
-    """The sender closes before a receive is posted: its messages are still handed over, then WSAECONNRESET."""
-    private(bench)
+    """After the sender closed, late receives still get its early messages, and then WSAECONNRESET."""
+    start_with_private_receives(bench)
     first, late = ends(bench)
     sends = [first.send(message, offset=32768 + 64 * n) for n, message in enumerate((b"one", b"two"))]
     assert [first.completion(send) for send in sends] == [(Code.OK, 3)] * 2
@@ -194,11 +194,13 @@ def test_early_messages_outlive_the_connection(bench: Bench) -> None:
 
 @pytest.mark.requirement("NEG-06")
 def test_later_messages_are_larger_than_all_private_memory(bench: Bench) -> None:
-    """Once the private receives are used up, many messages arrive, each larger than all the memory that the provider
-    has registered for itself: they can only have gone into the switch's own buffer."""
-    private(bench)
+    """Messages larger than all private memory arrive once the private receives are used up.
+
+    The provider has registered less memory for itself, so they went into the switch's own buffer.
+    """
+    start_with_private_receives(bench)
     first, late = ends(bench)
-    for n in range(PRIVATE["early_messages"]):
+    for n in range(PRIVATE_RECEIVES["early_messages"]):
         first.send(b"early %d" % n)
         assert received(late, late.recv()) == b"early %d" % n
     own = [r["length"] for r in bench.pair.nodes["b"].system("resources") if r["kind"] == "MR" and "length" in r]
@@ -217,10 +219,10 @@ def test_later_messages_are_larger_than_all_private_memory(bench: Bench) -> None
 
 @pytest.mark.requirement("NEG-06")
 def test_a_drained_store_is_out_of_the_way(bench: Bench) -> None:
-    """After eight receives the private ones are used up: a message that fits none lands in the switch's own buffer."""
-    private(bench)
+    """Once eight receives have used up the private ones, a larger message lands in the switch's own buffer."""
+    start_with_private_receives(bench)
     first, late = ends(bench)
-    for n in range(PRIVATE["early_messages"]):
+    for n in range(PRIVATE_RECEIVES["early_messages"]):
         first.send(b"early %d" % n)
         assert received(late, late.recv()) == b"early %d" % n
 

@@ -1,16 +1,16 @@
-"""Rules of error codes that hold for every function (ERR): the same sweep under different circumstances."""
+"""Requirements on error codes of every function (ERR): the same sweep of calls under different conditions."""
 
 from typing import Any
 
 import pytest
 
+from hil import Code
 from hil.capture.pcapng import read_pcapng
 from hil.evidence.journal import Call, chosen
 from hil.roce.frames import dissect
 from hil.roce.layers.cm import CMREQ
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Bench, End, Endpoint, Socket
 from hil.testing.data import RESET
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Endpoint, Socket
 from hil.winsock.codes import (
     MEM_READ,
     MEM_READWRITE,
@@ -18,46 +18,45 @@ from hil.winsock.codes import (
     SO_DEBUG,
     SO_MAX_MSG_SIZE,
     SOL_SOCKET,
-    Code,
     failed,
 )
 
 pytestmark = pytest.mark.used_pair
 
 INVALID_SOCKET = (1 << 64) - 1
-NOBODY = 1 << 22
+UNUSED_PID = 1 << 22
 IPV6, ARP = bytes.fromhex("86dd"), bytes.fromhex("0806")
-# What the sweeps break of the switch's own obligations: they call what is not to be called in that state.
-ANYWAY = ["SWITCH-01", "SWITCH-02", "SWITCH-04", "SWITCH-05", "SWITCH-12", "SWITCH-15"]
+# The sweeps break these obligations of the switch, because they call functions that a state does not allow.
+BROKEN_OBLIGATIONS = ["SWITCH-01", "SWITCH-02", "SWITCH-04", "SWITCH-05", "SWITCH-12", "SWITCH-15"]
 
 
 def functions(endpoint: Endpoint, peer_ip: str) -> dict[str, dict[str, Any]]:
-    """Every function of the dispatch table that takes a descriptor, but WSPCloseSocket, with arguments.
+    """Every function of the dispatch table that takes a descriptor, with arguments, except WSPCloseSocket.
 
-    Those that can change a socket's state come last.
+    Functions that can change a socket's state come last.
     """
     overlapped, memory = endpoint.ask("overlapped"), endpoint.ask("memory", size=4096)
-    data = {"buffers": [[8, memory["address"]]], "overlapped": overlapped, "deliberately": ANYWAY}
+    data = {"buffers": [[8, memory["address"]]], "overlapped": overlapped, "deliberately": BROKEN_OBLIGATIONS}
     return {
         "WSPEventSelect": {"event": endpoint.ask("event"), "mask": FD_ACCEPT | FD_CONNECT},
         "WSPEnumNetworkEvents": {"event": 0},
-        "WSPGetOverlappedResult": {"overlapped": overlapped, "deliberately": ANYWAY},
+        "WSPGetOverlappedResult": {"overlapped": overlapped, "deliberately": BROKEN_OBLIGATIONS},
         "WSPGetQOSByName": {},
         "WSPGetSockOpt": {"level": SOL_SOCKET, "name": SO_MAX_MSG_SIZE},
-        "WSPSetSockOpt": {"level": SOL_SOCKET, "name": SO_DEBUG, "deliberately": ANYWAY},
+        "WSPSetSockOpt": {"level": SOL_SOCKET, "name": SO_DEBUG, "deliberately": BROKEN_OBLIGATIONS},
         "WSPIoctl": {"code": SIO_ADDRESS_LIST_QUERY},
         "WSPSend": data,
         "WSPRecv": data,
-        "WSPDuplicateSocket": {"pid": NOBODY, "deliberately": ANYWAY},
-        "WSPAccept": {"deliberately": ANYWAY},
-        "WSPBind": {"address": endpoint.ip, "port": 7100, "deliberately": ANYWAY},
-        "WSPListen": {"backlog": 1, "deliberately": ANYWAY},
-        "WSPConnect": {"address": peer_ip, "port": PORT, "deliberately": ANYWAY},
+        "WSPDuplicateSocket": {"pid": UNUSED_PID, "deliberately": BROKEN_OBLIGATIONS},
+        "WSPAccept": {"deliberately": BROKEN_OBLIGATIONS},
+        "WSPBind": {"address": endpoint.ip, "port": 7100, "deliberately": BROKEN_OBLIGATIONS},
+        "WSPListen": {"backlog": 1, "deliberately": BROKEN_OBLIGATIONS},
+        "WSPConnect": {"address": peer_ip, "port": PORT, "deliberately": BROKEN_OBLIGATIONS},
     }
 
 
 def in_every_state(bench: Bench) -> dict[str, Socket]:
-    """A socket of node a in every state that it can be in, by the state's name."""
+    """A socket of node a in each state, by the state's name."""
     connected, _ = bench.connect()
     reset, closer = bench.connect(CONNECTOR_PORT + 1)
     a, b, pending = connected.at, closer.at, reset.recv()
@@ -83,7 +82,7 @@ def in_every_state(bench: Bench) -> dict[str, Socket]:
 
 @pytest.mark.requirement("ERR-01", "ERR-02", "ERR-03")
 def test_no_function_returns_a_code_of_blocking_calls_in_any_state(bench: Bench) -> None:
-    """Nothing says WSAEINPROGRESS or WSAEINTR, and WSAEWOULDBLOCK only a pending connect or an empty queue."""
+    """No function gives WSAEINPROGRESS or WSAEINTR; only a pending connect or an empty queue gives WSAEWOULDBLOCK."""
     sockets = in_every_state(bench)
     a, b = bench.endpoints["a"], bench.endpoints["b"]
 
@@ -106,7 +105,7 @@ def test_no_function_returns_a_code_of_blocking_calls_in_any_state(bench: Bench)
 
 @pytest.mark.requirement("ERR-05", "CLOSE-02")
 def test_an_unknown_descriptor_gives_wsaenotsock_in_every_function(bench: Bench) -> None:
-    """Whatever it was or is elsewhere: what is no descriptor of this provider is refused by all fifteen functions."""
+    """All fifteen functions give WSAENOTSOCK for a number that is no descriptor of this provider."""
     a, b = bench.start()
     closed, mine, theirs = a.socket(7001, FD_CONNECT), a.socket(7002, FD_CONNECT), bench.another("a")
     a.close(closed)
@@ -137,7 +136,7 @@ def test_an_unknown_descriptor_gives_wsaenotsock_in_every_function(bench: Bench)
 @pytest.mark.requirement("ERR-04")
 @pytest.mark.needs("inline wire", "own nodes")
 def test_a_failed_network_gives_wsaenetdown_in_every_function(bench: Bench) -> None:
-    """With its port down every function but the memory extensions says WSAENETDOWN; with the port up it serves on."""
+    """With the port down every function except the memory extensions gives WSAENETDOWN; with it up they work again."""
     connector, acceptor = bench.connect()
     a = connector.at
     new = Socket(a.must("WSPSocket").result, 0, 0)
@@ -170,8 +169,10 @@ def test_a_failed_network_gives_wsaenetdown_in_every_function(bench: Bench) -> N
 @pytest.mark.requirement("ERR-04", "ADDR-05")
 @pytest.mark.needs("inline wire", "own nodes")
 def test_without_a_descriptor_the_network_is_still_watched(bench: Bench) -> None:
-    """A process that may open nothing more hears that the port goes down and comes back; of addresses that come
-    meanwhile it learns as soon as it can ask."""
+    """A process without a free file descriptor still notices that the port goes down and comes back.
+
+    It learns of addresses added meanwhile as soon as it can open a descriptor.
+    """
     connector, acceptor = bench.connect()
     a, new = connector.at, "10.77.0.11"
     unbound, other = (a.must("WSPSocket").result for _ in range(2))
@@ -199,7 +200,7 @@ def test_without_a_descriptor_the_network_is_still_watched(bench: Bench) -> None
 
 @pytest.mark.requirement("ERR-07")
 def test_a_call_that_fails_puts_nothing_on_the_wire(bench: Bench) -> None:
-    """Dozens of refused calls on sockets in every state: node a sends not one frame because of them."""
+    """Dozens of refused calls on sockets in every state make node a send no frame."""
     sockets = in_every_state(bench)
     connector = End(bench.endpoints["a"], sockets.pop("connected"))
     a, b = connector.at, bench.endpoints["b"]
@@ -222,7 +223,7 @@ def test_a_call_that_fails_puts_nothing_on_the_wire(bench: Bench) -> None:
         connector.wsp("WSPDeregisterMemory", handle=77).code,
         connector.wsp("WSPConnect", address=b.ip, port=PORT).code,
         connector.wsp("WSPListen", backlog=1, deliberately=["SWITCH-05"]).code,
-        connector.wsp("WSPDuplicateSocket", pid=NOBODY, deliberately=ANYWAY).code,
+        connector.wsp("WSPDuplicateSocket", pid=UNUSED_PID, deliberately=BROKEN_OBLIGATIONS).code,
         connector.wsp("WSPIoctl", code=0x77).code,
     ]
 
@@ -233,8 +234,10 @@ def test_a_call_that_fails_puts_nothing_on_the_wire(bench: Bench) -> None:
 
 
 def frames(bench: Bench) -> int:
-    """How many frames node a has sent, without the kernel's own neighbour and multicast messages, and without a REQ
-    that the CM sends again because nobody has answered it yet."""
+    """The number of frames node a has sent.
+
+    The kernel's neighbour and multicast messages do not count, nor a REQ that the CM repeats for want of an answer.
+    """
     bench.pair.wire.counts()
     captured = read_pcapng(bench.pair.wire.path)
     sent = [f for f in captured if f.interface == "side-a" and f.data[12:14] not in (IPV6, ARP)]

@@ -1,12 +1,12 @@
-"""WSPEventSelect and WSPEnumNetworkEvents: what happened is told once, at its place, and nothing else is told."""
+"""WSPEventSelect and WSPEnumNetworkEvents: each event is reported once, at its place in iErrorCode."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT, Answer, Endpoint, Socket
-from hil.winsock.codes import CF_REJECT, FD_ACCEPT_BIT, FD_CONNECT_BIT, FD_MAX_EVENTS, WSS_OPERATION_IN_PROGRESS, Code
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Answer, Bench, End, Endpoint, Socket
+from hil.winsock.codes import CF_REJECT, FD_ACCEPT_BIT, FD_CONNECT_BIT, FD_MAX_EVENTS, WSS_OPERATION_IN_PROGRESS
 
 pytestmark = pytest.mark.used_pair
 
@@ -15,12 +15,12 @@ PATTERN = 77
 
 
 def enumerate_events(endpoint: Endpoint, socket: Socket, **more: object) -> Answer:
-    """WSPEnumNetworkEvents with the socket's event object, into places that hold a pattern."""
+    """WSPEnumNetworkEvents with the socket's event object, into an iErrorCode filled with a pattern."""
     return endpoint.wsp("WSPEnumNetworkEvents", s=socket.s, event=socket.event, fill=PATTERN, **more)
 
 
 def only(bit: int, code: Code) -> list[int]:
-    """iErrorCode in which only the place of ``bit`` was written."""
+    """The iErrorCode in which only the place of ``bit`` was written."""
     return [code if place == bit else PATTERN for place in range(FD_MAX_EVENTS)]
 
 
@@ -29,20 +29,20 @@ def is_set(endpoint: Endpoint, event: int) -> bool:
 
 
 def request(a: Endpoint, b: Endpoint, port: int, to: int = PORT) -> Socket:
-    """A connect from ``port`` that has begun."""
+    """A socket whose connect from ``port`` has begun."""
     socket = a.socket(port, FD_CONNECT)
     a.connect(socket, b.ip, to)
     return socket
 
 
-def heard(b: Endpoint, listener: Socket) -> bool:
-    """Whether the listener's event object is signalled, soon."""
+def is_signalled(b: Endpoint, listener: Socket) -> bool:
+    """Whether the listener's event object is signalled within a short time."""
     return bool(b.ask("wait_event", event=listener.event, timeout_s=10))
 
 
 @pytest.mark.requirement("EVT-01", "EVT-13")
 def test_accept_and_connect_can_be_selected_and_nothing_else(bench: Bench) -> None:
-    """FD_ACCEPT, FD_CONNECT or both with an event object; other bits or no object are WSAEINVAL, junk WSAENOTSOCK."""
+    """FD_ACCEPT and FD_CONNECT can be selected; other bits or no event object give WSAEINVAL, junk WSAENOTSOCK."""
     a, _ = bench.start()
     s, event = a.must("WSPSocket").result, a.ask("event")
 
@@ -65,7 +65,7 @@ def test_accept_and_connect_can_be_selected_and_nothing_else(bench: Bench) -> No
 @pytest.mark.requirement("EVT-02")
 @pytest.mark.needs("inline wire")
 def test_connect_and_accept_do_not_wait(bench: Bench) -> None:
-    """Towards a peer that answers nothing WSPConnect returns at once, and so does WSPAccept where nobody called."""
+    """WSPConnect to a silent peer and WSPAccept without a request return at once."""
     a, b = bench.start()
     listener = b.listen(PORT)
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
@@ -84,7 +84,7 @@ def test_connect_and_accept_do_not_wait(bench: Bench) -> None:
 
 @pytest.mark.requirement("EVT-03")
 def test_data_functions_stay_overlapped(bench: Bench) -> None:
-    """With events selected, WSPRecv, WSPSend and WSPRdmaWrite pend and end by their completions, as ever."""
+    """With events selected WSPRecv, WSPSend and WSPRdmaWrite still pend and end by their completions."""
     connector, acceptor = bench.connect()
     for end in (connector, acceptor):
         end.at.must("WSPEventSelect", s=end.socket.s, event=end.socket.event, mask=FD_ACCEPT | FD_CONNECT)
@@ -106,29 +106,31 @@ def test_data_functions_stay_overlapped(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("EVT-04", "EVT-05", "EVT-06", "EVT-07", "EVT-10")
-def test_each_request_is_signalled_and_told_once(bench: Bench) -> None:
-    """Three requests, one after another: each signals, is told with code 0 at FD_ACCEPT's place and no other place
-    written, leaves the event object reset, and is not told again."""
+def test_each_request_is_signalled_and_reported_once(bench: Bench) -> None:
+    """Each of three requests signals the event object and is reported once, with code 0 at FD_ACCEPT's place.
+
+    No other place is written, and the enumeration leaves the event object reset.
+    """
     a, b = bench.start()
     listener = b.listen(PORT)
 
     for port in (6000, 6001, 6002):
         assert not is_set(b, listener.event)
         request(a, b, port)
-        assert heard(b, listener)
+        assert is_signalled(b, listener)
 
-        told = enumerate_events(b, listener)
-        assert (told.result, told.code) == (0, Code.OK)
-        assert told.more["events"] == FD_ACCEPT
-        assert told.more["codes"] == only(FD_ACCEPT_BIT, Code.OK)
+        reported = enumerate_events(b, listener)
+        assert (reported.result, reported.code) == (0, Code.OK)
+        assert reported.more["events"] == FD_ACCEPT
+        assert reported.more["codes"] == only(FD_ACCEPT_BIT, Code.OK)
         assert not is_set(b, listener.event)
         assert enumerate_events(b, listener).more["events"] == 0
     bench.judge()
 
 
 @pytest.mark.requirement("EVT-04", "EVT-05", "EVT-06", "EVT-10")
-def test_how_a_connect_ended_is_told_at_its_place(bench: Bench) -> None:
-    """Refused, iErrorCode[4] is WSAECONNREFUSED; accepted, it is 0; the other places keep what they held."""
+def test_a_connects_result_is_reported_at_its_place(bench: Bench) -> None:
+    """iErrorCode[4] is WSAECONNREFUSED for a refused connect, 0 for an accepted one; other places stay unchanged."""
     a, b = bench.start()
     listener = b.listen(PORT)
 
@@ -138,39 +140,39 @@ def test_how_a_connect_ended_is_told_at_its_place(bench: Bench) -> None:
         b.wsp("WSPAccept", s=listener.s, decision=decision)
         assert a.ask("wait_event", event=socket.event, timeout_s=10)
 
-        told = enumerate_events(a, socket)
-        assert (told.more["events"], told.more["codes"]) == (FD_CONNECT, only(FD_CONNECT_BIT, code))
+        reported = enumerate_events(a, socket)
+        assert (reported.more["events"], reported.more["codes"]) == (FD_CONNECT, only(FD_CONNECT_BIT, code))
         assert enumerate_events(a, socket).more["events"] == 0
     bench.judge()
 
 
-def tells(b: Endpoint, listener: Socket) -> bool:
-    """Whether one of a few enumerations, one behind the other, tells of a request.
+def reports_a_request(b: Endpoint, listener: Socket) -> bool:
+    """Whether one of a few enumerations in a row reports a request.
 
-    As long as none does, an event object that was signalled must be set: else nobody would ever ask again.
+    Until then a signalled event object must stay set; otherwise the switch would never enumerate again.
     """
     signals = b.ask("event_state", event=listener.event)["set_count"]
     for _ in range(8):
         if enumerate_events(b, listener).more["events"]:
             return True
         state = b.ask("event_state", event=listener.event)
-        assert state["set"] or state["set_count"] == signals, "signalled, and reset before it was told"
+        assert state["set"] or state["set_count"] == signals, "the event object was reset before a report"
     return False
 
 
 @pytest.mark.requirement("EVT-05", "EVT-08")
-def test_no_wake_up_is_lost_between_telling_and_resetting(bench: Bench) -> None:
-    """Each of twelve requests comes amidst enumerations: one of them tells it, or else the event object stays set."""
+def test_no_wake_up_is_lost_between_report_and_reset(bench: Bench) -> None:
+    """Each of twelve requests during enumerations is reported by one of them, or leaves the event object set."""
     a, b = bench.start()
     listener = b.listen(PORT, backlog=20)
     with ThreadPoolExecutor(1) as other_thread:
         for port in range(6000, 6012):
             socket = a.socket(port, FD_CONNECT)
             connecting = other_thread.submit(a.connect, socket, b.ip, PORT)
-            told = tells(b, listener)
+            reported = reports_a_request(b, listener)
             connecting.result()
-            if not told:
-                assert heard(b, listener), f"the request from port {port} was neither told nor signalled"
+            if not reported:
+                assert is_signalled(b, listener), f"the request from port {port} was neither reported nor signalled"
                 assert enumerate_events(b, listener).more["events"] == FD_ACCEPT
             assert enumerate_events(b, listener).more["events"] == 0
     bench.judge()
@@ -178,11 +180,11 @@ def test_no_wake_up_is_lost_between_telling_and_resetting(bench: Bench) -> None:
 
 @pytest.mark.requirement("EVT-09")
 def test_a_failed_enumeration_changes_nothing(bench: Bench) -> None:
-    """Without a place for the answer, or of an unknown descriptor: the object stays set, a good call still tells."""
+    """A failed enumeration leaves the event object set, and the next good one still reports the request."""
     a, b = bench.start()
     listener = b.listen(PORT)
     request(a, b, CONNECTOR_PORT)
-    assert heard(b, listener)
+    assert is_signalled(b, listener)
 
     assert enumerate_events(b, listener, null=True).result == -1
     assert b.wsp("WSPEnumNetworkEvents", s=1, event=listener.event).result == -1
@@ -193,17 +195,17 @@ def test_a_failed_enumeration_changes_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("EVT-11", "EVT-15")
-def test_deselected_nothing_signals_and_what_was_missed_signals_on_selection(bench: Bench) -> None:
-    """Selecting 0 parts socket and event object: a request that comes then signals nothing, until FD_ACCEPT is
-    selected again, and then at once."""
+def test_a_request_while_deselected_signals_on_the_next_selection(bench: Bench) -> None:
+    """After a selection of 0 a request signals nothing; a new selection of FD_ACCEPT signals it at once."""
     a, b = bench.start()
     listener, second = b.listen(PORT), b.listen(PORT + 1)
     b.must("WSPEventSelect", s=listener.s, event=listener.event, mask=0)
     request(a, b, 6000)
-    # Requests are handled in order: when the second listener has heard of its own, the first's has been handled.
+    # Requests are handled in order.
+    # When the second listener has its request, the first listener's request has been handled.
     bench.wait_journal("b", "cm", event="CONNECT_REQUEST")
     request(a, b, 6001, PORT + 1)
-    assert heard(b, second)
+    assert is_signalled(b, second)
     assert b.ask("event_state", event=listener.event)["set_count"] == 0
 
     event = b.ask("event")
@@ -216,7 +218,7 @@ def test_deselected_nothing_signals_and_what_was_missed_signals_on_selection(ben
 
 @pytest.mark.requirement("EVT-12", "EVT-14")
 def test_data_and_disconnection_are_no_events(bench: Bench) -> None:
-    """From connect to reset only FD_ACCEPT and FD_CONNECT are ever told; the peer's close comes as a failed receive."""
+    """From connect to reset only FD_ACCEPT and FD_CONNECT are reported; the peer's close shows as a failed receive."""
     connector, acceptor = bench.connect()
     assert bench.listener is not None
     listener = End(acceptor.at, bench.listener)

@@ -1,15 +1,15 @@
-"""WSPCloseSocket is a hard close: what the closer, the peer and the wire must show.
+"""WSPCloseSocket is a hard close: its effect on the closer, the peer and the wire.
 
-Each test runs on a fresh pair of nodes and ends by judging the whole chain: calls, up-calls, CM events, completions,
-packets, and what both kernels still hold.
+Each test runs on a fresh pair of nodes. It ends by judging all evidence: calls, up-calls, CM events, completions,
+packets, and the resources both kernels still hold.
 """
 
 import threading
 
 import pytest
 
-from hil.testing.bench import Bench
-from hil.winsock.codes import Code
+from hil import Code
+from hil.testing import Bench
 
 RESET = (Code.WSAECONNRESET, 0)
 ABORTED = (Code.WSA_OPERATION_ABORTED, 0)
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.requirement("CLOSE-01", "CLOSE-06", "CLOSE-11", "CLOSE-
 @pytest.mark.parametrize("by", ["connector", "acceptor"])
 @pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.needs("IPv6"))])
 def test_receives_pending_at_the_peer_end_with_reset(bench: Bench, by: str, family: str) -> None:
-    """Whoever closes, over IPv4 or IPv6, the peer's pending receives end with WSAECONNRESET."""
+    """A close by either end, over IPv4 or IPv6, ends the peer's pending receives with WSAECONNRESET."""
     bench.start(ipv6=family == "ipv6")
     ends = bench.connect()
     closer, peer = ends if by == "connector" else ends[::-1]
@@ -35,7 +35,7 @@ def test_receives_pending_at_the_peer_end_with_reset(bench: Bench, by: str, fami
 
 @pytest.mark.requirement("CLOSE-12", "CLOSE-13", "CLOSE-14", "CLOSE-16", "CLOSE-26")
 def test_pending_receives_of_the_closer_are_aborted(bench: Bench) -> None:
-    """The closer's own receives complete once each, aborted and with zero bytes, before the last up-call."""
+    """Each of the closer's own receives completes once, aborted with zero bytes, before the last up-call."""
     closer, peer = bench.connect()
     receives = [closer.recv(offset=256 * i) for i in range(5)]
 
@@ -47,7 +47,7 @@ def test_pending_receives_of_the_closer_are_aborted(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-10", "CLOSE-19")
 def test_pending_sends_of_the_closer_are_aborted(bench: Bench) -> None:
-    """Sends the peer has no receive for are cancelled, and nothing of them follows the reset."""
+    """Sends without a receive at the peer are aborted, and none of their packets follows the reset."""
     closer, peer = bench.connect()
     sends = [closer.send(b"never received", offset=32768 + 64 * i) for i in range(4)]
 
@@ -59,7 +59,7 @@ def test_pending_sends_of_the_closer_are_aborted(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-43", "ACC-20")
 def test_close_with_nothing_pending(bench: Bench) -> None:
-    """An idle connection is torn down just as visibly."""
+    """A close of an idle connection sends the DREQ and shows at the peer as any other close."""
     closer, peer = bench.connect()
 
     assert closer.close() == (0, Code.OK)
@@ -69,7 +69,7 @@ def test_close_with_nothing_pending(bench: Bench) -> None:
 
 @pytest.mark.requirement("RECV-14")
 def test_data_that_landed_first_is_delivered_first(bench: Bench) -> None:
-    """Three messages, then the close: three successes in order, then the reset."""
+    """Three messages before the close complete three receives in order, and then the reset comes."""
     closer, peer = bench.connect()
     receives = [peer.recv(offset=256 * i) for i in range(4)]
     messages = [b"one", b"two", b"three"]
@@ -86,7 +86,7 @@ def test_data_that_landed_first_is_delivered_first(bench: Bench) -> None:
 
 @pytest.mark.requirement("RECV-12", "RECV-16", "CLOSE-28", "CLOSE-29", "CLOSE-32", "CLOSE-33", "SEND-08")
 def test_the_peer_keeps_its_descriptor_and_every_new_call_says_reset(bench: Bench) -> None:
-    """After the reset the peer's WSPRecv and WSPSend fail with WSAECONNRESET, until its own close, which succeeds."""
+    """After the reset the peer's WSPRecv and WSPSend fail with WSAECONNRESET, and its own close succeeds."""
     closer, peer = bench.connect()
     pending = peer.recv()
     closer.close()
@@ -106,7 +106,7 @@ def test_the_peer_keeps_its_descriptor_and_every_new_call_says_reset(bench: Benc
 
 @pytest.mark.requirement("CLOSE-02", "CLOSE-08", "ERR-05")
 def test_every_function_on_the_closed_descriptor_fails_with_wsaenotsock(bench: Bench) -> None:
-    """No function that takes a descriptor knows it any more."""
+    """Every function that takes a descriptor gives WSAENOTSOCK for the closed one."""
     closer, peer = bench.connect()
     s, address, event = closer.socket.s, closer.socket.address, closer.socket.event
     overlapped = closer.at.ask("overlapped")
@@ -135,7 +135,7 @@ def test_every_function_on_the_closed_descriptor_fails_with_wsaenotsock(bench: B
 
 @pytest.mark.requirement("CLOSE-21", "CLOSE-22", "EVT-14")
 def test_no_event_object_is_signalled(bench: Bench) -> None:
-    """Neither the closer's event object nor the peer's is set by the close."""
+    """A close sets neither the closer's event object nor the peer's."""
     closer, peer = bench.connect()
     events = [(closer.at, closer.socket.event), (peer.at, peer.socket.event)]
     before = [at.ask("event_state", event=event) for at, event in events]
@@ -150,7 +150,7 @@ def test_no_event_object_is_signalled(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-30")
 def test_both_sides_close_at_once(bench: Bench) -> None:
-    """Each side aborts its own operations and closes its own handle; the wire agrees."""
+    """When both sides close at once, each aborts its own operations and closes its own handle."""
     one, two = bench.connect()
     for end in (one, two):
         end.recv()
@@ -171,7 +171,7 @@ def test_both_sides_close_at_once(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-11", "CLOSE-23", "CLOSE-26", "OVL-25")
 def test_close_from_inside_a_completion_upcall(bench: Bench) -> None:
-    """The switch may close in the up-call of a completion: what else was pending is aborted before the last up-call."""
+    """A close inside the up-call of a completion aborts the other pending operations before the last up-call."""
     closer, peer = bench.connect()
     receives = [closer.recv(offset=256 * i) for i in range(3)]
     closer.at.ask("close_in_next_completion", s=closer.socket.s)

@@ -1,21 +1,20 @@
-"""INST: what the provider publishes of itself, and how the switch finds it. Catalogue and registry are emulated."""
+"""Installation (INST): the provider's catalogue entry, and how the switch finds it. Both are emulated."""
 
 import uuid
 from typing import Any
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_ACCEPT, FD_CONNECT, PORT, Bench
 from hil.winsock import codes as w
 from hil.winsock.catalogue import TCP_ON_SAN
-from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair
 
 
 def published(bench: Bench) -> dict[str, Any]:
-    """What the installation on node a published."""
+    """The catalogue entry and registry values that the installation on node a published."""
     a, _ = bench.start()
     found: dict[str, Any] = a.ask("catalogue")
     return found
@@ -23,7 +22,7 @@ def published(bench: Bench) -> dict[str, Any]:
 
 @pytest.mark.requirement("INST-01")
 def test_applications_do_not_see_the_provider(bench: Bench) -> None:
-    """It is catalogued with PFL_HIDDEN, so that only the switch loads it."""
+    """The provider is catalogued with PFL_HIDDEN, so that only the switch loads it."""
     entry = published(bench)
 
     assert entry["dwProviderFlags"] & w.PFL_HIDDEN
@@ -33,7 +32,7 @@ def test_applications_do_not_see_the_provider(bench: Bench) -> None:
 
 @pytest.mark.requirement("INST-02")
 def test_the_switch_finds_the_provider_by_its_recorded_guid(bench: Bench) -> None:
-    """The GUID is recorded as 16 bytes for the switch, and what runs was loaded by it."""
+    """The provider's GUID is recorded as 16 bytes, and the switch loads the running provider by it."""
     entry = published(bench)
 
     (value,) = entry["registry"][TCP_ON_SAN].values()
@@ -44,7 +43,7 @@ def test_the_switch_finds_the_provider_by_its_recorded_guid(bench: Bench) -> Non
 
 @pytest.mark.requirement("INST-03", "INST-04", "INST-05")
 def test_the_provider_claims_only_what_it_can(bench: Bench) -> None:
-    """No datagrams, no handles of the system's, and quality of service only if its calls worked."""
+    """The entry claims no datagrams, no system handles, and quality of service only if its calls work."""
     flags = published(bench)["dwServiceFlags1"]
     a = bench.endpoints["a"]
     s = a.must("WSPSocket").result
@@ -57,7 +56,7 @@ def test_the_provider_claims_only_what_it_can(bench: Bench) -> None:
     bench.judge()
 
 
-# A listener of TCP/IP's that outlives the program that made it.
+# A TCP/IP listener that outlives the program that made it.
 TCP_LISTENER = """
 import os, socket, time
 listener = socket.create_server(("0.0.0.0", 5000))
@@ -70,8 +69,7 @@ time.sleep(300)
 
 @pytest.mark.requirement("INST-06")
 def test_a_provider_installed_late_serves_the_listeners_that_are_there(bench: Bench) -> None:
-    """TCP/IP listens on the wildcard address first; the provider, just started, binds and listens beside it, and the
-    next connector's REQ is answered over the SAN."""
+    """A provider started after a TCP/IP wildcard listener listens beside it, and answers the next REQ over the SAN."""
     bench.run("b", "python3", "-c", TCP_LISTENER)
     a, b = bench.start()
     event = b.ask("event")

@@ -1,20 +1,19 @@
-"""More than two machines: what one node serves to many, and loses at once."""
+"""More than two nodes: one node has connections to many, and all close at once."""
 
 import threading
 
 import pytest
 
-from hil.testing.bench import PORT, Bench, End
-from hil.testing.endpoint import Endpoint
-from hil.winsock.codes import Code
+from hil import Code
+from hil.testing import PORT, Bench, End, Endpoint
 
 FIRST_PORT = 6000
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.requirement("CLOSE-01", "CLOSE-31", "RECV-13", "CLOSE-17")
-def test_all_who_connected_to_one_close_at_once(many: Bench) -> None:
-    """Fifteen nodes connect to one; all close in the same moment, and each of its receives ends with WSAECONNRESET."""
+def test_fifteen_connectors_of_one_node_close_at_once(many: Bench) -> None:
+    """Fifteen nodes connect to one and close at the same moment, and each of its receives ends with WSAECONNRESET."""
     server, *clients = (Endpoint(many.pair.nodes[p.name], p.ipv4, many.provider) for p in many.pair.places)
     many.endpoints |= {endpoint.node.name: endpoint for endpoint in (server, *clients)}
     listener = server.listen(PORT, backlog=len(clients))

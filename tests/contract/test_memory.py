@@ -1,10 +1,10 @@
-"""Memory for local use: what WSPRegisterMemory grants, to whom, for what, and until when."""
+"""Memory for local use: the access that WSPRegisterMemory grants, its sockets, its uses and its end."""
 
 import pytest
 
-from hil.testing.bench import Bench, End
+from hil import Code
+from hil.testing import FD_CONNECT, Answer, Bench, End
 from hil.testing.data import NAK_REMOTE_ACCESS, RESET
-from hil.testing.endpoint import FD_CONNECT, Answer
 from hil.testing.memory import (
     SEND_ONLY,
     answers,
@@ -18,23 +18,25 @@ from hil.testing.memory import (
     regions,
     rewritten,
 )
-from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
+from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE
 
 pytestmark = pytest.mark.used_pair
 
-# Lengths nothing else on a node registers, so that the kernel's list of regions can be searched for them.
-ODD, LARGE = 0x7000, 0x150000
+# No other buffer on a node has these lengths, so the kernel's list of regions can be searched for them.
+UNIQUE_LENGTH, LARGE = 0x7000, 0x150000
 
 
-def register(end: End, length: int = ODD, flags: int = MEM_READWRITE, address: int = 0) -> tuple[Answer, int, int]:
-    """WSPRegisterMemory of new memory, or of that at ``address``; the answer, the address, the memory's number."""
+def register(
+    end: End, length: int = UNIQUE_LENGTH, flags: int = MEM_READWRITE, address: int = 0
+) -> tuple[Answer, int, int]:
+    """WSPRegisterMemory of new memory, or of the memory at ``address``: (answer, address, number of the memory)."""
     made = {"address": address, "memory": 0} if address else end.at.ask("memory", size=length)
     answer = end.wsp("WSPRegisterMemory", address=made["address"], length=length, flags=flags)
     return answer, made["address"], made["memory"]
 
 
 def try_all(end: End, address: int, handle: int, descriptor: bytes, deliberately: list[str]) -> dict[str, Answer]:
-    """Every data function with 64 bytes at ``address``: by address alone, or with ``handle``."""
+    """Call every data function with 64 bytes at ``address``, by address alone or with ``handle``."""
     plain = {"buffers": [[64, address]]}
     remote = {"buffers": [[64, address, handle]], "descriptor": descriptor}
     calls = {"WSPSend": plain, "WSPRecv": plain, "WSPRdmaWrite": remote, "WSPRdmaRead": remote}
@@ -45,7 +47,7 @@ def try_all(end: End, address: int, handle: int, descriptor: bytes, deliberately
 
 
 def exchange(sender: End, receiver: End, data: bytes = b"a message of sixty-four bytes".ljust(64, b".")) -> bytes:
-    """Send ``data`` and return what arrived."""
+    """Send ``data`` and return the bytes that arrived."""
     receive = receiver.recv(len(data))
     sender.send(data)
     assert receiver.completion(receive) == (Code.OK, len(data))
@@ -54,7 +56,7 @@ def exchange(sender: End, receiver: End, data: bytes = b"a message of sixty-four
 
 @pytest.mark.requirement("MEM-01", "MEM-18")
 def test_one_registration_serves_every_data_function(bench: Bench) -> None:
-    """Registered memory is sent and received by its address alone, and read and written with its handle."""
+    """One registration serves sends and receives by its address, and RDMA reads and writes by its handle."""
     a, b = bench.connect()
     _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
 
@@ -72,7 +74,7 @@ def test_one_registration_serves_every_data_function(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-17")
 def test_a_part_of_a_region_is_sent_and_received(bench: Bench) -> None:
-    """100 bytes from the middle of 64 KiB arrive in the middle of another 64 KiB, and nothing beside them."""
+    """100 bytes from the middle of 64 KiB arrive in the middle of another 64 KiB; the bytes around them stay."""
     a, b = bench.connect()
     a.at.ask("write_memory", memory=a.socket.memory, offset=0, data=b"x" * 65536)
     receive = b.recv(200, offset=30000)
@@ -89,7 +91,7 @@ def test_a_part_of_a_region_is_sent_and_received(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-02", "MEM-03")
 def test_unknown_flags_are_refused(bench: Bench) -> None:
-    """Only the three defined flags are taken; any other gives NULL and WSAEINVAL."""
+    """WSPRegisterMemory takes only the three defined flags; any other gives NULL and WSAEINVAL."""
     a, _ = bench.connect()
 
     taken = {flags: register(a, flags=flags)[0] for flags in (0, 1, 2, 3, 4, 5, 0xFF)}
@@ -101,7 +103,7 @@ def test_unknown_flags_are_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-02", "MEM-04")
 def test_a_range_outside_the_process_is_refused(bench: Bench) -> None:
-    """Memory that is not the process's, wholly or in part, gives NULL and WSAEFAULT."""
+    """Registering a range wholly or partly outside the process gives NULL and WSAEFAULT."""
     a, _ = bench.connect()
     below, kernel, last_page = 0x1000, 0xFFFF888000000000, (1 << 64) - 4096
     ranges = [(below, 4096), (kernel, 4096), (last_page, 4096), (last_page, 8192), (a.socket.address, 1 << 30)]
@@ -116,7 +118,7 @@ def test_a_range_outside_the_process_is_refused(bench: Bench) -> None:
 @pytest.mark.parametrize("short_of", ["pinned memory", "adapter objects"])
 @pytest.mark.needs("own nodes")
 def test_exhaustion_is_no_buffer_space(bench: Bench, short_of: str) -> None:
-    """When no more can be registered the call gives NULL and WSAENOBUFS; what is registered already still works."""
+    """A registration beyond the limit gives NULL and WSAENOBUFS, and earlier registrations still work."""
     a, _ = bench.start()
     if short_of == "pinned memory":
         become_a_user(a, pinned=1 << 20)
@@ -132,8 +134,8 @@ def test_exhaustion_is_no_buffer_space(bench: Bench, short_of: str) -> None:
 
 
 @pytest.mark.requirement("MEM-10")
-def test_what_is_deregistered_may_be_pinned_again(bench: Bench) -> None:
-    """A user who may pin little registers far more than that, one piece after the other."""
+def test_a_deregistration_gives_back_the_right_to_pin(bench: Bench) -> None:
+    """A user with a small limit of pinned memory registers far more than that, one piece after the other."""
     a, _ = bench.start()
     become_a_user(a, pinned=2 << 20)
     connector, _ = bench.connect()
@@ -149,7 +151,7 @@ def test_what_is_deregistered_may_be_pinned_again(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-06")
 def test_only_a_connected_socket_takes_registrations(bench: Bench) -> None:
-    """A socket that was never connected, that listens, or whose peer has closed gives NULL and WSAENOTCONN."""
+    """Registering for an unconnected or listening socket, or after the peer's close, gives NULL and WSAENOTCONN."""
     a, b = bench.connect()
     fresh = b.at.must("WSPSocket", af=2).result
     bound = b.at.socket(7000, FD_CONNECT).s
@@ -168,7 +170,7 @@ def test_only_a_connected_socket_takes_registrations(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-16")
 def test_a_buffer_outside_every_registration_is_refused(bench: Bench) -> None:
-    """A data call with a buffer not fully registered gives WSAEFAULT, and nothing of it is sent."""
+    """A data call with a buffer that is not fully registered gives WSAEFAULT, and sends nothing."""
     a, b = bench.connect()
     _, descriptor = b.at.expose(b.socket, MEM_READWRITE, 1 << 17)
     end = a.socket.address + 65536
@@ -195,12 +197,12 @@ def test_a_buffer_outside_every_registration_is_refused(bench: Bench) -> None:
     bench.judge()
 
 
-# --- whose it is, and for what ---------------------------------------------------------------------------------------
+# --- owners and permitted uses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("MEM-07")
 def test_a_handle_is_good_for_its_own_socket_only(bench: Bench) -> None:
-    """Another socket of the process can neither use the memory nor deregister it; its own goes on using it."""
+    """Another socket of the process can neither use nor deregister the memory; its own socket goes on using it."""
     a, b = bench.connect()
     other, others_peer = bench.connect(6001)
     _, descriptor = others_peer.at.expose(others_peer.socket, MEM_READWRITE)
@@ -222,7 +224,7 @@ def test_a_handle_is_good_for_its_own_socket_only(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-13")
 def test_the_peer_cannot_reach_memory_registered_for_local_use(bench: Bench) -> None:
-    """Even with the right key and address the peer's RDMA ends with a remote access NAK, and nothing is moved."""
+    """The peer's RDMA to local memory ends with a remote access NAK, even with the right key and address."""
     for port, function in enumerate(("WSPRdmaWrite", "WSPRdmaRead"), 6001):
         attacker, owner = bench.connect(port)
         owner.at.ask("write_memory", memory=owner.socket.memory, offset=0, data=b"private!" * 8)
@@ -240,7 +242,7 @@ def test_the_peer_cannot_reach_memory_registered_for_local_use(bench: Bench) -> 
 
 @pytest.mark.requirement("MEM-14")
 def test_memory_is_used_only_as_its_flags_permit(bench: Bench) -> None:
-    """MEM_READ memory takes no receive and no RDMA read, MEM_WRITE memory gives no send and no RDMA write."""
+    """MEM_READ memory is refused for receives and RDMA reads, MEM_WRITE memory for sends and RDMA writes."""
     a, b = bench.connect()
     _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
     b.recv()
@@ -262,7 +264,7 @@ def test_memory_is_used_only_as_its_flags_permit(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-08")
 def test_a_range_is_registered_again_and_for_another_socket(bench: Bench) -> None:
-    """The same memory takes three registrations of one socket and one of another, and both sockets use it."""
+    """Memory registered three times for one socket and once for another serves both sockets."""
     a, b = bench.connect()
     other, others_peer = bench.connect(6001)
     _, address, memory = register(a)
@@ -287,7 +289,7 @@ def test_a_range_is_registered_again_and_for_another_socket(bench: Bench) -> Non
 
 @pytest.mark.requirement("MEM-09", "MEM-10")
 def test_only_the_last_deregistration_frees(bench: Bench) -> None:
-    """Of three registrations two may go and the memory is still used; with the third the adapter's region goes."""
+    """Two of three deregistrations leave the memory usable; the third frees the adapter's region."""
     bench.start(settings_a={"cache": False})
     a, b = bench.connect()
     first, address, _ = register(a)
@@ -296,20 +298,20 @@ def test_only_the_last_deregistration_frees(bench: Bench) -> None:
 
     for handle in handles:
         b.recv()
-        listed = bool(regions(bench, "a", ODD))
+        listed = bool(regions(bench, "a", UNIQUE_LENGTH))
         sent = a.at.ask("overlapped")
         send = a.wsp("WSPSend", buffers=[[64, address]], overlapped=sent)
         done = a.completion(sent) if send.code is Code.WSA_IO_PENDING else None
         used.append((listed, done, a.wsp("WSPDeregisterMemory", handle=handle).code))
 
     assert used == [(True, (Code.OK, 64), Code.OK)] * 3
-    assert regions(bench, "a", ODD) == []
+    assert regions(bench, "a", UNIQUE_LENGTH) == []
     bench.judge()
 
 
 @pytest.mark.requirement("MEM-11")
 def test_an_unknown_handle_is_refused(bench: Bench) -> None:
-    """A handle that was never given, or was given back already, gives WSAEINVAL."""
+    """Deregistering an unknown or already deregistered handle gives WSAEINVAL."""
     a, _ = bench.connect()
     handle = register(a)[0].result
     assert a.wsp("WSPDeregisterMemory", handle=handle).code is Code.OK
@@ -322,7 +324,7 @@ def test_an_unknown_handle_is_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-12")
 def test_memory_in_use_stays_registered(bench: Bench) -> None:
-    """The memory of a pending receive is not deregistered: WSAEINVAL, and the receive still takes its message."""
+    """Deregistering the memory of a pending receive gives WSAEINVAL, and the receive still takes its message."""
     a, b = bench.connect()
     receive = b.recv()
 
@@ -338,8 +340,10 @@ def test_memory_in_use_stays_registered(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-10", "MEM-12")
 def test_of_memory_in_use_only_the_last_registration_stays(bench: Bench) -> None:
-    """A deregistration that only lowers the count releases nothing, so it is granted while a receive is pending; the
-    last one is refused with WSAEINVAL, and the receive still takes its message."""
+    """While a receive is pending, only the last deregistration of its memory is refused, with WSAEINVAL.
+
+    An earlier one only lowers the count, so it succeeds. The receive still takes its message.
+    """
     a, b = bench.connect()
     again = b.wsp("WSPRegisterMemory", address=b.socket.address, length=65536, flags=MEM_READWRITE)
     assert again.result == b.socket.region
@@ -358,7 +362,7 @@ def test_of_memory_in_use_only_the_last_registration_stays(bench: Bench) -> None
 
 @pytest.mark.requirement("MEM-15")
 def test_access_ends_with_the_deregistration(bench: Bench) -> None:
-    """No data function takes memory once it is deregistered, and nothing of it is sent."""
+    """Every data function refuses deregistered memory, and none of its bytes is sent."""
     a, b = bench.connect()
     _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
     assert a.wsp("WSPDeregisterMemory", handle=a.socket.region).code is Code.OK
@@ -372,7 +376,7 @@ def test_access_ends_with_the_deregistration(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-15")
 def test_access_ends_with_the_connection(bench: Bench) -> None:
-    """After the peer's reset no data function takes the memory, and a message still on its way does not reach it."""
+    """After the peer's reset every data function refuses the memory, and a late message does not reach it."""
     a, b = bench.connect()
     bystander, bystanders_peer = bench.connect(6001)
     _, descriptor = a.at.expose(a.socket, MEM_READWRITE)
@@ -393,7 +397,7 @@ def test_access_ends_with_the_connection(bench: Bench) -> None:
 
 @pytest.mark.requirement("MEM-19")
 def test_memory_is_pinned_and_known_to_the_adapter_while_it_is_used(bench: Bench) -> None:
-    """While a receive of 1.3 MiB is pending its pages are pinned and the kernel lists one region of that length."""
+    """While a receive of 1.3 MiB is pending, its pages are pinned and the kernel lists one region of that length."""
     bench.start(settings_b={"cache": False})
     a, b = bench.connect()
     pinned = b.at.ask("process")["pinned"]
@@ -413,7 +417,7 @@ def test_memory_is_pinned_and_known_to_the_adapter_while_it_is_used(bench: Bench
 
 @pytest.mark.requirement("MEM-21")
 def test_the_memory_of_running_operations_is_released_by_the_close(bench: Bench) -> None:
-    """The switch deregisters what is idle; the memory of pending receives the provider releases: no region is left."""
+    """The switch deregisters idle memory, the close releases the memory of pending receives, and no region is left."""
     a, b = bench.connect()
     register(a)
     _, address, _ = register(a, LARGE)

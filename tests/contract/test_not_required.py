@@ -1,12 +1,12 @@
-"""Functions that a SAN provider need not offer, because the switch does their work without it (SHUT)."""
+"""Functions that a SAN provider need not offer, because the switch does their work itself (SHUT)."""
 
 import pytest
 
+from hil import Code
 from hil.evidence.disconnect import broken
 from hil.evidence.journal import Call, Misbehaves, chosen
-from hil.testing.bench import CONNECTOR_PORT, Bench
-from hil.testing.endpoint import FD_CONNECT
-from hil.winsock.codes import EXTENSIONS, Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, Bench
+from hil.winsock.codes import EXTENSIONS
 
 pytestmark = pytest.mark.used_pair
 
@@ -16,11 +16,11 @@ MSG_OOB = 0x1
 
 @pytest.mark.requirement("SHUT-01", "SHUT-02")
 def test_a_whole_life_needs_no_shutdown_and_no_cancelling(bench: Bench) -> None:
-    """The dispatch table has no such slots; the switch connects, cancels a connect, talks and closes without them."""
+    """The switch connects, cancels a connect, exchanges messages and closes without the slots for these functions."""
     connector, acceptor = bench.connect()
     a = connector.at
     cancelled = a.socket(CONNECTOR_PORT + 1, FD_CONNECT)
-    a.connect(cancelled, bench.nobody, 5000)
+    a.connect(cancelled, bench.unused_address, 5000)
     assert a.close(cancelled).code is Code.OK
     receive = acceptor.recv()
     connector.send(b"goodbye")
@@ -37,7 +37,7 @@ def test_a_whole_life_needs_no_shutdown_and_no_cancelling(bench: Bench) -> None:
 
 @pytest.mark.requirement("SHUT-04")
 def test_the_bench_itself_notices_a_send_with_flags(bench: Bench) -> None:
-    """WSPSend with MSG_OOB is the switch's mistake and is named; the provider refuses it, and flags 0 pass."""
+    """The bench names WSPSend with MSG_OOB as the switch's mistake; the provider refuses it, and takes flags 0."""
     connector, acceptor = bench.connect()
     receive = acceptor.recv()
     connector.send(b"ordinary")

@@ -1,21 +1,21 @@
-"""Socket options and quality of service: what can be read, what can be set, and how the rest is refused."""
+"""Socket options and quality of service: readable options, settable options, and the codes for all others."""
 
 from itertools import pairwise
 
 import pytest
 
+from hil import Code
 from hil.evidence.disconnect import broken
 from hil.evidence.journal import Misbehaves, chosen
-from hil.testing.bench import PORT, Bench, End
-from hil.testing.endpoint import FD_CONNECT, Endpoint
+from hil.testing import FD_CONNECT, PORT, Bench, End, Endpoint
 from hil.winsock import codes as w
-from hil.winsock.codes import MEM_READWRITE, SOL_SOCKET, Code
+from hil.winsock.codes import MEM_READWRITE, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 
 LIMITS = {"SO_MAX_MSG_SIZE": w.SO_MAX_MSG_SIZE, "SO_MAX_RDMA_SIZE": w.SO_MAX_RDMA_SIZE}
 READABLE = [*LIMITS.values(), w.SO_RDMA_THRESHOLD_SIZE, w.SO_DEBUG]
-# Without quality of service there are no groups; the others are the switch's and TCP/IP's business.
+# Without quality of service there are no groups. The other options belong to the switch and TCP/IP.
 UNSUPPORTED = [
     (SOL_SOCKET, name)
     for name in (w.SO_KEEPALIVE, w.SO_LINGER, w.SO_SNDBUF, w.SO_GROUP_ID, w.SO_GROUP_PRIORITY, 0x3002, 0x7777)
@@ -30,13 +30,13 @@ QOS_REFUSALS = {Code.WSAEOPNOTSUPP, Code.WSAENOPROTOOPT, Code.WSAEINVAL}
 
 
 def read(endpoint: Endpoint, s: int, name: int, level: int = SOL_SOCKET, **more: object) -> tuple[Code, int, int]:
-    """Code, value and stored length of a WSPGetSockOpt."""
+    """(code, value, stored length) of a WSPGetSockOpt."""
     answer = endpoint.wsp("WSPGetSockOpt", s=s, level=level, name=name, **more)
     return answer.code, answer.more["value"], answer.more["length"]
 
 
 def write(endpoint: Endpoint, s: int, name: int, level: int = SOL_SOCKET, **more: object) -> Code:
-    """The code of a WSPSetSockOpt, also of an option, or at a time, that is not the switch's."""
+    """The code of a WSPSetSockOpt. The option or the time may break the switch's obligations."""
     anyway = ["OPT-06", "SWITCH-04"]
     return endpoint.wsp("WSPSetSockOpt", s=s, level=level, name=name, deliberately=anyway, **more).code
 
@@ -70,7 +70,7 @@ def test_the_largest_message_can_be_sent_and_no_larger(bench: Bench) -> None:
 @pytest.mark.requirement("OPT-02")
 @pytest.mark.parametrize("function", ["WSPRdmaWrite", "WSPRdmaRead"])
 def test_the_largest_rdma_transfer_can_be_made_and_no_larger(bench: Bench, function: str) -> None:
-    """A transfer of SO_MAX_RDMA_SIZE bytes moves them all; one byte more is refused."""
+    """A transfer of SO_MAX_RDMA_SIZE bytes moves all of them, and one byte more is refused."""
     connector, acceptor = bench.connect()
     most = limit(connector, "SO_MAX_RDMA_SIZE")
     ours = connector.at.with_memory(connector.socket, most + 1)
@@ -96,8 +96,10 @@ def test_the_largest_rdma_transfer_can_be_made_and_no_larger(bench: Bench, funct
 
 @pytest.mark.requirement("OPT-10", "OPT-13", "OPT-14", "OPT-03")
 def test_options_are_read_in_every_state_and_limits_do_not_shrink(bench: Bench) -> None:
-    """Created, bound, listening, connecting, connected, reset and refused: each option is 4 bytes long and has its
-    value; no limit is ever smaller than it was before, and the RDMA threshold is no larger than a message may be."""
+    """In every state of a socket each option is 4 bytes long and has its value, and no limit shrinks.
+
+    The RDMA threshold is no larger than the largest message.
+    """
     a, b = bench.start()
     values: dict[str, list[dict[int, int]]] = {"connector": [], "listener": [], "refused": []}
 
@@ -108,7 +110,7 @@ def test_options_are_read_in_every_state_and_limits_do_not_shrink(bench: Bench) 
 
     s, event = a.must("WSPSocket").result, a.ask("event")
     note(a, s, "connector")
-    # The switch binds first of all; here the option is to be read before that.
+    # The switch always binds first. This test reads the option before that.
     a.must("WSPBind", s=s, address=a.ip, port=6000, deliberately=["SWITCH-04"])
     note(a, s, "connector")
     listener = b.listen(PORT)
@@ -137,7 +139,7 @@ def test_options_are_read_in_every_state_and_limits_do_not_shrink(bench: Bench) 
 
 @pytest.mark.requirement("OPT-04")
 def test_debug_output_can_be_switched_on_and_off(bench: Bench) -> None:
-    """SO_DEBUG is off at first, and reads back as it was set, for its socket only."""
+    """SO_DEBUG is off at first, and reads back as set, for its own socket only."""
     a, _ = bench.start()
     s, other = a.must("WSPSocket").result, a.must("WSPSocket").result
 
@@ -149,7 +151,7 @@ def test_debug_output_can_be_switched_on_and_off(bench: Bench) -> None:
 
 @pytest.mark.requirement("OPT-06")
 def test_a_switch_that_sets_another_option_is_named(bench: Bench) -> None:
-    """Only SO_DEBUG and SO_GROUP_PRIORITY are the switch's to set: when it sets another, the bench says so."""
+    """The bench names a switch that sets another option than SO_DEBUG and SO_GROUP_PRIORITY."""
     a, _ = bench.start()
     s = a.must("WSPSocket").result
     for name in (w.SO_DEBUG, w.SO_GROUP_PRIORITY):
@@ -164,9 +166,11 @@ def test_a_switch_that_sets_another_option_is_named(bench: Bench) -> None:
 
 @pytest.mark.requirement("OPT-07", "OPT-08", "OPT-09", "OPT-12")
 @pytest.mark.needs("inline wire", "own nodes")
-def test_what_cannot_be_read_or_set_is_refused_with_its_code(bench: Bench) -> None:
-    """Unknown options give WSAENOPROTOOPT, unknown levels WSAEINVAL, a missing or too small place WSAEFAULT; unknown
-    descriptors WSAENOTSOCK, a dead network WSAENETDOWN; nothing else is ever returned."""
+def test_wrong_option_calls_are_refused_with_their_codes(bench: Bench) -> None:
+    """Unknown options give WSAENOPROTOOPT, unknown levels WSAEINVAL, and missing or short buffers WSAEFAULT.
+
+    Unknown descriptors give WSAENOTSOCK and a dead network WSAENETDOWN. No other code is returned.
+    """
     a, _ = bench.start()
     s = a.must("WSPSocket").result
 
@@ -189,7 +193,7 @@ def test_what_cannot_be_read_or_set_is_refused_with_its_code(bench: Bench) -> No
 
 @pytest.mark.requirement("OPT-11")
 def test_an_invalid_value_is_wsaeinval_and_a_reset_connection_wsaenotconn(bench: Bench) -> None:
-    """SO_DEBUG takes neither two nor minus one, and no value once the peer has reset; what was set before stays."""
+    """SO_DEBUG refuses 2 and -1 with WSAEINVAL and any value after a reset with WSAENOTCONN, and keeps its value."""
     connector, acceptor = bench.connect()
     a, s = connector.at, connector.socket.s
     assert write(a, s, w.SO_DEBUG, value=1) is Code.OK
@@ -206,8 +210,10 @@ def test_an_invalid_value_is_wsaeinval_and_a_reset_connection_wsaenotconn(bench:
 
 @pytest.mark.requirement("QOS-01", "QOS-04")
 def test_without_quality_of_service_every_call_for_it_fails_cleanly(bench: Bench) -> None:
-    """WSPGetQOSByName is FALSE with WSAEOPNOTSUPP; the ioctls and group options are refused, store nothing and send
-    nothing, and the connection goes on."""
+    """Without quality of service WSPGetQOSByName gives FALSE with WSAEOPNOTSUPP, and ioctls and options are refused.
+
+    The calls store and send nothing, and the connection goes on.
+    """
     connector, acceptor = bench.connect()
     a, s = connector.at, connector.socket.s
     before = len(bench.pair.packets())

@@ -1,4 +1,4 @@
-"""Overlapped operations: begun at once, ended once, told by an up-call or found by polling, never both."""
+"""Overlapped operations: each begins at once and ends once, by an up-call or by polling, never by both."""
 
 import threading
 import time
@@ -6,16 +6,10 @@ from typing import Any
 
 import pytest
 
-from hil.testing.bench import PORT, Bench, End
+from hil import Code
+from hil.testing import FD_CONNECT, PORT, Bench, End, Socket
 from hil.testing.data import ABORTED, RESET, completions, held, pieces, recv_each, send_each
-from hil.testing.endpoint import FD_CONNECT, Socket
-from hil.winsock.codes import (
-    INVALID_HANDLE_VALUE,
-    MEM_READWRITE,
-    SIO_ADDRESS_LIST_QUERY,
-    WSS_OPERATION_IN_PROGRESS,
-    Code,
-)
+from hil.winsock.codes import INVALID_HANDLE_VALUE, MEM_READWRITE, SIO_ADDRESS_LIST_QUERY, WSS_OPERATION_IN_PROGRESS
 
 pytestmark = pytest.mark.used_pair
 
@@ -26,7 +20,7 @@ MESSAGE = b"a message of sixty-four bytes".ljust(64, b".")
 
 
 def begin(end: End, function: str, descriptor: bytes = b"", hEvent: int = NOTIFIED) -> int:
-    """Begin an operation of 64 bytes, which must pend; its WSAOVERLAPPED's number."""
+    """Begin an operation of 64 bytes, which must pend. Returns its WSAOVERLAPPED's number."""
     overlapped, at = int(end.at.ask("overlapped", hEvent=hEvent)), 0
     if function == "WSPSend":
         at = 32768
@@ -38,7 +32,7 @@ def begin(end: End, function: str, descriptor: bytes = b"", hEvent: int = NOTIFI
 
 
 def address_list(end: End, hEvent: int = NOTIFIED) -> int:
-    """Begin an overlapped query of the address list, which must pend."""
+    """Begin an overlapped query of the address list, which must pend. Returns its WSAOVERLAPPED's number."""
     overlapped = int(end.at.ask("overlapped", hEvent=hEvent))
     arguments = {"code": SIO_ADDRESS_LIST_QUERY, "overlapped": overlapped}
     end.at.must("WSPIoctl", Code.WSA_IO_PENDING, s=end.socket.s, **arguments)
@@ -46,13 +40,13 @@ def address_list(end: End, hEvent: int = NOTIFIED) -> int:
 
 
 def poll(end: End, overlapped: int, *, wait: bool = False, **more: Any) -> tuple[bool, Code, int, int]:
-    """WSPGetOverlappedResult: what it returned, the code, the bytes and the flags it stored over something else."""
+    """(result, code, bytes, flags) of WSPGetOverlappedResult. Bytes and flags hold other values before."""
     answer = end.wsp("WSPGetOverlappedResult", overlapped=overlapped, wait=wait, fill=0xABCD, **more)
     return answer.result, answer.code, answer.more["transferred"], answer.more["flags"]
 
 
 def polled(end: End, overlapped: int) -> tuple[bool, Code, int, int]:
-    """Poll until the operation is no longer pending, for ten seconds at most; the last answer."""
+    """Poll until the operation is no longer pending, for ten seconds at most. Returns the last answer."""
     until = time.monotonic() + 10
     while (found := poll(end, overlapped))[1] is Code.WSA_IO_INCOMPLETE and time.monotonic() < until:
         time.sleep(0.001)
@@ -60,12 +54,12 @@ def polled(end: End, overlapped: int) -> tuple[bool, Code, int, int]:
 
 
 def done(length: int) -> tuple[bool, Code, int, int]:
-    """The answer to a poll of an operation that succeeded."""
+    """The answer to a poll of a successful operation of ``length`` bytes."""
     return True, Code.OK, length, 0
 
 
 def notified(bench: Bench, end: End) -> list[tuple[int, Code, int]]:
-    """Operation, code and bytes of each completion up-call for an end's switch handle, in order."""
+    """(operation, code, bytes) of each completion up-call for an end's switch handle, in order."""
     upcalls = bench.pair.evidence(audit=False).of(end.at.node.name, "upcall", function=COMPLETE)
     return [(e.overlapped, Code(e.code), e.transferred) for e in upcalls if e.handle == end.socket.handle]
 
@@ -76,7 +70,7 @@ def notified(bench: Bench, end: End) -> list[tuple[int, Code, int]]:
 @pytest.mark.requirement("OVL-01")
 @pytest.mark.needs("inline wire")
 def test_every_function_pends_and_returns_at_once(bench: Bench) -> None:
-    """On a wire that carries nothing each data function returns WSA_IO_PENDING at once; on a mended one each ends."""
+    """On a cut wire each data function returns WSA_IO_PENDING at once; on the mended wire each completes."""
     a, b = bench.connect()
     _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
     b.recv()
@@ -99,8 +93,8 @@ def test_every_function_pends_and_returns_at_once(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("OVL-02")
-def test_what_pends_is_completed_once_and_what_is_refused_never(bench: Bench) -> None:
-    """Four receives pend and two calls are refused; after messages and the close the four have one completion each."""
+def test_a_pending_operation_completes_once_and_a_refused_one_never(bench: Bench) -> None:
+    """After messages and the close four pending receives have one completion each, and two refused calls none."""
     a, b = bench.connect()
     pending = [b.recv(offset=256 * i) for i in range(4)]
     refused = [b.at.ask("overlapped") for _ in range(2)]
@@ -121,7 +115,7 @@ def test_what_pends_is_completed_once_and_what_is_refused_never(bench: Bench) ->
 
 @pytest.mark.requirement("OVL-04", "OVL-05")
 def test_an_up_call_tells_which_operation_ended_how(bench: Bench) -> None:
-    """It names the socket's switch handle, the operation, its code and its bytes, once for each of two sockets'."""
+    """A completion up-call names the socket's switch handle, the operation, its code and its bytes."""
     a, b = bench.connect()
     other, others_peer = bench.connect(6001)
     receives = {end.socket.s: [end.recv(offset=256 * i) for i in range(2)] for end in (b, others_peer)}
@@ -141,7 +135,7 @@ def test_an_up_call_tells_which_operation_ended_how(bench: Bench) -> None:
 @pytest.mark.requirement("OVL-06")
 @pytest.mark.parametrize("function", ["WSPSend", "WSPRecv", "WSPRdmaWrite", "WSPRdmaRead", "WSPIoctl"])
 def test_a_completion_routine_and_a_thread_are_ignored(bench: Bench, function: str) -> None:
-    """With junk for both an operation ends by up-call all the same, and the routine is never called."""
+    """With junk for completion routine and thread an operation ends by an up-call, and the routine is not called."""
     a, b = bench.connect()
     _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
     own = [64, a.socket.address]
@@ -163,23 +157,23 @@ def test_a_completion_routine_and_a_thread_are_ignored(bench: Bench, function: s
 
 @pytest.mark.requirement("OVL-21", "OVL-23")
 def test_each_of_many_operations_has_its_own_result(bench: Bench) -> None:
-    """Thirty receives at once: each is told the length of its own message, however much room it has."""
+    """Each of thirty pending receives gets the length of its own message, independent of its buffer's length."""
     a, b = bench.connect()
     messages = [bytes([i]) * (i + 1) for i in range(30)]
     receives = recv_each(b, [256] * 30)
 
     sends = send_each(a, messages)
 
-    told = [(Code.OK, len(message)) for message in messages]
-    assert completions(b, receives) == told
-    assert completions(a, sends) == told
+    expected = [(Code.OK, len(message)) for message in messages]
+    assert completions(b, receives) == expected
+    assert completions(a, sends) == expected
     assert pieces(b, [256] * 30) == [message.ljust(256, b"\0") for message in messages]
     bench.judge()
 
 
 @pytest.mark.requirement("OVL-22")
 def test_event_selection_makes_no_difference(bench: Bench) -> None:
-    """A socket never selected, one deselected and one selected begin, poll and complete operations alike."""
+    """Operations begin, poll and complete alike on a socket never selected, one deselected and one selected."""
     a, b = bench.start()
     listener = b.listen(PORT)
     bench.pair.note_baseline()
@@ -200,13 +194,13 @@ def test_event_selection_makes_no_difference(bench: Bench) -> None:
 
 
 def same_for_both(sender: End, receiver: End) -> bool:
-    """Two messages, each end told of the first and polling for the second; whether all was as documented."""
-    told, asked = begin(receiver, "WSPRecv"), begin(receiver, "WSPRecv", hEvent=POLLED)
+    """Whether two messages end as documented, the first by up-calls and the second by polling at both ends."""
+    notified_receive, asked = begin(receiver, "WSPRecv"), begin(receiver, "WSPRecv", hEvent=POLLED)
     before = poll(receiver, asked)
     sends = begin(sender, "WSPSend"), begin(sender, "WSPSend", hEvent=POLLED)
     results = (
         before[:2],
-        receiver.completion(told),
+        receiver.completion(notified_receive),
         polled(receiver, asked),
         sender.completion(sends[0]),
         polled(sender, sends[1]),
@@ -215,8 +209,8 @@ def same_for_both(sender: End, receiver: End) -> bool:
 
 
 @pytest.mark.requirement("OVL-24")
-def test_nothing_is_touched_after_an_operation_was_told(bench: Bench) -> None:
-    """Buffer and WSAOVERLAPPED of ended operations stay as the switch left them, through messages and the close."""
+def test_an_ended_operations_memory_is_not_touched(bench: Bench) -> None:
+    """Messages and the close leave buffer and WSAOVERLAPPED of ended operations as the switch wrote them."""
     a, b = bench.connect()
     ended = {"told": b.recv(64), "polled": begin(b, "WSPRecv", hEvent=POLLED)}
     sent = begin(a, "WSPSend")
@@ -241,7 +235,7 @@ def test_nothing_is_touched_after_an_operation_was_told(bench: Bench) -> None:
 
 @pytest.mark.requirement("OVL-25")
 def test_the_switch_may_call_again_while_it_is_in_an_up_call(bench: Bench) -> None:
-    """While an up-call waits, other threads send, receive, register and poll on the same socket; so may it itself."""
+    """During an up-call its own thread and other threads send, receive, register and poll on the same socket."""
     a, b = bench.connect()
     first, second = b.recv(), begin(b, "WSPRecv", hEvent=POLLED)
     buffers = [[64, b.socket.address + 1024]]
@@ -256,7 +250,7 @@ def test_the_switch_may_call_again_while_it_is_in_an_up_call(bench: Bench) -> No
             b.wsp("WSPSend", buffers=buffers, overlapped=b.at.ask("overlapped")),
             b.wsp("WSPRegisterMemory", address=b.socket.address, length=4096, flags=MEM_READWRITE),
         ]
-        # An up-call is held for 25 seconds: what waits for it comes back too late.
+        # The switch holds an up-call for 25 seconds, so a call that waits for it returns too late.
         assert time.monotonic() - began < 15
     assert [call.code for call in calls] == [Code.WSA_IO_INCOMPLETE, Code.WSA_IO_PENDING, Code.OK]
     assert b.completion(first) == (Code.OK, 9)
@@ -279,7 +273,7 @@ def test_the_switch_may_call_again_while_it_is_in_an_up_call(bench: Bench) -> No
 @pytest.mark.requirement("OVL-08", "OVL-09", "OVL-10")
 @pytest.mark.parametrize("hEvent", [0x5550, 0x5551], ids=["notified", "polled"])
 def test_the_structure_tells_how_an_operation_stands(bench: Bench, hEvent: int) -> None:
-    """In progress at once, then the error and the flags; hEvent stays what the switch made it."""
+    """The structure says 'in progress' at once, then holds error and flags, and hEvent stays as the switch set it."""
     a, b = bench.connect()
     good, bad = (b.at.recv(b.socket, 64, 256 * i, hEvent=hEvent) for i in range(2))
     state = {"begun": [b.at.ask("overlapped_state", overlapped=o) for o in (good, bad)]}
@@ -304,7 +298,7 @@ def test_the_structure_tells_how_an_operation_stands(bench: Bench, hEvent: int) 
 
 @pytest.mark.requirement("OVL-03", "OVL-11", "OVL-14", "OVL-17")
 def test_every_function_is_polled_and_then_never_told(bench: Bench) -> None:
-    """With bit 0 of hEvent set each function's result is found by polling, with bytes and flags, and no up-call."""
+    """With bit 0 of hEvent set polling finds each function's result, bytes and flags, and no up-call comes."""
     a, b = bench.connect()
     _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
     b.recv()
@@ -325,7 +319,7 @@ def test_every_function_is_polled_and_then_never_told(bench: Bench) -> None:
 
 @pytest.mark.requirement("OVL-04", "OVL-17")
 def test_every_function_is_told_and_may_then_be_asked(bench: Bench) -> None:
-    """With bit 0 of hEvent clear each function ends by one up-call, and WSPGetOverlappedResult tells the same."""
+    """With bit 0 of hEvent clear each function ends by one up-call, and a later poll gives the same result."""
     a, b = bench.connect()
     _, descriptor = b.at.expose(b.socket, MEM_READWRITE)
     b.recv()
@@ -333,18 +327,18 @@ def test_every_function_is_told_and_may_then_be_asked(bench: Bench) -> None:
     begun["WSPIoctl"] = address_list(a)
     b.send(MESSAGE)
 
-    told = {function: a.completion(overlapped) for function, overlapped in begun.items()}
+    completed = {function: a.completion(overlapped) for function, overlapped in begun.items()}
     asked = {function: poll(a, overlapped) for function, overlapped in begun.items()}
 
-    assert {function: told[function] for function in FUNCTIONS} == dict.fromkeys(FUNCTIONS, (Code.OK, 64))
-    assert {f: (True, code, length, 0) for f, (code, length) in told.items()} == asked
+    assert {function: completed[function] for function in FUNCTIONS} == dict.fromkeys(FUNCTIONS, (Code.OK, 64))
+    assert {f: (True, code, length, 0) for f, (code, length) in completed.items()} == asked
     assert sorted(o for o, _, _ in notified(bench, a)) == sorted(begun.values())
     bench.judge()
 
 
 @pytest.mark.requirement("OVL-07")
 def test_polling_and_notification_mix_on_one_socket(bench: Bench) -> None:
-    """Of six receives every second one is polled: each message is told or found as its own receive says."""
+    """Of six receives every second is polled, and each ends in the way that its own hEvent asks for."""
     a, b = bench.connect()
     receives = [b.at.recv(b.socket, 64, 256 * i, hEvent=i % 2) for i in range(6)]
 
@@ -360,11 +354,13 @@ def test_polling_and_notification_mix_on_one_socket(bench: Bench) -> None:
 @pytest.mark.requirement("OVL-12", "OVL-13")
 @pytest.mark.parametrize("hEvent", [POLLED, NOTIFIED], ids=["polled", "notified"])
 def test_a_waiting_poll_returns_when_the_operation_is_done(bench: Bench, hEvent: int) -> None:
-    """Without fWait a pending receive is WSA_IO_INCOMPLETE; with it the call returns when the message has come,
-    whether or not the switch is also notified."""
+    """A poll with fWait returns when the message has come; one without gives WSA_IO_INCOMPLETE for a pending receive.
+
+    Both hold for notified and for polled receives.
+    """
     a, b = bench.connect()
     receive = begin(b, "WSPRecv", hEvent=hEvent)
-    # The bench's switch does not poll what it is to be notified of.
+    # The bench's switch must not poll an operation that ends by an up-call.
     deliberately = [] if hEvent == POLLED else ["SWITCH-12"]
     assert poll(b, receive, deliberately=deliberately)[:2] == (False, Code.WSA_IO_INCOMPLETE)
     found: list[tuple[bool, Code, int, int]] = []
@@ -386,7 +382,7 @@ def test_a_waiting_poll_returns_when_the_operation_is_done(bench: Bench, hEvent:
 
 @pytest.mark.requirement("OVL-15", "OVL-23")
 def test_a_poll_tells_how_an_operation_failed(bench: Bench) -> None:
-    """A receive that the peer's close has ended is FALSE with WSAECONNRESET and zero bytes, each time one asks."""
+    """Each poll of a receive that the peer's close ended gives FALSE with WSAECONNRESET and zero bytes."""
     a, b = bench.connect()
     receives = [begin(b, "WSPRecv", hEvent=POLLED) for _ in range(2)]
 
@@ -400,11 +396,11 @@ def test_a_poll_tells_how_an_operation_failed(bench: Bench) -> None:
 
 @pytest.mark.requirement("OVL-16")
 def test_polling_needs_no_other_thread(bench: Bench) -> None:
-    """At a provider whose own thread never looks at completions, polls alone find what the adapter has finished."""
+    """Polls alone find finished operations of a provider whose own thread never looks at completions."""
     bench.start(provider_b="LooksAway")
     a, b = bench.connect()
     receive = begin(b, "WSPRecv", hEvent=POLLED)
-    told = b.recv()
+    notified_receive = b.recv()
     a.send(MESSAGE)
     a.send(MESSAGE)
 
@@ -412,13 +408,13 @@ def test_polling_needs_no_other_thread(bench: Bench) -> None:
     send = begin(b, "WSPSend", hEvent=POLLED)
     a.recv()
     assert polled(b, send) == done(64)
-    assert b.completion(told) == (Code.OK, 64)
+    assert b.completion(notified_receive) == (Code.OK, 64)
     bench.judge()
 
 
 @pytest.mark.requirement("OVL-18")
 def test_a_bad_event_and_an_unknown_socket_are_refused(bench: Bench) -> None:
-    """An hEvent that is no handle gives WSA_INVALID_HANDLE; a descriptor never made, or closed, WSAENOTSOCK."""
+    """An hEvent that is no handle gives WSA_INVALID_HANDLE; an unknown or closed descriptor gives WSAENOTSOCK."""
     _, b = bench.connect()
     broken = b.at.ask("overlapped", hEvent=INVALID_HANDLE_VALUE)
     fine = b.at.ask("overlapped", hEvent=POLLED)
@@ -436,7 +432,7 @@ def test_a_bad_event_and_an_unknown_socket_are_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("OVL-19")
 def test_results_are_found_in_any_order(bench: Bench) -> None:
-    """Four receives are done; the newest is asked for first, and each has its own result."""
+    """Of four finished receives the newest is polled first, and each has its own result."""
     a, b = bench.connect()
     receives = [b.at.recv(b.socket, 64, 64 * i, hEvent=POLLED) for i in range(4)]
     for i in range(4):

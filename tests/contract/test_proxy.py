@@ -1,17 +1,17 @@
-"""What a proxy driver owes its service provider, and a user-space build gets from verbs and netlink (PROXY)."""
+"""Duties of a proxy driver to its service provider; a user-space build gets them from verbs and netlink (PROXY)."""
 
 import threading
 import time
 
 import pytest
 
+from hil import Code
 from hil.adapters.provision import gid_of
 from hil.evidence.journal import NetworkChanged, chosen
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint, Socket
 from hil.testing.data import RESET
-from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket
 from hil.testing.memory import regions
-from hil.winsock.codes import MEM_READWRITE, SIO_ADDRESS_LIST_QUERY, Code
+from hil.winsock.codes import MEM_READWRITE, SIO_ADDRESS_LIST_QUERY
 
 pytestmark = pytest.mark.used_pair
 
@@ -20,12 +20,12 @@ MIB = 1 << 20
 
 
 def addresses(endpoint: Endpoint, socket: Socket) -> list[str]:
-    """What SIO_ADDRESS_LIST_QUERY lists."""
+    """The addresses of an SIO_ADDRESS_LIST_QUERY."""
     return sorted(endpoint.must("WSPIoctl", s=socket.s, code=SIO_ADDRESS_LIST_QUERY).more["out"])
 
 
 def add_address(bench: Bench, node: str, address: str) -> None:
-    """Give a node's adapter a further address, and wait until the kernel has made its GID."""
+    """Add an address to a node's adapter, and wait until the kernel has made its GID."""
     bench.run(node, "ip", "address", "add", f"{address}/24", "dev", "eth0")
     search = ["grep", "-r", gid_of(address), "/sys/class/infiniband/rxe0/ports/1/gids"]
     end = time.monotonic() + 10
@@ -42,21 +42,21 @@ def connected_over(bench: Bench, listener: Socket, own: str, address: str, port:
     return End(a, a.connected(socket)), End(b, accepted)
 
 
-def carries(source: End, target: End) -> bool:
+def carries_a_message(source: End, target: End) -> bool:
     receive = target.recv()
     source.send(b"hello")
     return target.completion(receive) == (Code.OK, 5)
 
 
 def pinned(end: End) -> int:
-    """How much memory the kernel has pinned for an end's process, in bytes."""
+    """The memory that the kernel has pinned for an end's process, in bytes."""
     return int(end.at.ask("process")["pinned"])
 
 
 @pytest.mark.requirement("PROXY-01", "PROXY-02")
 @pytest.mark.needs("own nodes")
 def test_an_address_given_to_the_adapter_can_be_used_at_once(bench: Bench) -> None:
-    """New addresses of both ends are listed, become GIDs in the REQ, and IP addresses again for the other switch."""
+    """New addresses of both ends are listed, are GIDs in the REQ, and are IP addresses at the other switch."""
     a, b = bench.start()
     listener = b.listen(PORT, address=ANY)
     for node, address in (("a", "10.77.0.11"), ("b", "10.77.0.12")):
@@ -79,7 +79,7 @@ def test_an_address_given_to_the_adapter_can_be_used_at_once(bench: Bench) -> No
 @pytest.mark.requirement("PROXY-01")
 @pytest.mark.needs("own nodes")
 def test_an_address_taken_away_is_not_listed_any_more(bench: Bench) -> None:
-    """The list follows the adapter, and what has left it can no longer be bound."""
+    """An address removed from the adapter leaves the list and can no longer be bound."""
     a, _ = bench.start()
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
     add_address(bench, "a", "10.77.0.11")
@@ -96,7 +96,7 @@ def test_an_address_taken_away_is_not_listed_any_more(bench: Bench) -> None:
 @pytest.mark.requirement("PROXY-01")
 @pytest.mark.needs("inline wire", "own nodes")
 def test_news_of_the_port_comes_unasked(bench: Bench) -> None:
-    """A port that goes down and comes up is noticed by the provider's own thread, with no call being made."""
+    """The provider's own thread notices that a port goes down and comes up, without a call."""
     a, _ = bench.start()
 
     with bench.port_down("a"):
@@ -111,7 +111,7 @@ def test_news_of_the_port_comes_unasked(bench: Bench) -> None:
 @pytest.mark.requirement("PROXY-03")
 @pytest.mark.parametrize("kind", ["messages", "RDMA"])
 def test_memory_is_pinned_while_it_is_registered(bench: Bench, kind: str) -> None:
-    """Registering pins the pages and makes one region at the adapter; deregistering, or the close, releases both."""
+    """Registering pins the pages and makes one region; deregistering, or the close, releases both."""
     bench.start(settings_a={"cache": False})
     end, _ = bench.connect()
     before = pinned(end)
@@ -137,7 +137,7 @@ def test_memory_is_pinned_while_it_is_registered(bench: Bench, kind: str) -> Non
 
 @pytest.mark.requirement("PROXY-04")
 def test_a_cached_buffer_is_guarded_against_its_release(bench: Bench) -> None:
-    """The application gives cached memory back and maps new pages there: what is sent is what the new pages hold."""
+    """The application maps new pages in place of cached memory, and a send carries the content of the new pages."""
     sender, receiver = bench.connect()
     made = End(sender.at, sender.at.with_memory(sender.socket, 4096))
     sent = made.send(b"old pages", offset=0)
@@ -160,13 +160,13 @@ def test_a_cached_buffer_is_guarded_against_its_release(bench: Bench) -> None:
 @pytest.mark.requirement("PROXY-05", "CLOSE-28")
 @pytest.mark.needs("guests")
 def test_an_adapter_comes_and_goes_at_run_time(bench: Bench) -> None:
-    """A listener hears through an adapter added later; its removal ends its own connections, and no others."""
+    """A listener gets requests through an adapter added later, and its removal ends only its own connections."""
     _, b = bench.start()
     listener = b.listen(PORT, address=ANY)
     staying = bench.join(bench.endpoints["a"], b, listener)
     second = bench.second_adapter("b")
     leaving = connected_over(bench, listener, "10.78.0.1", second, CONNECTOR_PORT + 1)
-    assert carries(*leaving) and carries(*staying)
+    assert carries_a_message(*leaving) and carries_a_message(*staying)
     assert addresses(b, listener) == [b.ip, second]
     receives = [end.recv() for end in leaving]
 
@@ -181,14 +181,14 @@ def test_an_adapter_comes_and_goes_at_run_time(bench: Bench) -> None:
     assert leaving[1].close() == (0, Code.OK)
     assert [r for r in b.node.system("resources") if r["device"] == "rxe1"] == []
     assert addresses(b, listener) == [b.ip]
-    assert carries(*staying)
+    assert carries_a_message(*staying)
 
-    # The kernel lets the device go when the last process that ever used it has ended; then it can come again.
+    # The kernel frees the device after the last process that used it has ended. Then it can be added again.
     b.end()
     b.node.channel.kill(b.worker)
     removal.join()
     b.node.system("add_rxe", device="rxe1", netdev="eth1")
     heir = bench.endpoints["b"] = Endpoint(b.node, b.ip)
     again = connected_over(bench, heir.listen(PORT, address=ANY), "10.78.0.1", second, CONNECTOR_PORT + 2)
-    assert carries(*again)
+    assert carries_a_message(*again)
     bench.judge()

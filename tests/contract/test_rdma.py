@@ -1,12 +1,12 @@
-"""RDMA: WSPRdmaWrite and WSPRdmaRead move data past the peer's processor, whole, or end with an error."""
+"""RDMA: WSPRdmaWrite and WSPRdmaRead move all data without the peer's processor, or end with an error."""
 
 import hashlib
 
 import pytest
 
-from hil.evidence.packets import RocePacket
+from hil import Code, RocePacket
 from hil.provider.descriptor import DESCRIPTOR
-from hil.testing.bench import Bench, End
+from hil.testing import FD_CONNECT, Bench, End
 from hil.testing.data import (
     BROKEN,
     NAK_REMOTE_ACCESS,
@@ -23,17 +23,16 @@ from hil.testing.data import (
     sent,
     with_memory,
 )
-from hil.testing.endpoint import FD_CONNECT
 from hil.testing.memory import answers, forged
-from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, SO_MAX_RDMA_SIZE, SOL_SOCKET, Code
-from hil.wire.rules import Drop, Match, Rule, Span
+from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, SO_MAX_RDMA_SIZE, SOL_SOCKET
+from hil.wire.faults import Drop, Fault, Match, Span
 
 pytestmark = pytest.mark.used_pair
 
 READ_EXTENSION = "C0B422FA-F58C-11D1-AD6C-00C04FA34A2D"
 BOTH = ("WSPRdmaWrite", "WSPRdmaRead")
 REQUESTS = (*WRITES, READ_REQUEST)
-# Four parts, each a length and a place, that neither lie in order nor touch.
+# Four parts, each a length and an offset. They neither lie in order nor touch.
 PARTS = [(100, 30000), (3000, 200), (1, 10000), (899, 20000)]
 TOTAL = sum(length for length, _ in PARTS)
 
@@ -42,14 +41,14 @@ either = pytest.mark.parametrize("function", BOTH)
 
 
 def content(end: End, parts: list[tuple[int, int]]) -> bytes:
-    """What the parts of the end's buffer hold, one after the other."""
+    """The content of the parts of the end's buffer, in their order."""
     return b"".join(end.at.data(end.socket, length, place) for length, place in parts)
 
 
 def request(packets: list[RocePacket]) -> RocePacket:
-    """The one packet that carries an RDMA request's header (RETH).
+    """The one packet with an RDMA request's header (RETH).
 
-    What was not acknowledged in time is asked for again, inside the same range.
+    The adapter repeats a request that was not acknowledged in time, inside the same range.
     """
     first, *again = [p for p in packets if p.rkey != -1]
     end = first.address + first.length
@@ -58,14 +57,14 @@ def request(packets: list[RocePacket]) -> RocePacket:
 
 
 def move(function: str, end: End, target: Exposed, size: int) -> tuple[int, str]:
-    """Begin a transfer of ``size`` new bytes; the operation, and their SHA-256."""
+    """Begin a transfer of ``size`` new bytes. Returns the operation and the bytes' SHA-256."""
     read = function == "WSPRdmaRead"
     whole = target.fill(size, seed=1) if read else fill(end.at, end.socket.memory, size, seed=1)
     return rdma(end, function, target, (size, 0)), whole
 
 
 def in_a_row(end: End, function: str, target: Exposed, size: int, count: int) -> list[int]:
-    """Begin ``count`` transfers of ``size`` bytes, without a way to the node and back between them; the operations."""
+    """Begin ``count`` transfers of ``size`` bytes with one call to the node. Returns the operations."""
     operations = [int(end.at.ask("overlapped")) for _ in range(count)]
     arguments = {"s": end.socket.s, "descriptor": target.descriptor, "buffers": local(end, (size, 0))}
     answers = end.at.ask("in_a_row", calls=[(function, arguments | {"overlapped": o}) for o in operations])
@@ -73,13 +72,15 @@ def in_a_row(end: End, function: str, target: Exposed, size: int, count: int) ->
     return operations
 
 
-# --- what goes where -------------------------------------------------------------------------------------------------
+# --- placement of the data -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-01", "RDMA-08", "RDMA-10")
 def test_a_write_puts_the_buffers_one_after_the_other_at_the_offset(bench: Bench) -> None:
-    """Four local buffers land without gaps from the byte offset on, nothing beside them changes, the completion counts
-    their sum, and the wire names the target's key and its address plus the offset."""
+    """A write of four local buffers lands without gaps at the byte offset, and changes nothing beside it.
+
+    The completion counts their sum. The packet names the target's key, and its address plus the offset.
+    """
     writer, peer = bench.connect()
     target, offset = expose(peer, MEM_WRITE), 1001
     fill(writer.at, writer.socket.memory, 65536, seed=1)
@@ -102,8 +103,10 @@ def test_a_write_puts_the_buffers_one_after_the_other_at_the_offset(bench: Bench
 
 @pytest.mark.requirement("RDMA-02", "RDMA-08", "RDMA-10")
 def test_a_read_fills_the_buffers_one_after_the_other_from_the_offset(bench: Bench) -> None:
-    """Bytes from the byte offset on fill four local buffers in their order, nothing beside them changes, the completion
-    counts their sum, and the wire carries one read request."""
+    """A read from the byte offset fills four local buffers in their order, and changes nothing beside them.
+
+    The completion counts their sum, and the wire carries one read request.
+    """
     reader, peer = bench.connect()
     source, offset = expose(peer, MEM_READ), 1001
     source.fill(65536, seed=1)
@@ -126,7 +129,7 @@ def test_a_read_fills_the_buffers_one_after_the_other_from_the_offset(bench: Ben
 
 @pytest.mark.requirement("RDMA-03")
 def test_the_peer_takes_no_notice(bench: Bench) -> None:
-    """At the peer no receive is consumed, no event object set, and its provider hears of nothing."""
+    """A transfer consumes no receive, sets no event object and causes no up-call at the peer."""
     end, peer = bench.connect()
     target, receives = expose(peer), [peer.recv(), peer.recv(offset=256)]
     journal = len(bench.pair.journal("b"))
@@ -146,7 +149,7 @@ def test_the_peer_takes_no_notice(bench: Bench) -> None:
 @pytest.mark.requirement("RDMA-09")
 @either
 def test_a_transfer_pends_and_completes_once(bench: Bench, function: str) -> None:
-    """The call returns WSA_IO_PENDING; the end is told by one up-call, or by none when the result is polled."""
+    """A transfer returns WSA_IO_PENDING and ends by one up-call, or by none if it is polled."""
     end, peer = bench.connect()
     target = expose(peer)
 
@@ -166,7 +169,7 @@ def test_a_transfer_pends_and_completes_once(bench: Bench, function: str) -> Non
 @pytest.mark.requirement("RDMA-07")
 @either
 def test_the_largest_transfer_succeeds(bench: Bench, function: str) -> None:
-    """SO_MAX_RDMA_SIZE bytes in one call arrive intact."""
+    """A transfer of SO_MAX_RDMA_SIZE bytes in one call arrives intact."""
     end, peer = bench.connect()
     most = end.wsp("WSPGetSockOpt", level=SOL_SOCKET, name=SO_MAX_RDMA_SIZE).more["value"]
     own, target = with_memory(end, most), expose(peer, size=most)
@@ -180,10 +183,9 @@ def test_the_largest_transfer_succeeds(bench: Bench, function: str) -> None:
 
 @pytest.mark.requirement("RDMA-16")
 def test_other_operations_go_on_during_a_long_write(bench: Bench) -> None:
-    """While writes of 8 MiB are on their way a receive is posted and gets its message, and a send is posted; no call
-    waits."""
+    """During writes of 8 MiB a receive is posted and gets its message, a send is posted, and no call waits."""
     size = 8 << 20
-    # A fast adapter is done with few of them before the peer's message has come.
+    # A fast adapter finishes a few writes before the peer's message arrives.
     for port, count in ((6001, 4), (6002, 32)):
         writer, peer = bench.connect(port)
         own, target = with_memory(writer, size), expose(peer, MEM_WRITE, size)
@@ -205,26 +207,26 @@ def test_other_operations_go_on_during_a_long_write(bench: Bench) -> None:
     bench.judge()
 
 
-# --- what a completion promises --------------------------------------------------------------------------------------
+# --- guarantees of a completion --------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-11")
 @pytest.mark.parametrize("peer_is", ["out of reach", "killed"])
 @pytest.mark.needs("inline wire")
 def test_a_write_that_is_not_placed_is_no_success(bench: Bench, peer_is: str) -> None:
-    """When the peer goes in the middle of a write, it ends with an error and zero bytes."""
+    """A write whose peer goes away in the middle ends with an error and zero bytes."""
     writer, peer = bench.connect()
     size = 4 << 20
     own, target = with_memory(writer, size), expose(peer, MEM_WRITE, size)
 
-    stopped = bench.pair.wire.add_rule(Rule("stopped", Drop(), Match(opcodes=WRITES, occurrences=Span(64))))
+    stopped = bench.pair.wire.add_fault(Fault("stopped", Drop(), Match(opcodes=WRITES, occurrences=Span(64))))
     write = rdma(own, "WSPRdmaWrite", target, (size, 0))
     bench.wait_packets(lambda p: p.opcode in WRITES, count=64)
     if peer_is == "killed":
         peer.at.node.channel.kill(peer.at.worker)
     else:
         bench.pair.wire.cut()
-    bench.pair.wire.remove_rule(stopped)
+    bench.pair.wire.remove_fault(stopped)
 
     code, transferred = writer.completion(write, 15) or (Code.WSA_IO_PENDING, 0)
     assert code in (Code.WSAECONNRESET, Code.WSAECONNABORTED) and transferred == 0
@@ -238,7 +240,7 @@ def test_a_write_that_is_not_placed_is_no_success(bench: Bench, peer_is: str) ->
 @pytest.mark.requirement("RDMA-12")
 @pytest.mark.needs("inline wire")
 def test_a_read_is_complete_when_all_of_it_has_come(bench: Bench) -> None:
-    """Inside the completion's up-call the local buffer holds everything, though nothing was carried for a while."""
+    """Inside a read's up-call the local buffer holds all its data, although the wire was cut for a while."""
     reader, peer = bench.connect()
     size = 256 * 1024
     own, source = with_memory(reader, size), expose(peer, MEM_READ, size)
@@ -255,14 +257,16 @@ def test_a_read_is_complete_when_all_of_it_has_come(bench: Bench) -> None:
     bench.judge()
 
 
-# --- what the target refuses -----------------------------------------------------------------------------------------
+# --- refusals by the target ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-13")
 @either
-def test_what_the_target_does_not_grant_ends_with_an_error(bench: Bench, function: str) -> None:
-    """Without the right, a byte beyond the range, or after deregistration: a remote access NAK on the wire, an error,
-    and neither end's memory changes. Each on a connection of its own, for it may be lost by that."""
+def test_a_transfer_without_the_targets_grant_ends_with_an_error(bench: Bench, function: str) -> None:
+    """A transfer without the right, beyond the range or after deregistration gets a remote access NAK and an error.
+
+    Neither end's memory changes. Each case has its own connection, because the NAK may end it.
+    """
     wrong = MEM_READ if function == "WSPRdmaWrite" else MEM_WRITE
     for port, because in enumerate(("rights", "range", "deregistered"), 6000):
         end, peer = bench.connect(port)
@@ -285,7 +289,7 @@ def test_what_the_target_does_not_grant_ends_with_an_error(bench: Bench, functio
 @pytest.mark.requirement("RDMA-04")
 @either
 def test_a_descriptor_of_another_connection_is_worth_nothing(bench: Bench, function: str) -> None:
-    """Though both connections join the same two processes, the target refuses; the other connection goes on."""
+    """The target refuses another connection's descriptor, even between the same processes, and that one goes on."""
     end, _ = bench.connect()
     other, its_peer = bench.connect(port=6001)
     target = expose(its_peer)
@@ -300,12 +304,12 @@ def test_a_descriptor_of_another_connection_is_worth_nothing(bench: Bench, funct
     bench.judge()
 
 
-# --- what is refused at once -----------------------------------------------------------------------------------------
+# --- calls refused at once -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-05")
 def test_a_descriptor_of_the_wrong_length_is_refused(bench: Bench) -> None:
-    """One byte less, one more, or none at all: WSAEINVAL, and nothing goes on the wire."""
+    """A descriptor one byte too short, one byte too long or empty gives WSAEINVAL, and sends nothing."""
     end, peer = bench.connect()
     right = expose(peer).descriptor
 
@@ -317,7 +321,7 @@ def test_a_descriptor_of_the_wrong_length_is_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("RDMA-06")
 def test_a_handle_that_is_not_the_sockets_is_refused(bench: Bench) -> None:
-    """Junk, a handle given back, and another socket's handle for the same memory are refused, unlike the right one."""
+    """Junk, a deregistered handle and another socket's handle for the same memory are refused, the right one works."""
     end, peer = bench.connect()
     other, _ = bench.connect(port=6001)
     target, address = expose(peer), end.socket.address
@@ -338,7 +342,7 @@ def test_a_handle_that_is_not_the_sockets_is_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("RDMA-18")
 def test_a_socket_that_is_not_connected_cannot_transfer(bench: Bench) -> None:
-    """WSAENOTCONN on a bound socket, WSAENOTSOCK on what is no socket."""
+    """A transfer on a bound socket gives WSAENOTCONN, and on an unknown descriptor WSAENOTSOCK."""
     end, peer = bench.connect()
     bound = end.at.socket(7000, FD_CONNECT).s
     arguments = {"buffers": local(end, (8, 0)), "descriptor": expose(peer).descriptor, "deliberately": ["SWITCH-02"]}
@@ -350,12 +354,12 @@ def test_a_socket_that_is_not_connected_cannot_transfer(bench: Bench) -> None:
     bench.judge()
 
 
-# --- what is left to the provider ------------------------------------------------------------------------------------
+# --- optional behaviour ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RDMA-14")
 def test_without_reads_the_data_is_written(bench: Bench) -> None:
-    """A provider without WSPRdmaRead says WSAEOPNOTSUPP to the question for it, and WSPRdmaWrite serves instead."""
+    """A provider without WSPRdmaRead answers its GUID with WSAEOPNOTSUPP, and WSPRdmaWrite moves the data."""
     bench.start(settings_a={"rdma_read": False}, settings_b={"rdma_read": False})
     writer, peer = bench.connect()
 
@@ -373,8 +377,7 @@ def test_without_reads_the_data_is_written(bench: Bench) -> None:
 @pytest.mark.requirement("RDMA-19")
 @either
 def test_a_transfer_of_nothing_does_no_harm(bench: Bench, function: str) -> None:
-    """No buffers, or one of zero bytes: refused or completed with zero bytes, and an ordinary transfer succeeds
-    afterwards."""
+    """A transfer of no buffer or of zero bytes is refused or completes with zero bytes, and later transfers succeed."""
     end, peer = bench.connect()
     target = expose(peer)
 

@@ -1,8 +1,9 @@
-"""RECV: a posted WSPRecv waits for one message, and ends with it or with the connection."""
+"""WSPRecv (RECV): a receive waits for one message, and ends with it or with the connection."""
 
 import pytest
 
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil import Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End
 from hil.testing.data import (
     BROKEN,
     RESET,
@@ -14,8 +15,6 @@ from hil.testing.data import (
     send_each,
     sent,
 )
-from hil.testing.endpoint import FD_CONNECT
-from hil.winsock.codes import Code
 
 pytestmark = pytest.mark.used_pair
 
@@ -23,7 +22,7 @@ RECEIVE_QUEUE = 256
 
 
 def polled(end: End, overlapped: int, fill: int = 0) -> tuple[bool, Code, int, int]:
-    """WSPGetOverlappedResult, waiting: whether it succeeded, its code, the byte count and the flags."""
+    """(success, code, bytes, flags) of a waiting WSPGetOverlappedResult."""
     answer = end.wsp("WSPGetOverlappedResult", overlapped=overlapped, wait=True, fill=fill)
     return answer.result, answer.code, answer.more["transferred"], answer.more["flags"]
 
@@ -33,7 +32,7 @@ def polled(end: End, overlapped: int, fill: int = 0) -> tuple[bool, Code, int, i
 
 @pytest.mark.requirement("RECV-01")
 def test_receives_are_filled_in_the_order_in_which_they_were_posted(bench: Bench) -> None:
-    """The n-th receive posted gets the n-th message, wherever in memory its buffer lies."""
+    """The n-th posted receive gets the n-th message, independent of its buffer's address."""
     sender, receiver = bench.connect()
     places = [512, 0, 1536, 1024]
     receives = [receiver.recv(512, place) for place in places]
@@ -48,7 +47,7 @@ def test_receives_are_filled_in_the_order_in_which_they_were_posted(bench: Bench
 
 @pytest.mark.requirement("RECV-02")
 def test_a_receive_holds_exactly_one_message_and_tells_its_length(bench: Bench) -> None:
-    """Short messages are not put together, none is spread over two receives, and the rest of a buffer is untouched."""
+    """Each receive gets one whole message and its length, and the rest of its buffer stays untouched."""
     sender, receiver = bench.connect()
     messages = [b"x", b"a few bytes", b"y" * 3000, b"full" * 1024]
     blank = b"\xee" * 4096
@@ -65,7 +64,7 @@ def test_a_receive_holds_exactly_one_message_and_tells_its_length(bench: Bench) 
 
 @pytest.mark.requirement("RECV-04")
 def test_several_buffers_are_filled_in_the_order_of_the_array(bench: Bench) -> None:
-    """Three small buffers, not in the order of their addresses, are filled one after the other without gaps."""
+    """A message fills three small buffers in the order of the array, not of their addresses, without gaps."""
     sender, receiver = bench.connect()
     base, receive = receiver.socket.address, receiver.at.ask("overlapped")
     buffers = [[4, base + 100], [8, base], [16, base + 200]]
@@ -82,7 +81,7 @@ def test_several_buffers_are_filled_in_the_order_of_the_array(bench: Bench) -> N
 @pytest.mark.requirement("RECV-07")
 @pytest.mark.parametrize("early_messages", [0, 4], ids=["adapter's receives", "private receives"])
 def test_a_message_longer_than_its_receive_is_an_error(bench: Bench, early_messages: int) -> None:
-    """200 bytes for a receive of 100 end it with WSAEMSGSIZE, and what lies behind its buffer is untouched."""
+    """A message of 200 bytes ends a receive of 100 with WSAEMSGSIZE, and writes nothing behind its buffer."""
     bench.start(settings_b={"early_messages": early_messages})
     sender, receiver = bench.connect()
     receiver.at.ask("write_memory", memory=receiver.socket.memory, offset=0, data=b"\xee" * 256)
@@ -97,7 +96,7 @@ def test_a_message_longer_than_its_receive_is_an_error(bench: Bench, early_messa
 
 @pytest.mark.requirement("RECV-08")
 def test_the_flags_are_told_with_the_result(bench: Bench) -> None:
-    """WSPGetOverlappedResult stores the flags of a finished receive, which are none, beside its length."""
+    """WSPGetOverlappedResult stores a finished receive's length, and 0 as its flags."""
     sender, receiver = bench.connect()
     receive = receiver.at.recv(receiver.socket, hEvent=1)
     sender.send(b"hello")
@@ -111,8 +110,7 @@ def test_the_flags_are_told_with_the_result(bench: Bench) -> None:
 
 @pytest.mark.requirement("RECV-05")
 def test_receives_are_posted_at_once_and_again_and_again(bench: Bench) -> None:
-    """Either end may post when its connect or accept has just ended, and posts again after use more often than the
-    adapter's queue is deep."""
+    """Either end posts receives right after its connect or accept, and more of them in turn than the queue holds."""
     a, b = bench.start()
     listener, socket = b.listen(PORT), a.socket(CONNECTOR_PORT, FD_CONNECT)
     a.connect(socket, b.ip, PORT)
@@ -136,7 +134,7 @@ def test_receives_are_posted_at_once_and_again_and_again(bench: Bench) -> None:
 
 @pytest.mark.requirement("RECV-06")
 def test_sixteen_receives_are_outstanding_at_once(bench: Bench) -> None:
-    """As many receives as any known switch keeps posted all pend, and each gets its message."""
+    """Sixteen receives, the most that a known switch keeps posted, all pend, and each gets its message."""
     sender, receiver = bench.connect()
     receives = recv_each(receiver, [256] * 16)
     messages = [b"message %d" % i for i in range(16)]
@@ -152,10 +150,10 @@ def test_sixteen_receives_are_outstanding_at_once(bench: Bench) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.requirement("RECV-03", "RECV-16", "CLOSE-25", "CLOSE-28", "CLOSE-29", "CLOSE-33")
 def test_nothing_happens_by_itself_in_a_minute(bench: Bench) -> None:
-    """A receive pends for a minute and then gets its message.
+    """A receive pends for a minute, and then gets its message.
 
-    Meanwhile the socket that the peer reset stays as it was, and no up-call comes for the one that was closed, though
-    the process is at work on another connection.
+    Meanwhile a socket that its peer reset stays open, and no up-call comes for a closed socket. The process works on
+    another connection.
     """
     idle, sender = bench.connect()
     left, closed = bench.connect(port=6001)
@@ -183,9 +181,11 @@ def test_nothing_happens_by_itself_in_a_minute(bench: Bench) -> None:
 
 @pytest.mark.requirement("RECV-15", "RECV-16", "RECV-17", "CLOSE-28")
 @pytest.mark.needs("inline wire")
-def test_a_lost_connection_is_told_from_a_reset(bench: Bench) -> None:
-    """With the wire cut a receive ends with WSAECONNABORTED once the retries of a send are used up, after the peer's
-    close with WSAECONNRESET; each new call says the same again."""
+def test_a_lost_connection_and_a_reset_have_different_codes(bench: Bench) -> None:
+    """A receive ends with WSAECONNABORTED after a send's last retry on a cut wire, and with WSAECONNRESET by a close.
+
+    Each new call gives the same code.
+    """
     reset, closer = bench.connect()
     lost, out_of_reach = bench.connect(port=6001)
     receives = {"reset": reset.recv(), "lost": lost.recv()}
@@ -206,12 +206,12 @@ def test_a_lost_connection_is_told_from_a_reset(bench: Bench) -> None:
     bench.judge(bench.hard_close(closer, reset))
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused calls ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RECV-09")
 def test_a_socket_that_is_not_connected_cannot_receive(bench: Bench) -> None:
-    """WSAENOTCONN on a socket just made and on a bound one."""
+    """WSPRecv on a new or bound socket gives WSAENOTCONN."""
     a, _ = bench.start()
     sockets = [a.must("WSPSocket").result, a.socket(7000, FD_CONNECT).s]
     buffers, overlapped = [[8, a.ask("memory", size=8)["address"]]], a.ask("overlapped")
@@ -226,7 +226,7 @@ def test_a_socket_that_is_not_connected_cannot_receive(bench: Bench) -> None:
 @pytest.mark.requirement("RECV-10")
 @pytest.mark.parametrize("address", [0, 4096, (1 << 64) - 4096], ids=["null", "unmapped", "kernel's"])
 def test_a_buffer_outside_the_address_space_is_refused(bench: Bench, address: int) -> None:
-    """WSAEFAULT at once, and the connection goes on."""
+    """A buffer outside the address space gives WSAEFAULT at once, and the connection goes on."""
     sender, receiver = bench.connect()
 
     bad = {"buffers": [[8, address]], "deliberately": ["SWITCH-02"]}

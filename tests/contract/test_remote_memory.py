@@ -1,13 +1,13 @@
-"""Memory for the peer's RDMA: a descriptor opens it to one peer, for what its flags say, until it is taken back."""
+"""Memory for the peer's RDMA: a descriptor opens it to one peer, as its flags say, until it is deregistered."""
 
 import hashlib
 import time
 
 import pytest
 
-from hil.testing.bench import Bench, End
+from hil import Code
+from hil.testing import FD_CONNECT, Answer, Bench, End, Socket
 from hil.testing.data import NAK_REMOTE_ACCESS, READ_RESPONSES, RESET, first_sent
-from hil.testing.endpoint import FD_CONNECT, Answer, Socket
 from hil.testing.memory import (
     ACKS,
     WRITE_ONLY,
@@ -21,8 +21,8 @@ from hil.testing.memory import (
     regions,
     rewritten,
 )
-from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE, Code
-from hil.wire.rules import Drop, Match, Rule, Span
+from hil.winsock.codes import MEM_READ, MEM_READWRITE, MEM_WRITE
+from hil.wire.faults import Drop, Fault, Match, Span
 
 pytestmark = pytest.mark.used_pair
 
@@ -33,7 +33,7 @@ BOTH = ("WSPRdmaWrite", "WSPRdmaRead")
 
 
 class Exposed:
-    """New memory of ``owner``'s, registered with ``flags``, that begins with SECRET."""
+    """New memory of ``owner``, registered with ``flags``. It begins with SECRET."""
 
     def __init__(self, owner: End, flags: int = MEM_READWRITE, length: int = LENGTH) -> None:
         made = owner.at.ask("memory", size=length)
@@ -52,13 +52,13 @@ class Exposed:
 
 
 def rdma(end: End, function: str, descriptor: bytes, offset: int = 0) -> tuple[Code, int] | None:
-    """Write FORGERY to the peer, or read as much from it; how that ended."""
+    """Write FORGERY to the peer, or read as many bytes from it. Returns the completion."""
     end.at.ask("write_memory", memory=end.socket.memory, offset=0, data=FORGERY)
     return end.completion(end.at.rdma(function, end.socket, descriptor, len(FORGERY), offset=offset))
 
 
 def assert_repelled(bench: Bench, attacker: End, function: str, exposed: Exposed, descriptor: bytes = b"") -> None:
-    """The attack reaches the wire, is answered by a remote access NAK, and moves nothing either way."""
+    """Check that the attack reaches the wire, gets a remote access NAK, and moves no byte either way."""
     code, _ = rdma(attacker, function, descriptor or exposed.descriptor) or (Code.OK, 0)
 
     assert code is not Code.OK
@@ -68,7 +68,7 @@ def assert_repelled(bench: Bench, attacker: End, function: str, exposed: Exposed
 
 
 def register(end: End, length: int = LENGTH, flags: int = MEM_READWRITE, **more: int) -> Answer:
-    """WSPRegisterRdmaMemory, of new memory unless ``more`` has its address."""
+    """WSPRegisterRdmaMemory of new memory, or of the address in ``more``."""
     address = more.pop("address", 0) or end.at.ask("memory", size=length)["address"]
     return end.wsp("WSPRegisterRdmaMemory", address=address, length=length, flags=flags, **more)
 
@@ -78,8 +78,8 @@ def register(end: End, length: int = LENGTH, flags: int = MEM_READWRITE, **more:
 
 @pytest.mark.requirement("RMEM-01", "RMEM-10", "RMEM-17")
 @pytest.mark.parametrize("owner", ["connector", "acceptor"])
-def test_the_peer_writes_and_reads_what_a_descriptor_names(bench: Bench, owner: str) -> None:
-    """With the descriptor's bytes, sent as a message, the peer writes the buffer and reads what its owner put there."""
+def test_the_peer_writes_and_reads_a_descriptors_memory(bench: Bench, owner: str) -> None:
+    """With a descriptor that came as a message, the peer writes the buffer and reads its owner's bytes."""
     ends = bench.connect()
     own, peer = ends if owner == "connector" else ends[::-1]
     exposed = Exposed(own)
@@ -99,7 +99,7 @@ def test_the_peer_writes_and_reads_what_a_descriptor_names(bench: Bench, owner: 
 
 @pytest.mark.requirement("RMEM-02", "RMEM-03")
 def test_a_probe_tells_how_much_space_the_descriptor_needs(bench: Bench) -> None:
-    """With too little space the call gives WSAEFAULT and the length needed, which is enough for every later call."""
+    """A call with too little space gives WSAEFAULT and the needed length, which is enough for every later call."""
     a, _ = bench.connect()
     probe = register(a, room=0)
     needed = probe.more["descriptor_length"]
@@ -117,7 +117,7 @@ def test_a_probe_tells_how_much_space_the_descriptor_needs(bench: Bench) -> None
 
 @pytest.mark.requirement("RMEM-04")
 def test_a_range_outside_the_process_is_refused(bench: Bench) -> None:
-    """Memory that is not the process's, wholly or in part, gives WSAEFAULT."""
+    """Registering a range wholly or partly outside the process gives WSAEFAULT."""
     a, _ = bench.connect()
     ranges = [(0x1000, 4096), (0xFFFF888000000000, 4096), ((1 << 64) - 4096, 8192), (a.socket.address, 1 << 30)]
 
@@ -131,7 +131,7 @@ def test_a_range_outside_the_process_is_refused(bench: Bench) -> None:
 @pytest.mark.parametrize("short_of", ["pinned memory", "adapter objects"])
 @pytest.mark.needs("own nodes")
 def test_exhaustion_is_no_buffer_space(bench: Bench, short_of: str) -> None:
-    """When no more can be registered the call gives WSAENOBUFS; what is exposed already is still served."""
+    """A registration beyond the limit gives WSAENOBUFS, and memory exposed before is still served."""
     a, _ = bench.start()
     if short_of == "pinned memory":
         become_a_user(a, pinned=1 << 20)
@@ -149,7 +149,7 @@ def test_exhaustion_is_no_buffer_space(bench: Bench, short_of: str) -> None:
 
 @pytest.mark.requirement("RMEM-05")
 def test_unknown_flags_and_unconnected_sockets_are_refused(bench: Bench) -> None:
-    """Any flags but the three defined give WSAEINVAL; a socket not connected, or not any more, gives WSAENOTCONN."""
+    """Undefined flags give WSAEINVAL; a socket that is not connected, or no longer, gives WSAENOTCONN."""
     a, b = bench.connect()
     bad = [register(a, flags=flags) for flags in (0, 4, 5, 0xFF)]
     fresh = b.at.must("WSPSocket", af=2).result
@@ -169,7 +169,7 @@ def test_unknown_flags_and_unconnected_sockets_are_refused(bench: Bench) -> None
 
 @pytest.mark.requirement("RMEM-13")
 def test_an_unknown_descriptor_is_refused(bench: Bench) -> None:
-    """A descriptor never given to this socket, cut short, or taken back already gives WSAEINVAL."""
+    """Deregistering another socket's descriptor, a shortened one or a deregistered one gives WSAEINVAL."""
     a, b = bench.connect()
     other, _ = bench.connect(6001)
     mine, others = Exposed(a), Exposed(other)
@@ -193,8 +193,10 @@ def test_an_unknown_descriptor_is_refused(bench: Bench) -> None:
 @pytest.mark.requirement("RMEM-13", "RMEM-14")
 @pytest.mark.parametrize("function", BOTH)
 def test_memory_in_a_transfer_of_ones_own_is_not_taken_back(bench: Bench, function: str) -> None:
-    """While this end transfers from or to the very memory that it has exposed twice, one registration may go, but the
-    descriptor is in use and stays; afterwards it goes."""
+    """During an own transfer with memory exposed twice, only the first of two deregistrations succeeds.
+
+    The second succeeds after the transfer.
+    """
     a, b = bench.connect()
     length = 8 << 20
     own_memory = a.at.with_memory(a.socket, length)
@@ -205,7 +207,7 @@ def test_memory_in_a_transfer_of_ones_own_is_not_taken_back(bench: Bench, functi
     begin = {"s": a.socket.s, "overlapped": transfer, "descriptor": theirs, "buffers": buffers}
     take_back = ("WSPDeregisterRdmaMemory", {"s": a.socket.s, "descriptor": own})
 
-    # On the node, because a fast adapter needs less than a millisecond for all of it.
+    # Runs on the node, because a fast adapter needs less than a millisecond for the transfer.
     begun, counted, during = a.at.ask("in_a_row", calls=[(function, begin), take_back, take_back])
 
     assert begun["code"] == Code.WSA_IO_PENDING
@@ -216,12 +218,12 @@ def test_memory_in_a_transfer_of_ones_own_is_not_taken_back(bench: Bench, functi
     bench.judge()
 
 
-# --- who may reach it ------------------------------------------------------------------------------------------------
+# --- access by other connections -------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("RMEM-06")
 def test_other_connections_of_the_peer_are_repelled(bench: Bench) -> None:
-    """The peer's process can use a descriptor on no other connection, also not on one to the same owner."""
+    """The peer's process cannot use a descriptor on another connection, not even on one to the same owner."""
     peer, owner = bench.connect()
     exposed = Exposed(owner)
 
@@ -235,7 +237,7 @@ def test_other_connections_of_the_peer_are_repelled(bench: Bench) -> None:
 
 @pytest.mark.requirement("RMEM-07")
 def test_another_process_is_repelled(bench: Bench) -> None:
-    """Another process of the peer's node, with connections of its own to the owner, cannot use the descriptor."""
+    """Another process of the peer's node with its own connection to the owner cannot use the descriptor."""
     peer, owner = bench.connect()
     exposed = Exposed(owner)
     another = bench.another("a")
@@ -251,12 +253,12 @@ def test_another_process_is_repelled(bench: Bench) -> None:
 
 @pytest.mark.requirement("RMEM-07")
 def test_another_host_is_ignored(bench: Bench) -> None:
-    """A third host that knows queue pair, PSN, key and address writes nothing; the peer's next packet still does."""
+    """A third host that knows queue pair, PSN, key and address cannot write; the peer's next packet still can."""
     peer, owner = bench.connect()
     exposed = Exposed(owner)
     assert rdma(peer, "WSPRdmaWrite", exposed.descriptor) == DONE
     written = last_packet(bench, WRITE_ONLY)
-    stranger = rewritten(written, b"from a stranger".ljust(len(FORGERY)), source=bench.nobody)
+    stranger = rewritten(written, b"from a stranger".ljust(len(FORGERY)), source=bench.unused_address)
     genuine = rewritten(written, b"from the peer".ljust(len(FORGERY)))
 
     put_on_wire(bench, "a", stranger)
@@ -267,21 +269,21 @@ def test_another_host_is_ignored(bench: Bench) -> None:
         time.sleep(0.001)
     assert found == b"from the peer".ljust(len(FORGERY))
     writes = first_sent(p for p in carried(bench) if p.opcode == WRITE_ONLY)
-    assert [p.source for p in writes] == [peer.at.ip, bench.nobody, peer.at.ip]
+    assert [p.source for p in writes] == [peer.at.ip, bench.unused_address, peer.at.ip]
     bench.judge()
 
 
-# --- for what --------------------------------------------------------------------------------------------------------
+# --- permitted uses --------------------------------------------------------------------------------------------------
 
 
 def both_ways(bench: Bench) -> list[tuple[End, End]]:
-    """(owner, peer) of two connections: the connector exposes memory on the one, the acceptor on the other."""
+    """(owner, peer) of two connections: the connector owns the memory on the first, the acceptor on the second."""
     return [bench.connect(6001), bench.connect(6002)[::-1]]
 
 
 @pytest.mark.requirement("RMEM-08")
 def test_a_source_is_read_and_not_written(bench: Bench) -> None:
-    """MEM_READ memory of either end is served to RDMA reads; a write is answered by a remote access NAK."""
+    """MEM_READ memory of either end serves RDMA reads, and a write gets a remote access NAK."""
     for owner, peer in both_ways(bench):
         exposed = Exposed(owner, MEM_READ)
 
@@ -293,7 +295,7 @@ def test_a_source_is_read_and_not_written(bench: Bench) -> None:
 
 @pytest.mark.requirement("RMEM-09")
 def test_a_target_is_written_and_not_read(bench: Bench) -> None:
-    """MEM_WRITE memory of either end takes RDMA writes; a read is answered by a remote access NAK."""
+    """MEM_WRITE memory of either end takes RDMA writes, and a read gets a remote access NAK."""
     for owner, peer in both_ways(bench):
         exposed = Exposed(owner, MEM_WRITE)
 
@@ -307,7 +309,7 @@ def test_a_target_is_written_and_not_read(bench: Bench) -> None:
 @pytest.mark.requirement("RMEM-11")
 @pytest.mark.parametrize("function", BOTH)
 def test_one_byte_outside_the_range_is_repelled(bench: Bench, function: str) -> None:
-    """A transfer that begins one byte before the registered range, or ends one byte beyond it, moves nothing."""
+    """A transfer that begins one byte before the registered range or ends one byte beyond it moves no byte."""
     for port, side in enumerate(("before", "beyond"), 6001):
         peer, owner = bench.connect(port)
         exposed = Exposed(owner, length=len(FORGERY))
@@ -329,7 +331,7 @@ def test_one_byte_outside_the_range_is_repelled(bench: Bench, function: str) -> 
 @pytest.mark.requirement("RMEM-12")
 @pytest.mark.parametrize("cache", [True, False], ids=["caching", "not caching"])
 def test_deregistration_ends_the_peers_access(bench: Bench, cache: bool) -> None:
-    """Once WSPDeregisterRdmaMemory has returned the peer is repelled, whether or not the provider caches."""
+    """After WSPDeregisterRdmaMemory the peer's RDMA is refused, with a cache in the provider or without."""
     bench.start(settings_b={"cache": cache})
     for port, function in enumerate(BOTH, 6001):
         peer, owner = bench.connect(port)
@@ -346,7 +348,7 @@ LONG = 8 << 20
 
 
 def begin_reading(bench: Bench, port: int = 6001) -> tuple[End, Exposed, Socket, int]:
-    """The peer reads LONG bytes and some of it has come: it, what it reads, where to, and the read."""
+    """(peer, memory it reads, its socket, the read) of a read of LONG bytes that has begun to arrive."""
     peer, owner = bench.connect(port)
     exposed = Exposed(owner, length=LONG)
     target = peer.at.with_memory(peer.socket, LONG)
@@ -360,11 +362,11 @@ def begin_reading(bench: Bench, port: int = 6001) -> tuple[End, Exposed, Socket,
 @pytest.mark.requirement("RMEM-12")
 @pytest.mark.needs("inline wire")
 def test_deregistration_cuts_off_a_running_read(bench: Bench) -> None:
-    """While the peer reads 8 MiB the owner deregisters: nothing that it writes afterwards gets to the peer."""
+    """The owner deregisters while the peer reads 8 MiB, and bytes that it writes afterwards never reach the peer."""
     for port in range(6001, 6011):
         peer, exposed, target, read = begin_reading(bench, port)
 
-        # Verbs tell nobody of the transfers that come in, so this cannot be refused as of memory in use (RMEM-13).
+        # Verbs do not report incoming transfers, so the provider cannot refuse this as memory in use (RMEM-13).
         assert exposed.deregister() is Code.OK
         exposed.write(b"!" * 65536, offset=LONG - 65536)
 
@@ -373,10 +375,10 @@ def test_deregistration_cuts_off_a_running_read(bench: Bench) -> None:
         assert got == hashlib.sha256(SECRET.ljust(LONG, b"\0")).hexdigest()
         if NAK_REMOTE_ACCESS in [packet.syndrome for packet in carried(bench)]:
             break
-        # An adapter in software may send everything before it gives its processor to who deregisters.
+        # A software adapter may send everything before the deregistering thread gets the processor.
         assert (code, transferred) == (Code.OK, LONG)
     else:
-        pytest.fail("each of ten reads was over before its memory went")
+        pytest.fail("each of ten reads was over before its memory was deregistered")
     assert (code is not Code.OK, transferred) == (True, 0)
     assert [p for p in carried(bench) if p.source == exposed.owner.at.ip][-1].syndrome == NAK_REMOTE_ACCESS
     bench.judge()
@@ -385,15 +387,15 @@ def test_deregistration_cuts_off_a_running_read(bench: Bench) -> None:
 @pytest.mark.requirement("RDMA-12", "RDMA-13")
 @pytest.mark.needs("inline wire")
 def test_a_read_whose_rest_is_refused_is_not_complete(bench: Bench) -> None:
-    """Responses are lost, and asked for again they are refused, the memory being gone: the read ends with an error.
+    """A read whose lost responses are refused on the repeat, after deregistration, ends with an error.
 
-    Soft-RoCE of Linux 6.1 calls it a success, without the data.
+    Soft-RoCE of Linux 6.1 reports success without the data.
     """
-    lost = bench.pair.wire.add_rule(Rule("lost", Drop(), Match(opcodes=READ_RESPONSES, occurrences=Span(16))))
+    lost = bench.pair.wire.add_fault(Fault("lost", Drop(), Match(opcodes=READ_RESPONSES, occurrences=Span(16))))
     peer, exposed, _, read = begin_reading(bench)
 
     assert exposed.deregister() is Code.OK
-    bench.pair.wire.remove_rule(lost)
+    bench.pair.wire.remove_fault(lost)
 
     code, transferred = peer.completion(read) or (Code.OK, 0)
     assert (code is not Code.OK, transferred) == (True, 0)
@@ -403,7 +405,7 @@ def test_a_read_whose_rest_is_refused_is_not_complete(bench: Bench) -> None:
 
 @pytest.mark.requirement("RMEM-14")
 def test_only_the_last_deregistration_ends_access(bench: Bench) -> None:
-    """Of two registrations of one range one may go and the peer still writes; with the second it is repelled."""
+    """The peer still writes after the first of two deregistrations of a range, and is refused after the second."""
     bench.start(settings_b={"cache": False})
     peer, owner = bench.connect()
     exposed = Exposed(owner)
@@ -422,7 +424,7 @@ def test_only_the_last_deregistration_ends_access(bench: Bench) -> None:
 
 @pytest.mark.requirement("RMEM-16")
 def test_the_peers_reset_ends_its_access(bench: Bench) -> None:
-    """The peer closes, the owner has deregistered nothing: a write still on its way does not change the buffer."""
+    """After the peer's close a late write does not change the buffer, although the owner has not deregistered it."""
     peer, owner = bench.connect()
     bystander, bystanders_peer = bench.connect(6001)
     exposed = Exposed(owner)
@@ -441,7 +443,7 @@ def test_the_peers_reset_ends_its_access(bench: Bench) -> None:
 
 @pytest.mark.requirement("RMEM-16")
 def test_the_owners_close_ends_all_access(bench: Bench) -> None:
-    """The owner closes without deregistering: no region is left, and on a new connection the key opens nothing."""
+    """A close without deregistration leaves no region, and the key is refused on a new connection."""
     peer, owner = bench.connect()
     exposed = Exposed(owner)
 

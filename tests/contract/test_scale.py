@@ -1,6 +1,6 @@
-"""Many sockets in one provider: closed at once, refused in a storm, and what a close costs among them.
+"""Many sockets in one provider: closes at once, a storm of connectors, and the time of a close among many.
 
-Figures are printed; the only one that is judged is a ratio of two measured in one run.
+Figures are printed. The only judged figure is a ratio of two times of one run.
 """
 
 import threading
@@ -8,31 +8,30 @@ from typing import Any
 
 import pytest
 
-from hil.testing.bench import PORT, Bench
-from hil.testing.endpoint import Endpoint, Socket
-from hil.winsock.codes import Code
+from hil import Code
+from hil.testing import PORT, Bench, Endpoint, Socket
 
 SOCKETS = 500
 CHUNK = 25
 FIRST_PORT = 20000
 LONG_S = 120.0
-# What a close may cost among hundreds of sockets against one among few: it should not grow at all.
+# The allowed time of a close among hundreds of sockets, relative to one among few. It should not grow at all.
 WORST_RATIO = 3.0
 
 
 class Crowd(Endpoint):
-    """A provider whose worker handles many sockets by itself."""
+    """A provider whose worker handles many sockets with one call."""
 
     ROLE = "crowd"
 
     def run(self, call: str, /, **arguments: Any) -> Any:
-        """A call that may take long."""
+        """Make a call of the crowd role, which may take long."""
         return self.node.channel.call(self.worker, call, LONG_S, "crowd", **arguments)
 
 
 def crowds(bench: Bench) -> tuple[Crowd, Crowd]:
-    """A crowd on each node, in place of the endpoints."""
-    # Nobody gives up while a busy machine takes its time.
+    """Start a crowd on each node in place of the endpoints."""
+    # The time-outs are long, because the machine may be busy.
     patient = {"connect_timeout_s": 90.0}
     a, b = (Crowd(bench.pair.nodes[p.name], p.ipv4, bench.provider, **patient) for p in bench.pair.places)
     bench.endpoints |= {"a": a, "b": b}
@@ -40,7 +39,7 @@ def crowds(bench: Bench) -> tuple[Crowd, Crowd]:
 
 
 def grow(a: Crowd, b: Crowd, listener: Socket, count: int, first: int) -> tuple[list[int], list[int]]:
-    """``count`` more connections from a to b, a few at a time; their sockets at a and at b."""
+    """Make ``count`` more connections from a to b, a few at a time. Returns the sockets at a and at b."""
     ours: list[int] = []
     theirs: list[int] = []
     for begin in range(first, first + count, CHUNK):
@@ -63,8 +62,10 @@ def grow(a: Crowd, b: Crowd, listener: Socket, count: int, first: int) -> tuple[
 @pytest.mark.timeout(400)
 @pytest.mark.requirement("CLOSE-11", "CLOSE-13", "CLOSE-31", "CLOSE-45")
 def test_five_hundred_connections_are_closed_at_once(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    """A thread for each: every own receive is aborted, every peer told of the reset, and before that a close costs no
-    more than among few sockets."""
+    """Five hundred closes at once, each in a thread, abort every own receive and reset every peer.
+
+    Before that, a single close among many sockets takes no longer than among few.
+    """
     a, b = crowds(bench)
     listener = b.listen(PORT, backlog=100)
     bench.pair.note_baseline()
@@ -93,7 +94,7 @@ def test_five_hundred_connections_are_closed_at_once(bench: Bench, capsys: pytes
 @pytest.mark.timeout(400)
 @pytest.mark.requirement("CLEAN-05", "CLEAN-07", "CLOSE-24", "CLOSE-31")
 def test_five_hundred_connections_are_ended_by_one_cleanup(bench: Bench) -> None:
-    """WSPCleanup with all of them open: each receive is aborted and each handle closed once, each peer is reset."""
+    """WSPCleanup with 500 open connections aborts each receive, closes each handle once, and resets each peer."""
     a, b = crowds(bench)
     listener = b.listen(PORT, backlog=100)
     bench.pair.note_baseline()
@@ -114,7 +115,7 @@ def test_five_hundred_connections_are_ended_by_one_cleanup(bench: Bench) -> None
 @pytest.mark.timeout(240)
 @pytest.mark.requirement("LISTEN-07", "LISTEN-08", "LISTEN-09", "LISTEN-12")
 def test_a_storm_of_connectors_meets_full_backlogs(bench: Bench) -> None:
-    """Of eighty at two listeners each holds its backlog of eight, the rest is refused; accepting makes room again."""
+    """Eighty connectors fill two backlogs of eight, the others are refused, and accepting makes room again."""
     a, b = crowds(bench)
     listeners = {port: b.listen(port, backlog=8) for port in (PORT, PORT + 1)}
     bench.pair.note_baseline()

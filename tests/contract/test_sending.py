@@ -1,10 +1,11 @@
-"""SEND: one WSPSend is one message, whole and in order, or an error; never anything in between."""
+"""WSPSend (SEND): one send is one message, whole and in order, or an error."""
 
 import threading
 
 import pytest
 
-from hil.testing.bench import Bench
+from hil import Code
+from hil.testing import Bench
 from hil.testing.data import (
     BROKEN,
     READ_REQUEST,
@@ -25,7 +26,7 @@ from hil.testing.data import (
     sent,
     with_memory,
 )
-from hil.winsock.codes import MEM_READ, MEM_WRITE, MSG_OOB, SO_MAX_MSG_SIZE, SOL_SOCKET, Code
+from hil.winsock.codes import MEM_READ, MEM_WRITE, MSG_OOB, SO_MAX_MSG_SIZE, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 
@@ -33,12 +34,12 @@ QUEUE_DEPTH = 64
 
 
 def numbered(count: int, step: int) -> list[bytes]:
-    """Messages that differ in content and length, the longest ``count * step`` bytes."""
+    """``count`` messages of different content and length. The longest has ``count * step`` bytes."""
     return [bytes([i]) * (i * step) for i in range(1, count + 1)]
 
 
 def successes(messages: list[bytes]) -> list[tuple[Code, int]]:
-    """How these messages complete, at both ends, when all goes well."""
+    """The completions of these messages, at both ends, without an error."""
     return [(Code.OK, len(message)) for message in messages]
 
 
@@ -47,7 +48,7 @@ def successes(messages: list[bytes]) -> list[tuple[Code, int]]:
 
 @pytest.mark.requirement("SEND-01", "SEND-02", "SEND-15")
 def test_each_send_is_one_message_in_one_receive_in_order(bench: Bench) -> None:
-    """Sends of one to several packets fill one receive each, in order, with ordinary SEND packets of rising PSN."""
+    """Sends of one or more packets each fill one receive, in order, with ordinary SEND packets of rising PSN."""
     sender, receiver = bench.connect()
     messages = numbered(12, 300)
     receives = recv_each(receiver, map(len, messages))
@@ -66,7 +67,7 @@ def test_each_send_is_one_message_in_one_receive_in_order(bench: Bench) -> None:
 @pytest.mark.requirement("SEND-02")
 @pytest.mark.needs("inline wire")
 def test_a_wire_that_drops_frames_loses_and_doubles_nothing(bench: Bench) -> None:
-    """Messages sent while every frame is dropped arrive once and in order as soon as frames are carried again."""
+    """Messages sent while every frame is dropped arrive once and in order when the wire carries frames again."""
     sender, receiver = bench.connect()
     messages = numbered(6, 500)
     receives = recv_each(receiver, [*map(len, messages), 256])
@@ -85,7 +86,7 @@ def test_a_wire_that_drops_frames_loses_and_doubles_nothing(bench: Bench) -> Non
 
 @pytest.mark.requirement("SEND-04")
 def test_several_buffers_are_gathered_into_one_message(bench: Bench) -> None:
-    """Three buffers, in the order of the array and not of their addresses, arrive as one message."""
+    """Three buffers arrive as one message, in the order of the array and not of their addresses."""
     sender, receiver = bench.connect()
     base = sender.socket.address
     sender.at.ask("write_memory", memory=sender.socket.memory, offset=0, data=b"-third-first-second")
@@ -102,7 +103,7 @@ def test_several_buffers_are_gathered_into_one_message(bench: Bench) -> None:
 
 @pytest.mark.requirement("SEND-12")
 def test_two_threads_on_one_socket_do_not_mix_their_messages(bench: Bench) -> None:
-    """Messages of several packets that two threads send at once each arrive whole, each thread's in order."""
+    """Long messages that two threads send at once arrive whole, each thread's in order."""
     sender, receiver = bench.connect()
     messages = {name: [bytes([name, i]) * 1250 for i in range(12)] for name in (1, 2)}
     own = {name: with_memory(sender, 65536) for name in messages}
@@ -130,7 +131,7 @@ def test_two_threads_on_one_socket_do_not_mix_their_messages(bench: Bench) -> No
 
 @pytest.mark.requirement("SEND-05", "SEND-06")
 def test_the_largest_message_passes_and_a_larger_one_is_refused(bench: Bench) -> None:
-    """SO_MAX_MSG_SIZE bytes arrive intact; one byte more is WSAEMSGSIZE, and nothing of it goes on the wire."""
+    """A message of SO_MAX_MSG_SIZE bytes arrives intact; one byte more gives WSAEMSGSIZE, and sends nothing."""
     sender, receiver = bench.connect()
     most = sender.wsp("WSPGetSockOpt", level=SOL_SOCKET, name=SO_MAX_MSG_SIZE).more["value"]
     source, target = with_memory(sender, most + 1), with_memory(receiver, most)
@@ -149,7 +150,7 @@ def test_the_largest_message_passes_and_a_larger_one_is_refused(bench: Bench) ->
 
 @pytest.mark.requirement("SEND-11")
 def test_a_burst_beyond_the_queue_depth_is_queued(bench: Bench) -> None:
-    """Four times as many sends as the adapter's queue holds, with no receive posted yet: all arrive, in order."""
+    """Four times as many sends as the adapter's queue holds, posted before any receive, all arrive in order."""
     sender, receiver = bench.connect()
     messages = [i.to_bytes(4, "big") for i in range(4 * QUEUE_DEPTH)]
 
@@ -162,19 +163,19 @@ def test_a_burst_beyond_the_queue_depth_is_queued(bench: Bench) -> None:
     bench.judge()
 
 
-# --- what a completion promises --------------------------------------------------------------------------------------
+# --- guarantees of a completion --------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("SEND-09")
 def test_a_completed_send_needs_its_buffer_no_more(bench: Bench) -> None:
-    """Overwriting the buffer inside the completion's up-call changes nothing of what the peer receives later."""
+    """Overwriting the buffer inside the send's up-call does not change the message that the peer receives later."""
     sender, receiver = bench.connect()
     message = bytes(range(256)) * 16
     junk = {"memory": sender.socket.memory, "offset": 32768, "data": b"!" * len(message)}
     sender.at.ask("in_next_completion", call="write_memory", arguments=junk)
 
     send = sender.send(message)
-    # Refused for want of a receive: a completion before the peer has one would come too early.
+    # The adapter refuses the message until a receive is posted. A completion before that would come too early.
     bench.wait_packets(is_rnr_nak)
     receive = receiver.recv(len(message))
 
@@ -188,7 +189,7 @@ def test_a_completed_send_needs_its_buffer_no_more(bench: Bench) -> None:
 
 @pytest.mark.requirement("SEND-16")
 def test_a_send_without_a_receive_is_held_until_there_is_one(bench: Bench) -> None:
-    """Credits violated: the peer's adapter says RNR NAK, the messages wait, and arrive whole when receives come."""
+    """Messages sent without credits get RNR NAKs, wait, and arrive whole when receives are posted."""
     sender, receiver = bench.connect()
     sends = send_each(sender, [b"one", b"two"])
     bench.wait_packets(lambda p: is_rnr_nak(p) and p.source == receiver.at.ip)
@@ -204,7 +205,7 @@ def test_a_send_without_a_receive_is_held_until_there_is_one(bench: Bench) -> No
 
 @pytest.mark.requirement("SEND-16")
 def test_a_send_without_a_receive_fails_the_connection_when_retries_are_bounded(bench: Bench) -> None:
-    """With one RNR retry the send ends with WSAECONNABORTED, a transport error, and so does what is behind it."""
+    """With one RNR retry the send and those behind it end with WSAECONNABORTED, a transport error."""
     once = {"rnr_retry_count": 1}
     bench.start(settings_a=once, settings_b=once)
     sender, receiver = bench.connect()
@@ -218,7 +219,7 @@ def test_a_send_without_a_receive_fails_the_connection_when_retries_are_bounded(
 
 @pytest.mark.requirement("SEND-08")
 def test_sends_pending_when_the_peer_resets_end_with_an_error(bench: Bench) -> None:
-    """Sends that wait for the peer's receives end with WSAECONNRESET when it closes, and new ones at once."""
+    """Sends that wait for the peer's receives end with WSAECONNRESET when it closes, and later sends fail at once."""
     sender, receiver = bench.connect()
     sends = send_each(sender, [b"all", b"in", b"vain"])
     bench.wait_packets(is_rnr_nak)
@@ -235,7 +236,7 @@ def test_sends_pending_when_the_peer_resets_end_with_an_error(bench: Bench) -> N
 
 @pytest.mark.requirement("SEND-13", "RDMA-15")
 def test_a_send_never_announces_a_write_that_is_not_placed(bench: Bench) -> None:
-    """Two writes, one over the other, then a send: inside the receive's up-call the target holds the second write."""
+    """Inside the up-call for a message after two writes to one place, the target holds the second write."""
     writer, target = bench.connect()
     size = 96 * 1024
     source = with_memory(writer, 2 * size)
@@ -258,10 +259,12 @@ def test_a_send_never_announces_a_write_that_is_not_placed(bench: Bench) -> None
 @pytest.mark.requirement("SEND-14")
 @pytest.mark.needs("inline wire")
 def test_a_send_does_not_overtake_a_read(bench: Bench) -> None:
-    """A send behind a read leaves when all that was read has come: the peer that overwrites the source on receiving it
-    changes nothing of what was read."""
+    """A send behind a read leaves after all read data has arrived.
+
+    The peer overwrites the source when it gets the message, and the read data stays unchanged.
+    """
     reader, source = bench.connect()
-    # Soft-RoCE waits of itself while 128 packets are not acknowledged: a longer read would need no fence.
+    # Soft-RoCE waits by itself while 128 packets are not acknowledged, so a longer read would need no fence.
     size = 64 * 1024
     place, descriptor = source.at.expose(source.socket, MEM_READ, size)
     old = fill(source.at, place, size, seed=1)
@@ -269,7 +272,7 @@ def test_a_send_does_not_overtake_a_read(bench: Bench) -> None:
     source.at.ask("in_next_completion", call="fill_memory", arguments=overwrite)
     receive, into = source.recv(), with_memory(reader, size)
 
-    # While nothing is carried the read cannot end: what leaves now leaves before its data has come.
+    # On the cut wire the read cannot end, so a send that leaves now leaves before the read's data.
     bench.pair.wire.cut()
     read = reader.at.rdma("WSPRdmaRead", into.socket, descriptor, size)
     send = reader.send(b"have it")
@@ -284,12 +287,12 @@ def test_a_send_does_not_overtake_a_read(bench: Bench) -> None:
     assert sent(packets, reader, SENDS)[0].frame > sent(packets, source, READ_RESPONSE_ENDS)[0].frame
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused calls ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("SEND-03")
 def test_flags_are_refused(bench: Bench) -> None:
-    """WSPSend with MSG_OOB fails at once and puts nothing on the wire."""
+    """WSPSend with MSG_OOB fails at once, and sends nothing."""
     sender, _ = bench.connect()
 
     assert refusal(sender, "WSPSend", flags=MSG_OOB, deliberately=["SHUT-04"]) is Code.WSAEOPNOTSUPP
@@ -299,7 +302,7 @@ def test_flags_are_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("SEND-07")
 def test_a_socket_that_is_not_connected_cannot_send(bench: Bench) -> None:
-    """WSAENOTCONN on a socket just made and on a bound one, WSAENOTSOCK on what is no socket."""
+    """WSPSend on a new or bound socket gives WSAENOTCONN, and on an unknown descriptor WSAENOTSOCK."""
     a, _ = bench.start()
     sockets = [a.socket(7000, events=0x10), a.must("WSPSocket").result, 0x1234]
     buffers, overlapped = [[8, a.ask("memory", size=8)["address"]]], a.ask("overlapped")

@@ -1,7 +1,7 @@
-"""SHUT, and what the switch makes of a provider: byte streams over messages, RDMA and a hard close.
+"""The switch's byte streams over a provider's messages, RDMA and hard close (SHUT).
 
-What applications get, what the provider is asked for it, and what is on the wire. Each test ends by judging what the
-provider and the switch did and left behind.
+The tests check the streams of the applications, the calls into the provider, and the packets. Each test ends by judging
+provider and switch.
 """
 
 import hashlib
@@ -12,16 +12,28 @@ from typing import Any
 
 import pytest
 
+from hil import Code, RocePacket
 from hil.capture.pcapng import read_pcapng
 from hil.evidence.journal import Call, Session, chosen
-from hil.evidence.packets import RocePacket
 from hil.provider.descriptor import DESCRIPTOR
 from hil.switch.messages import Hello, Kind, Message, transfer
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import (
+    CONNECTOR_PORT,
+    FD_CONNECT,
+    PORT,
+    Bench,
+    Done,
+    End,
+    Endpoint,
+    Socket,
+    Stream,
+    StreamEndpoint,
+    at_once,
+    join,
+    start_both,
+)
 from hil.testing.data import READ_REQUEST, SENDS, WRITES, is_rnr_nak
-from hil.testing.endpoint import FD_CONNECT, Endpoint, Socket
-from hil.testing.stream import Done, Stream, StreamEndpoint, at_once, join, start_both
-from hil.winsock.codes import SO_DEBUG, SO_KEEPALIVE, SO_LINGER, SO_MAX_RDMA_SIZE, SO_SNDBUF, SOL_SOCKET, Code
+from hil.winsock.codes import SO_DEBUG, SO_KEEPALIVE, SO_LINGER, SO_MAX_RDMA_SIZE, SO_SNDBUF, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 
@@ -30,7 +42,7 @@ ACKNOWLEDGE = 0x11
 TCP, UDP = 6, 17
 NO_READ = {"rdma_read": False}
 END = Done(Code.OK)
-# Functions that a SAN provider need not have (NOTREQ) and that these streams might have called.
+# Functions that a SAN provider need not have (NOTREQ). These streams might have called them.
 NEVER_CALLED = {
     "WSPShutdown",
     "WSPSendDisconnect",
@@ -42,13 +54,13 @@ NEVER_CALLED = {
 
 
 def start(bench: Bench, **settings: Any) -> tuple[StreamEndpoint, StreamEndpoint]:
-    """A switch on each node. ``settings``: start_both's."""
+    """Start a switch on each node. ``settings`` are start_both's."""
     bench.endpoints.update(start_both(bench.pair, bench.provider, **settings))
     return bench.endpoints["a"], bench.endpoints["b"]
 
 
 def connect(bench: Bench, *, settings: Mapping[str, Any] = {}, **options: Any) -> tuple[Stream, Stream]:
-    """(connector's, acceptor's) stream; ``options`` are both sessions'."""
+    """(connector's, acceptor's) stream. ``options`` are for both sessions."""
     a, b = start(bench, **settings)
     bench.pair.note_baseline()
     ends = join(a, b, b.listen(PORT, **options), CONNECTOR_PORT, PORT, **options)
@@ -57,18 +69,18 @@ def connect(bench: Bench, *, settings: Mapping[str, Any] = {}, **options: Any) -
 
 
 def hard_close(bench: Bench, closer: Stream, peer: Stream, **more: bool) -> Any:
-    """The WSPCloseSocket below a stream's close, to be judged."""
+    """Name the WSPCloseSocket below a stream's close, to be judged."""
     ends = [End(stream.at, Socket(stream.s, stream.handle, 0)) for stream in (closer, peer)]
     return bench.hard_close(*ends, **more)
 
 
 def requests(bench: Bench) -> list[RocePacket]:
-    """The packets of data so far that somebody sent of his own accord: the last acknowledgement may be on its way."""
+    """The data packets so far, without acknowledgements, because the last of those may still be on its way."""
     return [p for p in bench.pair.packets() if not p.cm and p.opcode != ACKNOWLEDGE]
 
 
 def opcodes(bench: Bench, source: str = "") -> set[int]:
-    """The opcodes of data packets so far, of those that ``source`` sent."""
+    """The opcodes of the data packets so far, with ``source`` only of those that it sent."""
     packets = [p for p in bench.pair.packets() if not p.cm and p.opcode < 0x20]
     return {p.opcode for p in packets if source in ("", p.source)}
 
@@ -90,8 +102,8 @@ def posted(steps: list[Call | Session]) -> list[Call]:
     return chosen(steps, Call, function="WSPRecv", code=Code.WSA_IO_PENDING)
 
 
-def reads(reader: Stream, data: bytes, piece: int) -> None:
-    """``data`` is what ``reader`` reads, ``piece`` bytes at a time."""
+def check_read(reader: Stream, data: bytes, piece: int) -> None:
+    """Check that ``reader`` reads ``data``, ``piece`` bytes at a time."""
     assert reader.recv_digest(len(data), piece).digest == hashlib.sha256(data).hexdigest()
 
 
@@ -99,8 +111,8 @@ def calls(bench: Bench, node: str, function: str) -> list[Call]:
     return chosen(bench.pair.journal(node), Call, function=function)
 
 
-def reads_whole(reader: Stream, sender: Stream, length: int, **sending: Any) -> None:
-    """``length`` bytes that ``sender`` sends are read with the same digest."""
+def check_transfer(reader: Stream, sender: Stream, length: int, **sending: Any) -> None:
+    """Send ``length`` bytes and check that they are read with the same digest."""
     sent, read = at_once(lambda: sender.send_pattern(length, 1, **sending), lambda: reader.recv_digest(length))
     assert (sent.code, sent.done, read.code, read.done) == (Code.OK, length, Code.OK, length)
     assert read.digest == sent.digest
@@ -111,8 +123,11 @@ def reads_whole(reader: Stream, sender: Stream, length: int, **sending: Any) -> 
 
 @pytest.mark.requirement("SWITCH-06", "SWITCH-07", "SWITCH-09", "SWITCH-10", "SWITCH-12", "SWITCH-14")
 def test_a_session_begins_and_ends_in_order(bench: Bench) -> None:
-    """Receives, then the negotiation message, short, the connector's first; each consumed receive is posted again
-    before its message is heeded; operations are notified, not polled; memory is deregistered before the close."""
+    """A session posts receives, then negotiates with short messages, the connector first.
+
+    Each consumed receive is posted again before its message is handled. Operations are notified, not polled. Memory is
+    deregistered before the close.
+    """
     one, two = connect(bench)
     at_once(lambda: one.send(b"question"), two.recv)
     at_once(lambda: two.send(b"answer" * 1000), one.recv)
@@ -140,13 +155,15 @@ def test_a_session_begins_and_ends_in_order(bench: Bench) -> None:
 @pytest.mark.requirement("RDMA-14", "SWITCH-11", "SWITCH-18")
 @pytest.mark.parametrize("without", ["", "b", "ab"], ids=["both read", "one reads", "none reads"])
 def test_streams_both_ways_at_once_arrive_whole(bench: Bench, without: str) -> None:
-    """Two MiB each way: pulled by RDMA read where the receiver's provider has it, else pushed by RDMA write; the end of
-    each transfer is told by a message, and no byte goes by TCP."""
+    """Two MiB each way arrive whole by RDMA read if the receiver's provider has it, else by RDMA write.
+
+    A message reports the end of each transfer, and no byte goes by TCP.
+    """
     one, two = connect(bench, settings={f"settings_{name}": NO_READ for name in without})
 
     at_once(
-        lambda: reads_whole(two, one, 2 * MIB, piece=300_000),
-        lambda: reads_whole(one, two, 2 * MIB, piece=300_000),
+        lambda: check_transfer(two, one, 2 * MIB, piece=300_000),
+        lambda: check_transfer(one, two, 2 * MIB, piece=300_000),
     )
 
     for name, place in zip("ab", bench.pair.places, strict=True):
@@ -163,16 +180,16 @@ def test_streams_both_ways_at_once_arrive_whole(bench: Bench, without: str) -> N
 
 @pytest.mark.requirement("SWITCH-03")
 def test_no_transfer_is_larger_than_the_provider_allows(bench: Bench) -> None:
-    """More than SO_MAX_RDMA_SIZE in one send goes in two transfers, the first of exactly that size."""
+    """A send longer than SO_MAX_RDMA_SIZE goes in two transfers, the first of exactly that size."""
     one, two = connect(bench)
     (most,) = {
         end.at.ask("WSPGetSockOpt", s=end.s, level=SOL_SOCKET, name=SO_MAX_RDMA_SIZE)["value"] for end in (one, two)
     }
 
-    reads_whole(two, one, most + 100_000)
+    check_transfer(two, one, most + 100_000)
 
     reads = [p for p in bench.pair.packets() if p.opcode == READ_REQUEST and not p.cm]
-    # A response that was lost is asked for again, from where it broke off, inside the same range.
+    # The adapter repeats the request for a lost response from where it broke off, inside the same range.
     begun = [p for p in reads if not any(o.address < p.address < o.address + o.length for o in reads)]
     assert sorted({p.length for p in begun}) == [100_000, most]
     bench.judge()
@@ -180,7 +197,7 @@ def test_no_transfer_is_larger_than_the_provider_allows(bench: Bench) -> None:
 
 @pytest.mark.requirement("SWITCH-11")
 def test_small_data_rides_in_messages(bench: Bench) -> None:
-    """Up to the threshold, data is sent as messages only; one byte more goes by RDMA."""
+    """Data up to the threshold is sent as messages only, and one byte more goes by RDMA."""
     one, two = connect(bench)
 
     for data in (b"x", b"y" * 4096, b"z" * 50):
@@ -188,15 +205,17 @@ def test_small_data_rides_in_messages(bench: Bench) -> None:
         assert two.recv_digest(len(data)).digest == hashlib.sha256(data).hexdigest()
     assert opcodes(bench) <= {*SENDS, ACKNOWLEDGE}
 
-    reads_whole(two, one, 4097)
+    check_transfer(two, one, 4097)
     assert READ_REQUEST in opcodes(bench)
     bench.judge()
 
 
 @pytest.mark.requirement("NEG-08", "SWITCH-08")
 def test_thousands_of_tiny_sends_never_overrun_a_slow_reader(bench: Bench) -> None:
-    """The sender stands still when the reader does, and where its whole process does; behind the negotiation no message
-    meets a peer without a posted receive."""
+    """The sender stops when the reader or its whole process stops, and goes on with it.
+
+    After the negotiation every message meets a posted receive.
+    """
     one, two = connect(bench, receives=4, window=4096)
     data = bytes(range(256)) * 82
 
@@ -206,10 +225,10 @@ def test_thousands_of_tiny_sends_never_overrun_a_slow_reader(bench: Bench) -> No
     assert (stuck.code, stuck.done) == (Code.WSAETIMEDOUT, 4096)
     at_once(
         lambda: one.send(data[4096:], 10),
-        lambda: reads(two, data, 256),
+        lambda: check_read(two, data, 256),
     )
 
-    # The acceptor may post late (NEG-07): the connector's HELLO, and nothing else, may be asked for again.
+    # The acceptor may post late (NEG-07), so only the connector's HELLO may be repeated.
     hello = next(p for p in requests(bench) if p.source == one.at.ip)
     assert not [p for p in bench.pair.packets() if is_rnr_nak(p) and p.psn != hello.psn]
     bench.judge()
@@ -217,7 +236,7 @@ def test_thousands_of_tiny_sends_never_overrun_a_slow_reader(bench: Bench) -> No
 
 @pytest.mark.requirement("SEND-15", "SHUT-04")
 def test_urgent_data_is_an_ordinary_message(bench: Bench) -> None:
-    """It overtakes the stream at the peer's switch; for the provider and on the wire it is a send like any other."""
+    """Urgent data overtakes the stream at the peer's switch, and is an ordinary send for provider and wire."""
     one, two = connect(bench)
     one.send(b"ordinary")
 
@@ -235,7 +254,7 @@ def test_urgent_data_is_an_ordinary_message(bench: Bench) -> None:
 @pytest.mark.requirement("SHUT-03")
 @pytest.mark.parametrize("by", ["connector", "acceptor"])
 def test_a_shutdown_leaves_the_connection_open(bench: Bench, by: str) -> None:
-    """The peer reads to the end and still answers; the wire carries no DREQ until a socket is closed."""
+    """After a shutdown the peer reads to the end and still answers, and no DREQ is sent until a socket is closed."""
     ends = connect(bench)
     one, two = ends if by == "connector" else ends[::-1]
     one.send(b"last words")
@@ -255,8 +274,7 @@ def test_a_shutdown_leaves_the_connection_open(bench: Bench, by: str) -> None:
 
 @pytest.mark.requirement("SHUT-01", "SHUT-02")
 def test_the_provider_never_hears_of_shutdown_or_cancelling(bench: Bench) -> None:
-    """Half-close, cancelled reads, graceful and abortive close come down to the functions that a SAN provider must
-    have; the others are not in its table, and none is called."""
+    """Half-close, cancelled reads, graceful and abortive close call only functions that a SAN provider must have."""
     one, two = connect(bench)
     assert one.recv(timeout_s=0.1).code is Code.WSAETIMEDOUT
     one.shutdown()
@@ -271,7 +289,7 @@ def test_the_provider_never_hears_of_shutdown_or_cancelling(bench: Bench) -> Non
 
 
 def test_a_graceful_close_is_read_as_the_end_after_all_data(bench: Bench) -> None:
-    """What was sent before is read first; the WSPCloseSocket below is a hard close like any other."""
+    """After a graceful close the peer reads all data and then the end; WSPCloseSocket is an ordinary hard close."""
     one, two = connect(bench)
     for _ in range(10):
         one.send(b"data")
@@ -286,7 +304,7 @@ def test_a_graceful_close_is_read_as_the_end_after_all_data(bench: Bench) -> Non
 
 @pytest.mark.requirement("RECV-13", "RECV-14")
 def test_an_abortive_close_breaks_the_peers_stream(bench: Bench) -> None:
-    """The peer still reads what had arrived, and then WSAECONNRESET, not the end."""
+    """After an abortive close the peer reads the data that had arrived, and then gets WSAECONNRESET, not the end."""
     one, two = connect(bench)
     one.send(b"data")
     bench.wait_journal("b", "session", message="DATA")
@@ -299,7 +317,7 @@ def test_an_abortive_close_breaks_the_peers_stream(bench: Bench) -> None:
 
 
 def test_a_killed_peer_breaks_every_call(bench: Bench) -> None:
-    """Reads and a send under way end with WSAECONNRESET when the peer's process dies."""
+    """Pending reads and a send end with WSAECONNRESET when the peer's process is killed."""
     one, two = connect(bench)
     timer = threading.Timer(0.5, lambda: one.at.node.channel.kill(one.at.worker))
     timer.start()
@@ -311,8 +329,8 @@ def test_a_killed_peer_breaks_every_call(bench: Bench) -> None:
     bench.judge(hard_close(bench, one, two, killed=True))
 
 
-def test_a_connect_that_nobody_answers_leaves_no_socket(bench: Bench) -> None:
-    """Nobody listens: WSAECONNRESET; the SAN socket is closed after the failure too (SWITCH-14)."""
+def test_a_connect_without_a_listener_leaves_no_socket(bench: Bench) -> None:
+    """A connect without a listener gives WSAECONNRESET, and the SAN socket is closed (SWITCH-14)."""
     a, b = start(bench)
     assert a.connect_code(CONNECTOR_PORT, b.ip, PORT) is Code.WSAECONNRESET
     assert len(calls(bench, "a", "WSPCloseSocket")) == 1
@@ -326,7 +344,7 @@ def test_a_connect_that_nobody_answers_leaves_no_socket(bench: Bench) -> None:
 @pytest.mark.parametrize("short", ["sender", "receiver"])
 @pytest.mark.needs("own nodes")
 def test_a_send_that_lacks_memory_ends_with_enobufs(bench: Bench, short: str) -> None:
-    """When either adapter takes no further memory, the large send ends with WSAENOBUFS, and small data still flows."""
+    """If either adapter takes no more memory a large send ends with WSAENOBUFS, and small data still flows."""
     one, two = connect(bench)
     end = one if short == "sender" else two
     end.at.node.system("limit_rdma", pid=end.at.pid, device="rxe0", objects=0)
@@ -341,7 +359,7 @@ def test_a_send_that_lacks_memory_ends_with_enobufs(bench: Bench, short: str) ->
 @pytest.mark.requirement("SWITCH-17")
 @pytest.mark.needs("own nodes")
 def test_the_switch_asks_again_when_addresses_change(bench: Bench) -> None:
-    """An address that TCP/IP reports is in the switch's list, and its streams use it; removed, it is gone."""
+    """The switch lists and uses a new address that TCP/IP reports, and drops a removed one."""
     a, _ = start(bench)
     assert a.ask("addresses") == ["10.77.0.1"]
 
@@ -356,7 +374,7 @@ def test_the_switch_asks_again_when_addresses_change(bench: Bench) -> None:
 
 @pytest.mark.requirement("OPT-06", "SWITCH-04", "SWITCH-05")
 def test_only_the_providers_own_options_are_passed_on(bench: Bench) -> None:
-    """Of all options that the application set, SO_DEBUG alone is, between bind and event selection, and holds."""
+    """Of the application's options only SO_DEBUG is passed on, between bind and event selection, and reads back."""
     a, b = start(bench)
     listener = b.listen(PORT)
     options = [(SO_KEEPALIVE, 1), (SO_DEBUG, 1), (SO_LINGER, 1), (SO_SNDBUF, 65536)]
@@ -375,8 +393,11 @@ def test_only_the_providers_own_options_are_passed_on(bench: Bench) -> None:
 
 @pytest.mark.requirement("SWITCH-15", "DUP-18", "DUP-20")
 def test_a_suspended_stream_goes_on_in_another_process(bench: Bench) -> None:
-    """Drained at both ends the connection is silent, only receives pend and hold memory; then WSPDuplicateSocket, and
-    the new process reads what was left unread and goes on, while the peer's switch notices nothing."""
+    """A suspended stream is handed over, and the new process reads the unread data and goes on.
+
+    While suspended the connection is silent, and only receives pend and hold memory. The peer's switch does not notice
+    the hand-over.
+    """
     one, two = connect(bench)
     other = StreamEndpoint(one.at.node, one.at.ip, bench.provider)
     bench.more.append(other)
@@ -397,9 +418,9 @@ def test_a_suspended_stream_goes_on_in_another_process(bench: Bench) -> None:
         received += new.recv().data
     assert received == b"unreadsent while suspended"
     waiting.join()
-    at_once(lambda: reads_whole(new, two, 100_000), lambda: reads_whole(two, new, 100_000))
+    at_once(lambda: check_transfer(new, two, 100_000), lambda: check_transfer(two, new, 100_000))
     assert one.close(0) is Code.OK
-    reads_whole(two, new, 5000)
+    check_transfer(two, new, 5000)
     assert new.close() is Code.OK
     assert two.recv() == END
     bench.judge()
@@ -407,7 +428,7 @@ def test_a_suspended_stream_goes_on_in_another_process(bench: Bench) -> None:
 
 @pytest.mark.requirement("SWITCH-16")
 def test_a_suspended_stream_ends_after_a_time_of_its_own(bench: Bench) -> None:
-    """Nobody resumes it: both ends are over soon after their limit, and calls say so."""
+    """A suspended stream that is not resumed ends at both ends soon after its time limit, and calls fail."""
     one, two = connect(bench, suspension_timeout_s=1.0)
     assert one.suspend().code is Code.OK
 
@@ -436,7 +457,7 @@ BAD = {
 
 @pytest.mark.parametrize("said", BAD.values(), ids=BAD.keys())
 def test_a_peer_that_breaks_the_rules_is_reset(bench: Bench, said: list[bytes]) -> None:
-    """Whatever a peer's switch sends, the session ends with an error and a reset; it neither crashes nor hangs."""
+    """A session whose peer sends invalid messages ends with an error and a reset, without a crash or a hang."""
     bench.endpoints["a"] = raw = Endpoint(bench.pair.nodes["a"], bench.pair.place("a").ipv4, bench.provider)
     bench.endpoints["b"] = b = StreamEndpoint(bench.pair.nodes["b"], bench.pair.place("b").ipv4, bench.provider)
     listener = b.listen(PORT)
@@ -457,6 +478,6 @@ def test_a_peer_that_breaks_the_rules_is_reset(bench: Bench, said: list[bytes]) 
     else:
         stream = Stream(b, accepted["stream"], accepted["s"], accepted["handle"])
         assert stream.recv().code in (Code.WSAECONNABORTED, Code.WSAECONNRESET)
-    # A NAK has already broken the peer's own queue pair when the reset comes.
+    # A NAK has already broken the peer's queue pair when the reset comes.
     assert raw.completion(receives[-1]) in ((Code.WSAECONNRESET, 0), (Code.WSAECONNABORTED, 0))
     bench.judge()

@@ -1,11 +1,11 @@
-"""WSPSocket: the two names of a socket, what is refused, and what a failure leaves behind."""
+"""WSPSocket: descriptor and switch handle, refused arguments, and clean failures."""
 
 import pytest
 
+from hil import Code
 from hil.evidence.journal import HandleMade, chosen
-from hil.testing.bench import PORT, Bench
-from hil.testing.endpoint import FD_ACCEPT, FD_CONNECT
-from hil.winsock.codes import SO_DEBUG, SOL_SOCKET, Code
+from hil.testing import FD_ACCEPT, FD_CONNECT, PORT, Bench
+from hil.winsock.codes import SO_DEBUG, SOL_SOCKET
 
 pytestmark = pytest.mark.used_pair
 
@@ -14,7 +14,7 @@ UNKNOWN_DESCRIPTOR, TEST_NET = 1, "192.0.2.1"
 
 @pytest.mark.requirement("SOCK-01", "SOCK-02", "SOCK-03")
 def test_each_socket_gets_one_switch_handle_and_a_descriptor_of_its_own(bench: Bench) -> None:
-    """Three sockets: three successes, three different descriptors, and exactly one WPUCreateSocketHandle each."""
+    """Three sockets have three different descriptors, and exactly one WPUCreateSocketHandle each."""
     a, _ = bench.start()
 
     answers = [a.wsp("WSPSocket") for _ in range(3)]
@@ -33,7 +33,7 @@ def test_each_socket_gets_one_switch_handle_and_a_descriptor_of_its_own(bench: B
 
 @pytest.mark.requirement("SOCK-02", "SOCK-03", "SOCK-04")
 def test_upcalls_carry_the_switch_handle(bench: Bench) -> None:
-    """Connecting or accepting makes no further handle than each socket's one, and every up-call names that one."""
+    """Connecting and accepting make one switch handle for each socket, and every up-call names it."""
     connector, acceptor = bench.connect()
     sockets = {"a": connector.socket, "b": acceptor.socket}
     receive = acceptor.recv()
@@ -54,7 +54,7 @@ def test_upcalls_carry_the_switch_handle(bench: Bench) -> None:
 
 @pytest.mark.requirement("SOCK-05")
 def test_without_a_switch_handle_there_is_no_socket(bench: Bench) -> None:
-    """When WPUCreateSocketHandle fails so does WSPSocket: nothing is kept of it, not even a count of sockets."""
+    """WSPSocket fails when WPUCreateSocketHandle fails, and leaves nothing, not even a count of sockets."""
     a, _ = bench.start(settings_a={"max_sockets": 2})
     first = a.must("WSPSocket").result
     before, held = a.ask("process")["descriptors"], bench.pair.nodes["a"].system("resources")
@@ -63,7 +63,7 @@ def test_without_a_switch_handle_there_is_no_socket(bench: Bench) -> None:
     answers = [a.wsp("WSPSocket") for _ in range(4)]
 
     assert {(answer.result, answer.code) for answer in answers} == {("INVALID_SOCKET", Code.WSAENOBUFS)}
-    # The count itself may have an asking thread's descriptor in it, now or before.
+    # Either count may include a descriptor of the thread that counts.
     assert a.ask("process")["descriptors"] < before + len(answers)
     assert bench.pair.nodes["a"].system("resources") == held
     assert a.wsp("WSPSocket").result not in ("INVALID_SOCKET", first)
@@ -72,8 +72,8 @@ def test_without_a_switch_handle_there_is_no_socket(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("SOCK-06", "SOCK-07", "SOCK-08", "SOCK-09")
-def test_what_is_no_tcp_socket_is_refused(bench: Bench) -> None:
-    """Each wrong argument has its own code, gives INVALID_SOCKET, and asks the switch for no handle."""
+def test_a_socket_that_is_not_tcp_is_refused(bench: Bench) -> None:
+    """Each wrong argument of WSPSocket gives INVALID_SOCKET and its own code, and makes no switch handle."""
     a, _ = bench.start()
     datagram, raw, udp = 2, 3, 17
     wrong_type = {Code.WSAESOCKTNOSUPPORT, Code.WSAEPROTOTYPE}
@@ -98,7 +98,7 @@ def test_what_is_no_tcp_socket_is_refused(bench: Bench) -> None:
 @pytest.mark.requirement("SOCK-10")
 @pytest.mark.needs("inline wire", "own nodes")
 def test_shortages_and_a_dead_network_have_codes_of_their_own(bench: Bench) -> None:
-    """No descriptor left is WSAEMFILE, no buffer WSAENOBUFS, no network WSAENETDOWN: each with INVALID_SOCKET."""
+    """WSPSocket gives WSAEMFILE without a descriptor, WSAENOBUFS without buffers, WSAENETDOWN without a network."""
     a, _ = bench.start(settings_a={"max_sockets": 2})
 
     a.ask("fail_next", function="WPUCreateSocketHandle", code=Code.WSAENOBUFS)
@@ -118,7 +118,7 @@ def test_shortages_and_a_dead_network_have_codes_of_their_own(bench: Bench) -> N
 
 @pytest.mark.requirement("SOCK-11")
 def test_after_a_failure_the_socket_closes_cleanly(bench: Bench) -> None:
-    """Where WSPBind or WSPSetSockOpt fails the switch falls back to TCP/IP: the close succeeds, no packet is sent."""
+    """After a failed WSPBind or WSPSetSockOpt the close succeeds and no packet is sent: the switch takes TCP/IP."""
     a, _ = bench.start()
     before = bench.pair.nodes["a"].system("resources")
     unbound, bound = a.must("WSPSocket").result, a.must("WSPSocket").result
@@ -140,7 +140,7 @@ def test_after_a_failure_the_socket_closes_cleanly(bench: Bench) -> None:
 
 @pytest.mark.requirement("SOCK-12")
 def test_options_are_set_right_after_creation_and_last(bench: Bench) -> None:
-    """SO_DEBUG, re-applied to the companion socket after its bind, reads back then and when the socket is connected."""
+    """SO_DEBUG, set again on the companion socket after its bind, reads back then and after the connect."""
     a, b = bench.start()
     listener = b.listen(PORT)
     s = a.must("WSPSocket").result
@@ -162,7 +162,7 @@ def test_options_are_set_right_after_creation_and_last(bench: Bench) -> None:
 
 @pytest.mark.requirement("SOCK-13")
 def test_a_descriptor_is_taken_until_it_is_closed(bench: Bench) -> None:
-    """The peer's process is killed, nothing of the connection is left: its descriptor is still no other socket's."""
+    """No new socket gets the descriptor of a socket whose peer was killed until that socket is closed."""
     connector, acceptor = bench.connect()
     receive = connector.recv()
     acceptor.at.node.channel.kill(acceptor.at.worker)
@@ -173,7 +173,7 @@ def test_a_descriptor_is_taken_until_it_is_closed(bench: Bench) -> None:
     others = [a.must("WSPSocket").result for _ in range(30)]
 
     assert s not in others and len(set(others)) == 30
-    # It is still this socket's name: a fresh one could select events and listen, a reset one has had its connection.
+    # The descriptor still names the reset socket. A new socket could select events and listen.
     a.must("WSPEventSelect", s=s, event=connector.socket.event, mask=FD_ACCEPT)
     assert a.wsp("WSPListen", s=s, backlog=1).code is Code.WSAEISCONN
     assert connector.close() == (0, Code.OK)

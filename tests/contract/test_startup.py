@@ -1,14 +1,14 @@
-"""WSPStartupEx: what loading and starting a provider must give the switch, and what it refuses."""
+"""WSPStartupEx: the results that loading and starting a provider give the switch, and refused starts."""
 
 import pytest
 
-from hil.testing.bench import Bench
-from hil.testing.endpoint import Endpoint
-from hil.winsock.codes import EXTENSIONS, SIO_ADDRESS_LIST_QUERY, SIO_GET_EXTENSION_FUNCTION_POINTER, WINSOCK_2_2, Code
+from hil import Code
+from hil.testing import Bench, Endpoint
+from hil.winsock.codes import EXTENSIONS, SIO_ADDRESS_LIST_QUERY, SIO_GET_EXTENSION_FUNCTION_POINTER, WINSOCK_2_2
 
 pytestmark = pytest.mark.used_pair
 
-# The dispatch functions of the SPI that a SAN provider must have; each with arguments for a descriptor nobody made.
+# The dispatch functions that a SAN provider must have, each with arguments for an unknown descriptor.
 WITH_JUNK_DESCRIPTOR = {
     "WSPAccept": {},
     "WSPBind": {"address": "10.77.0.1", "port": 7000},
@@ -32,7 +32,7 @@ OPTIONAL = {"WSPRdmaRead", "WSPMemoryRegistrationCacheCallback"}
 
 
 class Loaded(Endpoint):
-    """A provider process on a node in which WSPStartupEx is still to be called; the bench ends and judges it."""
+    """A provider process before its WSPStartupEx. The bench ends and judges it."""
 
     def __init__(self, bench: Bench, name: str = "a") -> None:
         self.node, self.ip = bench.pair.nodes[name], bench.pair.place(name).ipv4
@@ -41,22 +41,22 @@ class Loaded(Endpoint):
         bench.endpoints[name] = self
 
     def start(self, **arguments: object) -> Code:
-        """Load the provider and make its first WSPStartupEx; what that returned."""
+        """Load the provider and call its first WSPStartupEx. Returns the code."""
         return Code(self.load(self._provider, **arguments))
 
     def start_again(self, **arguments: object) -> Code:
-        """A further WSPStartupEx of the loaded provider."""
+        """Call WSPStartupEx of the loaded provider again. Returns the code."""
         return Code(self.ask("start_again", **arguments))
 
     def extension(self, s: int, guid: str) -> tuple[Code, list[str]]:
-        """The code with which the extension of ``guid`` is asked for, and the function that came."""
+        """The code of a query for the extension ``guid``, and the functions it gave."""
         answer = self.wsp("WSPIoctl", s=s, code=SIO_GET_EXTENSION_FUNCTION_POINTER, given=guid)
         return answer.code, answer.more["out"]
 
 
 @pytest.mark.requirement("STARTUP-01", "STARTUP-02", "STARTUP-05")
 def test_a_start_fills_wspdata_and_all_seventeen_slots(bench: Bench) -> None:
-    """WSPStartupEx is the only export; asked for 2.2 it returns 0, says 2.2, and every slot holds a function."""
+    """WSPStartupEx, the only export, returns 0 and version 2.2 when asked for 2.2, and fills every slot."""
     a = Loaded(bench)
 
     assert a.start(version=WINSOCK_2_2) is Code.OK
@@ -74,7 +74,7 @@ def test_a_start_fills_wspdata_and_all_seventeen_slots(bench: Bench) -> None:
 
 @pytest.mark.requirement("STARTUP-03", "STARTUP-04", "STARTUP-05")
 def test_a_version_below_winsock_2_2_is_refused(bench: Bench) -> None:
-    """1.1, 1.9, 2.0 and 2.1 give WSAVERNOTSUPPORTED as the function's value; who can do 3.0 is told 2.2."""
+    """Versions 1.1, 1.9, 2.0 and 2.1 return WSAVERNOTSUPPORTED, and a request for 3.0 gets 2.2."""
     a = Loaded(bench)
     assert a.start(version=0x0101) is Code.WSAVERNOTSUPPORTED
     # The minor version is the high byte: 0x0901 is 1.9, not 9.1.
@@ -89,7 +89,7 @@ def test_a_version_below_winsock_2_2_is_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("STARTUP-03", "STARTUP-06")
 def test_a_missing_place_for_the_results_is_wsaefault(bench: Bench) -> None:
-    """Without lpWSPData or lpProcTable the function's value is WSAEFAULT, and such a start counts for nothing."""
+    """WSPStartupEx without lpWSPData or lpProcTable returns WSAEFAULT, and does not count as a start."""
     a = Loaded(bench)
     assert a.start(missing="lpWSPData") is Code.WSAEFAULT
     assert a.start_again(missing="lpProcTable") is Code.WSAEFAULT
@@ -105,7 +105,7 @@ def test_a_missing_place_for_the_results_is_wsaefault(bench: Bench) -> None:
 @pytest.mark.parametrize("missing", ["adapter", "connection manager"])
 @pytest.mark.needs("own nodes")
 def test_without_a_network_layer_nothing_starts(bench: Bench, missing: str) -> None:
-    """Without an RDMA adapter, or without its connection manager, the value is WSASYSNOTREADY; with both it starts."""
+    """WSPStartupEx without an RDMA adapter or connection manager returns WSASYSNOTREADY, and succeeds with both."""
     node, device = bench.pair.nodes["a"], "/dev/infiniband/rdma_cm"
     a = Loaded(bench)
     if missing == "adapter":
@@ -117,7 +117,7 @@ def test_without_a_network_layer_nothing_starts(bench: Bench, missing: str) -> N
     descriptors = a.ask("process")["descriptors"]
     for _ in range(3):
         assert a.start_again() is Code.WSASYSNOTREADY
-    # A refused start keeps nothing; the count itself may have an asking thread's descriptor in it.
+    # A refused start keeps no descriptor. The count may include one of the thread that counts.
     assert a.ask("process")["descriptors"] <= descriptors + 1
 
     if missing == "adapter":
@@ -131,7 +131,7 @@ def test_without_a_network_layer_nothing_starts(bench: Bench, missing: str) -> N
 
 @pytest.mark.requirement("STARTUP-03", "STARTUP-08")
 def test_one_client_too_many_is_wsaeproclim(bench: Bench) -> None:
-    """A provider for two clients refuses the third with WSAEPROCLIM, until one of the two has cleaned up."""
+    """A provider for two clients refuses a third with WSAEPROCLIM until one of the two has cleaned up."""
     a = Loaded(bench)
     assert [a.start(settings={"max_clients": 2}), a.start_again()] == [Code.OK] * 2
 
@@ -146,8 +146,10 @@ def test_one_client_too_many_is_wsaeproclim(bench: Bench) -> None:
 @pytest.mark.requirement("STARTUP-09", "STARTUP-13", "STARTUP-14", "STARTUP-15", "STARTUP-16")
 @pytest.mark.parametrize("offered", ["everything", "only what is required"])
 def test_extensions_come_by_guid_from_a_socket_that_is_only_created(bench: Bench, offered: str) -> None:
-    """Started with TCP/IP's protocol info, a fresh socket gives addresses and extensions, and WSAEOPNOTSUPP for an
-    optional one that is absent; none of them is in the dispatch table."""
+    """A new socket gives addresses and extensions by GUID, and WSAEOPNOTSUPP for an absent optional extension.
+
+    The provider was started with TCP/IP's protocol info. No extension is in the dispatch table.
+    """
     a = Loaded(bench)
     optional = offered == "everything"
     assert a.start(settings={"rdma_read": optional, "cache": optional}) is Code.OK
@@ -164,7 +166,7 @@ def test_extensions_come_by_guid_from_a_socket_that_is_only_created(bench: Bench
 
 @pytest.mark.requirement("STARTUP-18")
 def test_an_unknown_extension_is_refused(bench: Bench) -> None:
-    """A GUID that names no extension, or none at all, gets an error and no pointer."""
+    """An unknown or missing GUID gives an error and no pointer."""
     a, _ = bench.start()
     s = a.must("WSPSocket").result
 
@@ -177,7 +179,7 @@ def test_an_unknown_extension_is_refused(bench: Bench) -> None:
 
 @pytest.mark.requirement("STARTUP-11")
 def test_every_upcall_goes_through_the_table_of_the_start(bench: Bench) -> None:
-    """Over a socket's life the switch's table is called: handle made, operations completed, handle closed."""
+    """The provider makes a socket's handle, completes its operations and closes it through the switch's own table."""
     bench.start()
     connector, acceptor = bench.connect()
     receive, left = connector.recv(), connector.recv(offset=256)
@@ -198,7 +200,7 @@ def test_every_upcall_goes_through_the_table_of_the_start(bench: Bench) -> None:
 
 @pytest.mark.requirement("STARTUP-12", "CLEAN-03")
 def test_starts_are_counted(bench: Bench) -> None:
-    """Started twice and cleaned up once, connections stay, and further sockets can be made."""
+    """After two starts and one clean-up connections stay, and new sockets can be made."""
     a = Loaded(bench)
     Loaded(bench, "b").start()
     assert [a.start(), a.start_again()] == [Code.OK] * 2
@@ -216,7 +218,7 @@ def test_starts_are_counted(bench: Bench) -> None:
 
 @pytest.mark.requirement("STARTUP-17")
 def test_after_the_last_cleanup_it_can_be_started_again(bench: Bench) -> None:
-    """Start, connect, clean up, start, connect: the second life is as good as the first."""
+    """After the last clean-up a provider can be started again, and connects as before."""
     a = Loaded(bench)
     Loaded(bench, "b").start()
     assert a.start() is Code.OK

@@ -1,7 +1,7 @@
-"""SWITCH: the emulated switch checks itself; each obligation broken on purpose is named, and an ordinary run keeps all.
+"""The emulated switch's own obligations (SWITCH): the bench names each broken one, and an ordinary run breaks none.
 
-A test that breaks an obligation does not declare it, as the others must (``deliberately``), so that the bench has to
-name it among the findings.
+Other tests declare an obligation that they break (``deliberately``). These tests do not, so that the bench must name it
+among the findings.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,13 +9,24 @@ from typing import Any
 
 import pytest
 
+from hil import Code
 from hil.evidence.disconnect import broken
 from hil.evidence.journal import Call, Session, chosen
 from hil.switch.messages import Hello, Kind, Message
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import (
+    CONNECTOR_PORT,
+    PORT,
+    Bench,
+    Done,
+    End,
+    Endpoint,
+    Stream,
+    StreamEndpoint,
+    at_once,
+    join,
+    start_both,
+)
 from hil.testing.data import is_rnr_nak
-from hil.testing.endpoint import Endpoint
-from hil.testing.stream import Done, Stream, StreamEndpoint, at_once, join, start_both
 from hil.winsock.codes import (
     MEM_READ,
     MEM_READWRITE,
@@ -24,7 +35,6 @@ from hil.winsock.codes import (
     SO_MAX_MSG_SIZE,
     SO_MAX_RDMA_SIZE,
     SOL_SOCKET,
-    Code,
 )
 
 pytestmark = pytest.mark.used_pair
@@ -39,7 +49,7 @@ def named(bench: Bench) -> set[str]:
 
 
 def breaks(requirement: str, *cases: Any) -> Any:
-    """Parametrize with ``cases``, each a way to break ``requirement``."""
+    """A parametrize mark of ``cases``, each a way to break ``requirement``."""
     mark = pytest.mark.requirement(requirement)
     return [pytest.param(requirement, case, marks=mark, id=f"{requirement} {name_of(case)}") for case in cases]
 
@@ -138,7 +148,7 @@ def deregistration_of_memory_in_use(bench: Bench) -> None:
     one.wsp("WSPDeregisterMemory", handle=one.socket.region)
 
 
-def polling_of_what_is_notified(bench: Bench) -> None:
+def polling_of_a_notified_operation(bench: Bench) -> None:
     one, _ = bench.connect()
     one.wsp("WSPGetOverlappedResult", overlapped=one.recv())
 
@@ -174,7 +184,7 @@ def call_after_duplication(bench: Bench) -> None:
 
 
 def one_buffer(end: End, length: int, address: int = 0) -> dict[str, Any]:
-    """Arguments of a WSPSend of ``length`` bytes, from the end's own memory unless ``address`` says otherwise."""
+    """Arguments of a WSPSend of ``length`` bytes, from the end's own memory or from ``address``."""
     return {"buffers": [[length, address or end.socket.address]], "overlapped": end.at.ask("overlapped")}
 
 
@@ -192,7 +202,7 @@ def option(end: End, name: int) -> int:
         *breaks("SWITCH-04", options_after_event_selection),
         *breaks("SWITCH-05", connect_without_event_selection, accept_without_event_selection),
         *breaks("SWITCH-10", close_with_idle_memory, close_with_exposed_memory, deregistration_of_memory_in_use),
-        *breaks("SWITCH-12", polling_of_what_is_notified),
+        *breaks("SWITCH-12", polling_of_a_notified_operation),
         *breaks("SWITCH-14", cleanup_with_an_open_socket),
         *breaks("SWITCH-15", duplication_with_idle_memory, duplication_during_a_send, call_after_duplication),
     ],
@@ -200,14 +210,14 @@ def option(end: End, name: int) -> int:
 def test_a_call_that_breaks_an_obligation_is_named(
     bench: Bench, requirement: str, case: Callable[[Bench], None]
 ) -> None:
-    """The bench names the obligation, whatever the provider made of the call, and nothing else."""
+    """The bench names the broken obligation and no other, independent of the provider's answer."""
     case(bench)
     assert named(bench) == {requirement}
 
 
 @pytest.mark.requirement("SWITCH-13")
 def test_a_start_without_its_cleanup_is_named(bench: Bench) -> None:
-    """Two WSPStartupEx and one WSPCleanup: the bench names SWITCH-13, and what the provider still holds."""
+    """After two WSPStartupEx and one WSPCleanup the bench names SWITCH-13 and the provider's leaked resources."""
     start_without_cleanup(bench)
     assert "SWITCH-13" in named(bench)
 
@@ -218,7 +228,7 @@ def test_a_start_without_its_cleanup_is_named(bench: Bench) -> None:
 def start(
     bench: Bench, mutant: str = "", settings_b: Mapping[str, Any] | None = None
 ) -> tuple[StreamEndpoint, StreamEndpoint]:
-    """A switch on each node; node a's breaks an obligation."""
+    """Start a switch on each node. Node a's switch breaks an obligation."""
     made = start_both(bench.pair, bench.provider, mutant, settings_b=settings_b)
     bench.endpoints.update(made)
     return made["a"], made["b"]
@@ -233,7 +243,7 @@ def connect(bench: Bench, mutant: str, **options: Any) -> tuple[Stream, Stream]:
 @pytest.mark.requirement("SWITCH-06")
 @pytest.mark.parametrize("by", ["connector", "acceptor"])
 def test_negotiating_before_receives_are_posted_is_named(bench: Bench, by: str) -> None:
-    """Whether it asks or answers: the connection may live, but the switch has broken its word."""
+    """The bench names a switch of either side that negotiates before it has posted receives."""
     a, b = start(bench, "NegotiatesFirst")
     one, two = (a, b) if by == "connector" else (b, a)
     one_stream, two_stream = join(one, two, two.listen(PORT), CONNECTOR_PORT, PORT)
@@ -244,7 +254,7 @@ def test_negotiating_before_receives_are_posted_is_named(bench: Bench, by: str) 
 
 @pytest.mark.requirement("SWITCH-07")
 def test_a_long_negotiation_message_is_named(bench: Bench) -> None:
-    """257 bytes are said by the one switch, and refused by the other."""
+    """The bench names a negotiation message of 257 bytes, and the other switch refuses it."""
     a, b = start(bench, "LongHello")
     listener = b.listen(PORT)
     codes = at_once(
@@ -257,8 +267,7 @@ def test_a_long_negotiation_message_is_named(bench: Bench) -> None:
 
 @pytest.mark.requirement("SWITCH-08")
 def test_sending_without_a_credit_is_named(bench: Bench) -> None:
-    """The peer has posted four receives and never posts one again: a fifth message is one too many, and the peer's
-    adapter says so on the wire."""
+    """The bench names a fifth message to a peer with four receives, and the peer's adapter sends an RNR NAK."""
     a = StreamEndpoint(bench.pair.nodes["a"], bench.pair.place("a").ipv4, bench.provider, "NoCredits")
     b = Endpoint(bench.pair.nodes["b"], bench.pair.place("b").ipv4, bench.provider)
     bench.endpoints.update(a=a, b=b)
@@ -281,7 +290,7 @@ def test_sending_without_a_credit_is_named(bench: Bench) -> None:
 
 @pytest.mark.requirement("SWITCH-09")
 def test_a_consumed_receive_that_is_posted_late_is_named(bench: Bench) -> None:
-    """The switch posts each again only when the next message has come."""
+    """The bench names a switch that posts each consumed receive again only after the next message."""
     one, two = connect(bench, "LateRepost")
     two.send(b"hello")
     assert one.recv().data == b"hello"
@@ -291,7 +300,7 @@ def test_a_consumed_receive_that_is_posted_late_is_named(bench: Bench) -> None:
 @pytest.mark.requirement("SWITCH-11")
 @pytest.mark.parametrize("length", [100, 10_000], ids=["small data by RDMA", "large data by message"])
 def test_the_wrong_path_for_data_is_named(bench: Bench, length: int) -> None:
-    """The data arrives; the threshold was not kept."""
+    """The bench names a switch that does not keep the threshold between messages and RDMA; the data arrives."""
     one, two = connect(bench, "WrongPath")
     sent, read = at_once(lambda: one.send_pattern(length, 1), lambda: two.recv_digest(length))
     assert sent.digest == read.digest
@@ -300,7 +309,7 @@ def test_the_wrong_path_for_data_is_named(bench: Bench, length: int) -> None:
 
 @pytest.mark.requirement("SWITCH-16")
 def test_a_suspension_without_end_is_named(bench: Bench) -> None:
-    """Its time of half a second is over, and the session is still suspended."""
+    """The bench names a session that stays suspended after its limit of half a second."""
     a, b = start(bench, "SuspendsForEver")
     one, _ = join(a, b, b.listen(PORT), CONNECTOR_PORT, PORT, suspension_timeout_s=0.5)
     one.suspend()
@@ -311,7 +320,7 @@ def test_a_suspension_without_end_is_named(bench: Bench) -> None:
 @pytest.mark.requirement("SWITCH-17")
 @pytest.mark.needs("own nodes")
 def test_a_list_of_addresses_that_is_not_renewed_is_named(bench: Bench) -> None:
-    """TCP/IP has reported a change, and nobody asked the provider again."""
+    """The bench names a switch that does not query the provider again after TCP/IP reported a change."""
     start(bench, "Deaf")
     bench.run("a", "ip", "address", "add", "10.77.0.11/24", "dev", "eth0")
     bench.wait_journal("a", "addresses")
@@ -321,7 +330,7 @@ def test_a_list_of_addresses_that_is_not_renewed_is_named(bench: Bench) -> None:
 @pytest.mark.requirement("SWITCH-18")
 @pytest.mark.parametrize("rdma_read", [True, False], ids=["pulled", "pushed"])
 def test_a_transfer_that_ends_in_silence_is_named(bench: Bench, rdma_read: bool) -> None:
-    """The data is there and no message says so: the peer waits in vain."""
+    """The bench names a switch that moves the data but sends no message about the end of the transfer."""
     a, b = start(bench, "EndsInSilence", {"rdma_read": rdma_read})
     one, two = join(a, b, b.listen(PORT), CONNECTOR_PORT, PORT)
     sender, reader = (two, one) if rdma_read else (one, two)
@@ -332,7 +341,7 @@ def test_a_transfer_that_ends_in_silence_is_named(bench: Bench, rdma_read: bool)
 @pytest.mark.requirement("SWITCH-18")
 @pytest.mark.needs("own nodes")
 def test_another_code_than_enobufs_for_want_of_memory_is_named(bench: Bench) -> None:
-    """The adapter takes no more memory; the switch says WSAEFAULT."""
+    """The bench names a switch that gives WSAEFAULT when the adapter takes no more memory."""
     one, _ = connect(bench, "OtherCode")
     bench.pair.nodes["a"].system("limit_rdma", pid=one.at.pid, device="rxe0", objects=0)
     assert one.send(bytes(10_000)).code is Code.WSAEFAULT
@@ -341,7 +350,7 @@ def test_another_code_than_enobufs_for_want_of_memory_is_named(bench: Bench) -> 
 
 @pytest.mark.requirement("SHUT-04")
 def test_an_urgent_flag_for_the_provider_is_named(bench: Bench) -> None:
-    """MSG_OOB with WSPSend instead of a message that says so."""
+    """The bench names a switch that calls WSPSend with MSG_OOB instead of sending an urgent message."""
     one, _ = connect(bench, "UrgentFlag")
     one.send_urgent(b"!")
     bench.wait_journal("a", "misbehaves")
@@ -361,8 +370,10 @@ WSPDeregisterRdmaMemory WSPDuplicateSocket WSPCloseSocket
 @pytest.mark.requirement(*EVERY, "SHUT-04", "OPT-06")
 @pytest.mark.needs("own nodes")
 def test_an_ordinary_run_breaks_none(bench: Bench) -> None:
-    """Connect with options, stream small, large and urgent data both ways, change addresses, suspend, hand over, lack
-    memory, half-close, close: there is occasion to break each obligation, and the checks proven above find none broken.
+    """A run with an occasion to break each obligation breaks none.
+
+    The switches connect with options, stream small, large and urgent data both ways, change addresses, suspend, hand
+    over, lack memory, half-close and close.
     """
     a, b = start(bench, settings_b={"rdma_read": False})
     other = StreamEndpoint(a.node, a.ip, bench.provider)
@@ -399,7 +410,7 @@ def test_an_ordinary_run_breaks_none(bench: Bench) -> None:
 
 
 def both_ways(one: Stream, two: Stream, length: int, piece: int) -> list[Callable[[], Any]]:
-    """The works of a stream of data each way at once."""
+    """Functions that send and read a stream of data each way, to be called at once."""
 
     def arrives(sender: Stream, reader: Stream) -> None:
         sent, read = at_once(lambda: sender.send_pattern(length, 1, piece), lambda: reader.recv_digest(length))

@@ -1,6 +1,6 @@
-"""Up-calls: the table the bench's switch gives its providers, and how a provider uses it (UP).
+"""Up-calls (UP): the table that the bench's switch gives its providers, and its use by a provider.
 
-The first half tests the bench itself: a table that forgave a mix-up of handles would hide a provider's mistakes.
+The first half tests the bench itself: a table that accepted wrong handles would hide a provider's mistakes.
 """
 
 import threading
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from hil import Code
 from hil.evidence.disconnect import broken
 from hil.switch.switch import Switch
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
-from hil.testing.endpoint import FD_CONNECT, Endpoint
-from hil.winsock.codes import WSS_OPERATION_IN_PROGRESS, Code
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Endpoint
+from hil.winsock.codes import WSS_OPERATION_IN_PROGRESS
 from hil.winsock.structures import WSAOVERLAPPED, LpErrno
 
 pytestmark = pytest.mark.used_pair
@@ -28,13 +28,13 @@ FAILED = {"result": -1, "code": Code.WSAENOTSOCK}
 
 
 def stray_upcalls(bench: Bench) -> str:
-    """Judge, and expect that nothing is wrong but up-calls with handles nobody has; which ones."""
+    """Judge, and check that the only broken finding is about up-calls with unknown handles. Returns those up-calls."""
     findings = broken(bench.findings())
     assert [finding.statement for finding in findings] == ["every up-call names a live handle and a pending operation"]
     return findings[0].seen
 
 
-def carries(source: End, target: End) -> bool:
+def carries_a_message(source: End, target: End) -> bool:
     receive = target.recv()
     source.send(b"hello")
     return target.completion(receive) == (Code.OK, 5)
@@ -45,7 +45,7 @@ def carries(source: End, target: End) -> bool:
 
 @pytest.mark.requirement("UP-01", "UP-02")
 def test_a_created_handle_is_fresh_and_remembers_its_context(bench: Bench) -> None:
-    """Each WPUCreateSocketHandle returns another handle, and each handle its own context; an unknown one fails."""
+    """Each WPUCreateSocketHandle returns a new handle with its own context, and an unknown handle fails."""
     a, _ = bench.start()
     contexts = [0, 1, 1 << 40, 1]
 
@@ -61,7 +61,7 @@ def test_a_created_handle_is_fresh_and_remembers_its_context(bench: Bench) -> No
 
 @pytest.mark.requirement("UP-01")
 def test_for_want_of_handles_the_upcall_fails_and_so_does_the_provider(bench: Bench) -> None:
-    """WPUCreateSocketHandle gives INVALID_SOCKET and WSAENOBUFS; WSPSocket passes it on, and the next one succeeds."""
+    """Without handles WPUCreateSocketHandle and WSPSocket give INVALID_SOCKET and WSAENOBUFS; the next succeeds."""
     a, _ = bench.start()
     a.ask("fail_next", function="WPUCreateSocketHandle", code=Code.WSAENOBUFS, times=2)
 
@@ -76,7 +76,7 @@ def test_for_want_of_handles_the_upcall_fails_and_so_does_the_provider(bench: Be
 
 @pytest.mark.requirement("UP-03")
 def test_a_closed_handle_is_forgotten_and_a_double_close_is_found(bench: Bench) -> None:
-    """A second WPUCloseSocketHandle, and a query, give WSAENOTSOCK; the provider's socket lives until its own close."""
+    """A second WPUCloseSocketHandle and a query give WSAENOTSOCK, and the provider's socket lives until its close."""
     a, _ = bench.start()
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
 
@@ -90,7 +90,7 @@ def test_a_closed_handle_is_forgotten_and_a_double_close_is_found(bench: Bench) 
 
 @pytest.mark.requirement("UP-04")
 def test_a_completion_for_a_foreign_handle_is_refused_and_found(bench: Bench) -> None:
-    """A descriptor instead of its handle, or another process's handle, gives WSAEINVAL and completes nothing."""
+    """A completion for a descriptor or for another process's handle gives WSAEINVAL, and completes nothing."""
     a, b = bench.start()
     mine, theirs = a.socket(CONNECTOR_PORT, FD_CONNECT), b.socket(CONNECTOR_PORT, FD_CONNECT)
     overlapped = a.ask("overlapped")
@@ -107,7 +107,7 @@ def test_a_completion_for_a_foreign_handle_is_refused_and_found(bench: Bench) ->
 
 @pytest.mark.requirement("UP-05")
 def test_the_byte_count_becomes_visible_before_the_end_and_perhaps_late() -> None:
-    """InternalHigh is always stored before Internal; some operations are seen to end after the up-call has returned."""
+    """InternalHigh is always stored before Internal, and some results become visible only after the up-call."""
     switch = Switch(lambda entry: None, seed=7)
     table = switch.table()
     handle = table.lpWPUCreateSocketHandle(0, 1, LpErrno())
@@ -124,7 +124,7 @@ def test_the_byte_count_becomes_visible_before_the_end_and_perhaps_late() -> Non
 
 
 class Recorded(WSAOVERLAPPED):
-    """A WSAOVERLAPPED in progress that notes what is stored into it."""
+    """A WSAOVERLAPPED in progress that records each store."""
 
     __slots__ = ("__dict__",)
 
@@ -145,7 +145,7 @@ class Recorded(WSAOVERLAPPED):
 
 @pytest.mark.requirement("UP-06")
 def test_the_provider_does_not_rely_on_the_state_being_visible_at_once(bench: Bench) -> None:
-    """Dozens of operations, of which many are seen to end late: each is told of once, and a close waits for none."""
+    """Of dozens of operations many results are visible late, each has one up-call, and a close waits for none."""
     connector, acceptor = bench.connect()
     for _ in range(30):
         receive, send = acceptor.recv(), connector.send(b"hello")
@@ -160,7 +160,7 @@ def test_the_provider_does_not_rely_on_the_state_being_visible_at_once(bench: Be
 
 @pytest.mark.requirement("UP-06")
 def test_neither_the_next_upcall_nor_a_close_waits_for_the_state(bench: Bench) -> None:
-    """The switch stores every result many seconds late: later operations are told of, and the close returns, before."""
+    """Later up-calls and the close do not wait for results that the switch stores many seconds late."""
     connector, acceptor = bench.connect()
     late_s = 20.0
     acceptor.at.ask("late_by", seconds=late_s)
@@ -190,9 +190,9 @@ def test_neither_the_next_upcall_nor_a_close_waits_for_the_state(bench: Bench) -
 
 @pytest.mark.requirement("UP-07", "UP-09")
 def test_a_provider_uses_the_extended_table_and_nothing_else(bench: Bench) -> None:
-    """A whole life, accept, message, failure and close: completions come by the table's entry, no other is touched."""
+    """From accept to close the provider completes operations by the table's entry, and uses no other table."""
     connector, acceptor = bench.connect()
-    assert carries(connector, acceptor)
+    assert carries_a_message(connector, acceptor)
     pending = acceptor.recv()
     connector.close()
     assert acceptor.completion(pending) == (Code.WSAECONNRESET, 0)
@@ -207,12 +207,12 @@ def test_a_provider_uses_the_extended_table_and_nothing_else(bench: Bench) -> No
 
 
 @pytest.mark.requirement("UP-08")
-def test_a_completion_that_the_switch_refuses_harms_nobody(bench: Bench) -> None:
-    """WPUCompleteOverlappedRequest fails for a while: each operation is told of once, and the connection lives on."""
+def test_a_completion_that_the_switch_refuses_harms_no_socket(bench: Bench) -> None:
+    """While WPUCompleteOverlappedRequest fails, each operation has one up-call, and the connection goes on."""
     connector, acceptor = bench.connect()
     for end in (connector, acceptor):
         end.at.ask("fail_next", function="WPUCompleteOverlappedRequest", code=Code.WSAEINVAL, times=4)
-    assert all(carries(connector, acceptor) for _ in range(6))
+    assert all(carries_a_message(connector, acceptor) for _ in range(6))
 
     pending = [acceptor.recv(offset=256 * n) for n in range(3)]
     acceptor.at.ask("fail_next", function="WPUCompleteOverlappedRequest", code=Code.WSAENOTSOCK, times=3)
@@ -223,7 +223,7 @@ def test_a_completion_that_the_switch_refuses_harms_nobody(bench: Bench) -> None
 
 @pytest.mark.requirement("UP-08", "UP-01")
 def test_an_accept_without_a_handle_refuses_the_connector(bench: Bench) -> None:
-    """WPUCreateSocketHandle fails in WSPAccept: the connector hears a refusal, and the listener serves the next one."""
+    """If WPUCreateSocketHandle fails in WSPAccept the connector is refused, and the listener serves the next one."""
     a, b = bench.start()
     listener = b.listen(PORT)
     refused = begin(a, b, 6000)
@@ -248,7 +248,7 @@ def begin(a: Endpoint, b: Endpoint, port: int) -> Any:
 
 @pytest.mark.requirement("UP-08")
 def test_a_handle_that_cannot_be_closed_does_not_stop_the_close(bench: Bench) -> None:
-    """WPUCloseSocketHandle fails: WSPCloseSocket has closed all the same, and the peer's receive is reset."""
+    """WSPCloseSocket closes even when WPUCloseSocketHandle fails, and the peer's receive is reset."""
     connector, acceptor = bench.connect()
     receive = acceptor.recv()
     connector.at.ask("fail_next", function="WPUCloseSocketHandle", code=Code.WSAENOTSOCK)

@@ -1,19 +1,19 @@
-"""Each kind of frame in the life of a connection suffers each fault, and the hard close ends as the contract says."""
+"""The fault matrix: each kind of frame meets each fault, and the hard close ends as the contract says."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
-from hil.errors import UnhitRule
+from hil import Code
+from hil.errors import UnhitFault
 from hil.evidence.disconnect import broken
 from hil.evidence.rules.wire import disconnect_findings
-from hil.testing.bench import CONNECTOR_PORT, PORT, Bench, End
+from hil.testing import CONNECTOR_PORT, FD_CONNECT, PORT, Bench, End, Socket
 from hil.testing.data import Exposed, completions, digest, expose, fill, rdma
-from hil.testing.endpoint import FD_CONNECT, Socket
-from hil.winsock.codes import CF_REJECT, Code
+from hil.winsock.codes import CF_REJECT
 from hil.wire.matrix import Cell, Expectation, Life, cells
-from hil.wire.wire import RuleHandle
+from hil.wire.wire import FaultHandle
 
 pytestmark = [pytest.mark.needs("inline wire"), pytest.mark.used_pair]
 
@@ -21,7 +21,7 @@ CLOSED = (0, Code.OK)
 # Three packets of a path MTU of 1024 bytes.
 LENGTH = 3072
 BEHIND, OUT = 8192, 32768
-# CM repeats a message after some four seconds; the rest is for a machine that is busy with other cells.
+# CM repeats a message after about four seconds. The rest is for a machine that is busy with other cells.
 WAIT_S, CONNECT_S = 25.0, 40.0
 REQUIREMENTS = ("CLOSE-01", "CLOSE-12", "CLOSE-13", "CLOSE-14", "CLOSE-18", "CLOSE-31", "CLOSE-35", "RECV-13")
 
@@ -32,8 +32,7 @@ def case(cell: Cell) -> object:
 
 @dataclass
 class Pending:
-    """What is under way when the closer closes: its own receive, the peer's, and in between a transfer and the
-    receives that it is for."""
+    """The pending operations when the closer closes: its receive, the peer's, and a transfer with its receives."""
 
     own: int
     theirs: int
@@ -43,23 +42,25 @@ class Pending:
 
 @pytest.mark.parametrize("cell", [case(cell) for cell in cells()])
 def test_a_hard_close_ends_as_the_contract_says(bench: Bench, cell: Cell) -> None:
-    """The closer's operations are aborted once, the peer's receives end with the cell's code in bounded time, nothing
-    leaks, and what the wire shows agrees with what the nodes say."""
+    """Under the cell's fault a hard close aborts the closer's operations and ends the peer's with the cell's code.
+
+    Each operation ends once and in bounded time, nothing leaks, and the packets agree with the nodes' journals.
+    """
     bench.start(settings_a={"connect_timeout_s": CONNECT_S})
     handle = LIVES[cell.frame.life](bench, cell)
     if not handle.hits():
-        raise UnhitRule(f"{cell}: no such frame came, so nothing is shown")
+        raise UnhitFault(f"{cell}: no such frame came, so the cell shows nothing")
 
 
 # --- lives -----------------------------------------------------------------------------------------------------------
 
 
-def connect_under(bench: Bench, cell: Cell) -> RuleHandle:
-    """The fault meets the connection's set-up; where that fails as it must, another connection is closed."""
+def connect_under(bench: Bench, cell: Cell) -> FaultHandle:
+    """Apply the fault to the connection's set-up. If that fails as it must, close another connection."""
     a, b, expected = bench.endpoints["a"], bench.endpoints["b"], cell.expectation()
     bench.listener = b.listen(PORT)
     bench.pair.note_baseline()
-    handle = bench.pair.wire.add_rule(cell.rule())
+    handle = bench.pair.wire.add_fault(cell.wire_fault())
     socket = a.socket(CONNECTOR_PORT, FD_CONNECT)
     a.connect(socket, b.ip, PORT)
     if expected.connect is not Code.OK:
@@ -79,10 +80,10 @@ def connect_under(bench: Bench, cell: Cell) -> RuleHandle:
 
 
 def refuse(bench: Bench, connecting: Socket) -> None:
-    """Refuse until the connector has heard of it.
+    """Refuse requests until the connect has failed.
 
-    A request whose REJ was lost is repeated, and the kernel, which has forgotten it, shows it to the listener as a
-    new one.
+    CM repeats a request whose REJ was lost. The kernel has forgotten the first, and gives the repeat to the listener as
+    a new request.
     """
     a, b = bench.endpoints["a"], bench.endpoints["b"]
     wait_request(bench)
@@ -101,8 +102,8 @@ def wait_request(bench: Bench) -> None:
     assert bench.endpoints["b"].ask("wait_event", event=event, timeout_s=WAIT_S), "no connection request came"
 
 
-def transfer_under(bench: Bench, cell: Cell) -> RuleHandle:
-    """The closer closes as soon as the fault hit its transfer, which may have ended before or is aborted."""
+def transfer_under(bench: Bench, cell: Cell) -> FaultHandle:
+    """Close as soon as the fault hit the closer's transfer, which may be done before or is aborted."""
     closer, peer = bench.connect()
     life, expected = cell.frame.life, cell.expectation()
     sent = fill(closer.at, closer.socket.memory, LENGTH, seed=1, offset=OUT)
@@ -110,7 +111,7 @@ def transfer_under(bench: Bench, cell: Cell) -> RuleHandle:
     wanted = target.fill(LENGTH, seed=2)
     receives = (peer.recv(LENGTH),) if life is Life.SEND else ()
     pending = Pending(closer.recv(offset=BEHIND), peer.recv(offset=BEHIND), receives=receives)
-    handle = bench.pair.wire.add_rule(cell.rule())
+    handle = bench.pair.wire.add_fault(cell.wire_fault())
     pending.operation = begin(closer, life, target)
     handle.wait_hits()
 
@@ -127,7 +128,7 @@ def transfer_under(bench: Bench, cell: Cell) -> RuleHandle:
 
 
 def begin(closer: End, life: Life, target: Exposed) -> int:
-    """Begin the transfer; its WSAOVERLAPPED's number."""
+    """Begin the transfer. Returns its WSAOVERLAPPED's number."""
     if life is not Life.SEND:
         return rdma(closer, "WSPRdmaRead" if life is Life.READ else "WSPRdmaWrite", target, (LENGTH, OUT))
     overlapped = int(closer.at.ask("overlapped"))
@@ -136,15 +137,15 @@ def begin(closer: End, life: Life, target: Exposed) -> int:
     return overlapped
 
 
-def close_under(bench: Bench, cell: Cell) -> RuleHandle:
-    """The fault meets the close itself."""
+def close_under(bench: Bench, cell: Cell) -> FaultHandle:
+    """Apply the fault to the close itself."""
     closer, peer = bench.connect()
-    handle = bench.pair.wire.add_rule(cell.rule())
+    handle = bench.pair.wire.add_fault(cell.wire_fault())
     close_and_judge(bench, closer, peer, cell.expectation())
     return handle
 
 
-LIVES: dict[Life, Callable[[Bench, Cell], RuleHandle]] = {
+LIVES: dict[Life, Callable[[Bench, Cell], FaultHandle]] = {
     Life.CONNECT: connect_under,
     Life.REFUSE: connect_under,
     Life.SEND: transfer_under,
@@ -158,7 +159,7 @@ LIVES: dict[Life, Callable[[Bench, Cell], RuleHandle]] = {
 
 
 def close(closer: End, peer: End, expected: Expectation, pending: Pending) -> tuple[Code | None, list[Code]]:
-    """Close, and see every operation end: the closer's transfer's code, and those of the receives it was for."""
+    """Close, and check that every operation ends. Returns the code of the transfer and of the receives it was for."""
     assert closer.close() == CLOSED
 
     assert set(codes(closer, pending.own)) <= expected.own
@@ -173,17 +174,17 @@ def close(closer: End, peer: End, expected: Expectation, pending: Pending) -> tu
 
 
 def finish(bench: Bench, closer: End, peer: End, expected: Expectation) -> None:
-    """The peer closes too, and the closer's CM has its answer; then all of it is judged.
+    """Close the peer too, wait until the closer's CM has its answer, and judge.
 
-    A repeated DREQ is answered by the peer's kernel only while its id is in time-wait, which is short, or once the id
-    is gone: when a DREP is lost the closer's id lives until its peer closes, or CM gives up.
+    The peer's kernel answers a repeated DREQ only while its id is in time-wait, which is short, or once the id is gone.
+    After a lost DREP the closer's id lives until its peer closes, or until CM gives up.
     """
     assert peer.close() == CLOSED
     bench.wait_journal(closer.at.node.name, "cm", event="DISCONNECTED", timeout_s=WAIT_S)
     if expected.receive is Code.WSAECONNRESET:
         bench.judge(bench.hard_close(closer, peer))
         return
-    # The connection had broken before the close: what is left of a close is its end on the wire, and no leak.
+    # The connection had broken before the close. Only its end on the wire and leaks can be judged.
     bench.pair.audit_closed(closer.at.node.name)
     evidence = bench.judge()
     (connection,) = evidence.connections()
@@ -192,13 +193,13 @@ def finish(bench: Bench, closer: End, peer: End, expected: Expectation) -> None:
 
 
 def codes(end: End, *operations: int) -> list[Code]:
-    """What these operations, all of which have ended, ended with."""
+    """The codes of these operations, all of which have ended."""
     found = completions(end, list(operations), 1)
     assert None not in found, f"of {operations} ended: {found}"
     return [done[0] for done in found if done]
 
 
 def close_and_judge(bench: Bench, closer: End, peer: End, expected: Expectation) -> None:
-    """Close a connection with a receive pending at either end, and judge all of it."""
+    """Close a connection with a receive pending at each end, and judge it."""
     close(closer, peer, expected, Pending(closer.recv(), peer.recv()))
     finish(bench, closer, peer, expected)

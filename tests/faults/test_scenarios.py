@@ -1,41 +1,43 @@
-"""Faults of a close that no single frame makes: a reset that never arrives, one from an earlier life, a cable that is
-cut around it, a machine that is gone."""
+"""Faults of a close that need more than one frame: a lost or stale reset, a cut cable, a lost machine."""
 
 import threading
 from collections.abc import Callable
 
 import pytest
 
+from hil import Code
 from hil.capture.pcapng import read_pcapng
-from hil.labs.soft.pair import SoftPair
+from hil.labs.pair import Pair
 from hil.roce.frames import CmAttribute
-from hil.testing.bench import CONNECTOR_PORT, Bench, End
+from hil.testing import CONNECTOR_PORT, Bench, End
 from hil.testing.data import ABORTED, BROKEN, RESET, completions
-from hil.winsock.codes import Code
-from hil.wire.rules import CutCable, Delay, Drop, Match, Rule, Span, only
+from hil.wire.faults import CutCable, Delay, Drop, Fault, Match, Span, only
 
 pytestmark = pytest.mark.needs("inline wire")
 
 CLOSED = (0, Code.OK)
 S = 10**9
-# CM sends a DREQ again after some four seconds, and gives up after the sixteenth.
+# CM repeats a DREQ after about four seconds, and gives up after the sixteenth.
 HEARD_S, TRIES = 25.0, 16
 SEND_ONLY = 0x04
 DREQS, DREPS = Match(cm=(CmAttribute.DREQ,)), Match(cm=(CmAttribute.DREP,))
 
 
 def frame_of(bench: Bench, number: int) -> bytes:
-    """A recorded frame, by its number in the capture."""
+    """The frame with this number in the capture."""
     return next(f.data for f in read_pcapng(bench.pair.wire.path) if f.number == number)
 
 
 @pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-47", "RECV-15")
 def test_all_dreqs_are_lost(bench: Bench) -> None:
-    """The close is as prompt as ever. A peer that only receives cannot hear of it; when it sends, its retries run out,
-    and what it has pending ends with WSAECONNABORTED: no reset came, the connection was lost."""
+    """With every DREQ lost the close is prompt, and the peer loses the connection when it sends.
+
+    A peer that only receives does not notice. When it sends, its retries run out, and its pending operations end with
+    WSAECONNABORTED, because no reset came.
+    """
     closer, peer = bench.connect()
     own, theirs = closer.recv(), peer.recv()
-    deaf = bench.pair.wire.add_rule(Rule("all DREQs lost", Drop(), DREQS))
+    deaf = bench.pair.wire.add_fault(Fault("all DREQs lost", Drop(), DREQS))
 
     assert closer.close() == CLOSED
 
@@ -52,11 +54,13 @@ def test_all_dreqs_are_lost(bench: Bench) -> None:
 @pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-31", "RECV-13")
 @pytest.mark.timeout(300)
 def test_every_drep_is_lost_until_cm_gives_up(bench: Bench) -> None:
-    """The peer hears of the reset at once and answers each DREQ; the closer's CM repeats it fifteen times and gives up,
-    long after the close has returned, and nothing is left."""
+    """With every DREP lost the peer is reset at once, and the closer's CM gives up after fifteen repeats.
+
+    The close has returned long before, and nothing is left.
+    """
     closer, peer = bench.connect()
     own, theirs = closer.recv(), peer.recv()
-    bench.pair.wire.add_rule(Rule("every DREP lost", Drop(), DREPS))
+    bench.pair.wire.add_fault(Fault("every DREP lost", Drop(), DREPS))
 
     assert closer.close() == CLOSED
 
@@ -71,7 +75,7 @@ def test_every_drep_is_lost_until_cm_gives_up(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-31", "CLOSE-35", "RECV-13")
 def test_a_stale_dreq_of_an_earlier_incarnation(bench: Bench) -> None:
-    """A DREQ of a connection that is over, late on the wire, does nothing to the next one between the same ends."""
+    """A late DREQ of an ended connection does not affect the next connection between the same ends."""
     first, first_peer = bench.connect()
     assert first.close() == CLOSED
     bench.wait_packets(lambda p: p.cm == "DREP")
@@ -93,11 +97,11 @@ def test_a_stale_dreq_of_an_earlier_incarnation(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-30")
 def test_crossed_dreqs(bench: Bench) -> None:
-    """Both close, and the wire holds each DREQ until the other has left: each side aborts its own operations."""
+    """Both ends close, the wire delays each DREQ until the other is sent, and each side aborts its own operations."""
     one, two = bench.connect()
     own = [(end, end.recv()) for end in (one, two)]
-    rule = Rule("crossed", Delay(S), Match(cm=(CmAttribute.DREQ,), occurrences=Span(1, 2)))
-    crossed = bench.pair.wire.add_rule(rule)
+    delays = Fault("crossed", Delay(S), Match(cm=(CmAttribute.DREQ,), occurrences=Span(1, 2)))
+    crossed = bench.pair.wire.add_fault(delays)
 
     at_once(one.close, two.close)
 
@@ -109,7 +113,7 @@ def test_crossed_dreqs(bench: Bench) -> None:
 
 
 def at_once(*closes: Callable[[], tuple[object, Code]]) -> None:
-    """Close in threads of their own; all must succeed."""
+    """Make the closes in one thread each. All must succeed."""
     results: list[tuple[object, Code]] = []
     threads = [threading.Thread(target=lambda close=close: results.append(close())) for close in closes]
     for thread in threads:
@@ -120,13 +124,13 @@ def at_once(*closes: Callable[[], tuple[object, Code]]) -> None:
 
 
 def pending(closer: End, peer: End) -> tuple[int, int]:
-    """A receive at either end."""
+    """Post a receive at each end."""
     return closer.recv(), peer.recv()
 
 
 @pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-31", "CLOSE-47")
 def test_the_cable_is_cut_before_the_close(bench: Bench) -> None:
-    """Nothing is carried when the closer closes; once the cable is whole again the peer hears of it."""
+    """The closer closes while the cable is cut, and the peer is reset once the cable is mended."""
     closer, peer = bench.connect()
     own, theirs = pending(closer, peer)
     bench.pair.wire.cut()
@@ -142,12 +146,14 @@ def test_the_cable_is_cut_before_the_close(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-31")
 def test_the_cable_is_cut_by_the_close(bench: Bench) -> None:
-    """The DREQ passes, and its DREP finds the cable cut, for longer than CM waits: a later DREQ is answered, once the
-    peer has closed too."""
+    """The DREQ passes, the cable is cut before its DREP for longer than CM waits, and a later DREQ is answered.
+
+    The answer comes once the peer has closed too.
+    """
     closer, peer = bench.connect()
     own, theirs = pending(closer, peer)
     match = Match(cm=(CmAttribute.DREP,), occurrences=only(1))
-    bench.pair.wire.add_rule(Rule("cut by the DREP", CutCable(5 * S), match))
+    bench.pair.wire.add_fault(Fault("cut by the DREP", CutCable(5 * S), match))
 
     assert closer.close() == CLOSED
 
@@ -160,7 +166,7 @@ def test_the_cable_is_cut_by_the_close(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-31")
 def test_the_cable_is_cut_after_the_close(bench: Bench) -> None:
-    """Once the DREP is back nothing more is needed of the wire: both ends finish, and nothing is left."""
+    """The cable is cut once the DREP is back, both ends finish, and nothing is left."""
     closer, peer = bench.connect()
     own, theirs = pending(closer, peer)
 
@@ -177,16 +183,18 @@ def test_the_cable_is_cut_after_the_close(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-01", "CLOSE-31", "CLOSE-32", "RECV-15")
 def test_the_connection_had_broken_at_the_closer_alone(bench: Bench) -> None:
-    """What the closer sends is lost until its retries run out; the peer notices nothing. The close still resets it,
-    although the first DREQ is lost too."""
+    """The closer's frames are lost until its retries run out, the peer does not notice, and the close still resets it.
+
+    The first DREQ is lost too.
+    """
     closer, peer = bench.connect()
     own, theirs = pending(closer, peer)
-    lost = bench.pair.wire.add_rule(Rule("every SEND lost", Drop(), Match(side="a", opcodes=(SEND_ONLY,))))
+    lost = bench.pair.wire.add_fault(Fault("every SEND lost", Drop(), Match(side="a", opcodes=(SEND_ONLY,))))
     send = closer.send(b"is anybody there")
     assert completions(closer, [send, own], HEARD_S) == [BROKEN] * 2
     assert peer.completion(theirs, 0) is None
     lost.remove()
-    first = bench.pair.wire.add_rule(Rule("the first DREQ lost", Drop(), Match(cm=DREQS.cm, occurrences=only(1))))
+    first = bench.pair.wire.add_fault(Fault("the first DREQ lost", Drop(), Match(cm=DREQS.cm, occurrences=only(1))))
 
     assert closer.close() == CLOSED
 
@@ -200,15 +208,17 @@ def test_the_connection_had_broken_at_the_closer_alone(bench: Bench) -> None:
 
 @pytest.mark.requirement("CLOSE-01", "CLOSE-13", "CLOSE-47", "RECV-15")
 @pytest.mark.needs("power control")
-def test_the_peers_machine_is_gone_without_a_word(pair: SoftPair) -> None:
-    """What was sent ends with WSAECONNABORTED when the retries run out, the close is prompt, and this machine's kernel
-    holds nothing of it but the CM id that repeats the DREQ until CM gives up; of the other nothing can be said."""
+def test_the_peers_machine_is_gone_without_a_word(pair: Pair) -> None:
+    """The peer's machine is lost, pending sends end with WSAECONNABORTED after the retries, and the close is prompt.
+
+    This machine's kernel keeps only the CM id that repeats the DREQ until CM gives up. The other machine is not judged.
+    """
     bench = Bench(pair)
     gone, _ = bench.connect()
     idle, _ = bench.connect(6001)
     kept = idle.recv()
     receive = gone.recv()
-    pair.nodes["b"].machine.stop()
+    pair.power("b").cut()
 
     send = gone.send(b"into the void")
 
@@ -219,5 +229,5 @@ def test_the_peers_machine_is_gone_without_a_word(pair: SoftPair) -> None:
     pair.audit_closed("a")
     evidence = pair.evidence(audit=False)
     pair.write(evidence)
-    assert {left["kind"] for left in evidence.after_close["a"]} <= {"CM_ID"}
+    assert {left.kind for left in evidence.after_close["a"]} <= {"CM_ID"}
     assert [problem for problem in evidence.problems if "node b" in problem]

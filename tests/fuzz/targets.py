@@ -10,15 +10,15 @@ from hil.agent.protocol import BadFrame, FrameBuffer, decode
 from hil.capture.bulk import scan
 from hil.capture.pcapng import CapturedFrame
 from hil.capture.reader import open_capture
-from hil.errors import CaptureError, LabFileError, RuleError
+from hil.errors import CaptureError, FaultError, LabFileError
 from hil.evidence.packets import roce_packets
 from hil.labs.file import read_lab_file
 from hil.report import verify_json, verify_page, verify_text
 from hil.report.verify import verify
 from hil.roce.frames import dissect
 from hil.wire.changes import change
-from hil.wire.picking import Rules
-from hil.wire.rules import Corrupt, MarkEcn, Match, Rule, Truncate, from_json
+from hil.wire.faults import Corrupt, Fault, MarkEcn, Match, Truncate, from_json
+from hil.wire.picking import Faults
 
 CAPTURES = Path(__file__).parents[1] / "unit" / "captures"
 LABS = Path(__file__).parents[2] / "lab"
@@ -48,9 +48,9 @@ def frame(data: bytes) -> None:
 def wire(data: bytes) -> None:
     """Frames of a node, two bytes of length before each, on a wire whose rules look at everything and change frames."""
     actions = (Corrupt(offset=12, mask=1, repaired=True), Truncate(keep=60, lengths_repaired=True), MarkEcn())
-    rules = Rules()
+    rules = Faults()
     for number, action in enumerate(actions):
-        rules.add(Rule(f"rule {number}", action, Match(probability=0.5, seed=number)))
+        rules.add(Fault(f"rule {number}", action, Match(probability=0.5, seed=number)))
     while len(data) > 2:
         length = int.from_bytes(data[:2], "big")
         one, data = data[2 : 2 + length], data[2 + length :]
@@ -67,7 +67,7 @@ def rule(data: bytes) -> None:
         return
     try:
         again = from_json(told)
-    except RuleError:
+    except FaultError:
         return
     assert from_json(json.loads(json.dumps(again.to_json()))) == again
 
@@ -118,7 +118,7 @@ def seeds(target: str) -> list[bytes]:
             b"".join(len(one).to_bytes(2, "big") + one for one in kinds[i : i + 4]) for i in range(0, len(kinds), 4)
         ]
     if target == "rule":
-        return [json.dumps(Rule("one", Corrupt(offset=1, mask=3), Match(side="a")).to_json()).encode()]
+        return [json.dumps(Fault("one", Corrupt(offset=1, mask=3), Match(side="a")).to_json()).encode()]
     if target == "lab_file":
         return [path.read_bytes() for path in sorted(LABS.glob("*.toml"))]
     return [b"\0\0\0\x0e" + b'{"kind":"one"}']

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from hil.adapters.find import Adapter, Gid, Port, choose, pci_address
-from hil.cli.adapters import of_node
 from hil.cli.main import main
 from hil.errors import AdapterError, NodeError
+from hil.labs.kinds import told_adapters
 from hil.report.adapters import chosen, table
 
 GID = Gid(3, "0000:0000:0000:0000:0000:ffff:0a4d:0001", "RoCE v2", "eth4")
@@ -106,7 +106,7 @@ def test_a_machine_without_rdma_says_so_plainly() -> None:
 
 def test_what_a_node_tells_is_checked() -> None:
     """Plain data of adapters comes back as adapters; anything else is the node's error."""
-    assert of_node([asdict(adapter) for adapter in FOUND]) == FOUND
+    assert told_adapters([asdict(adapter) for adapter in FOUND]) == FOUND
     for nonsense in (None, 5, [{}], [{"name": "x"}], [asdict(SOFT) | {"ports": 5}]):
         with pytest.raises(NodeError, match="no list of adapters"):
-            of_node(nonsense)
+            told_adapters(nonsense)

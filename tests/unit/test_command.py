@@ -67,7 +67,7 @@ def test_a_command_that_is_told_to_end_ends_with_2(monkeypatch: pytest.MonkeyPat
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hil.cli.prepare.prepared", interrupted)
+    monkeypatch.setattr("hil.cli.prepare.kind_of", interrupted)
     done = CliRunner().invoke(main, ["prepare"])
     assert (done.exit_code, done.stderr) == (2, "hil: error: interrupted\n")
 

@@ -8,22 +8,13 @@ from typing import Any
 import attrs
 import pytest
 
-from hil.labs import doctor
-from hil.labs.doctor import Finding, Level, report
-from hil.labs.file import (
-    Adapter,
-    HostCapture,
-    HostsFile,
-    Ipv4,
-    Ipv4Prefix,
-    Ipv6,
-    LabSection,
-    LocalNode,
-    Name,
-    NetdevName,
-    NodeSection,
-)
+from hil.labs.findings import Finding, Level, report
+from hil.labs.hosts.capture_kinds import HostCaptureKind
+from hil.labs.hosts.doctor import adapter_findings
+from hil.labs.hosts.file import Adapter, HostCapture, HostsFile, LocalNode, NodeSection
 from hil.labs.hosts.lab import not_ready
+from hil.labs.schema import Ipv4, Ipv4Prefix, Ipv6, LabSection, Name, NetdevName
+from hil.labs.soft import doctor
 
 ADAPTER = Adapter(device=Name("rxe0"), netdev=NetdevName("eth0"), ipv4=Ipv4("10.0.0.1"))
 READY: dict[str, Any] = {
@@ -121,7 +112,7 @@ FRESH = READY | {"rdma netlink": [], "adapter": READY["adapter"] | {"state": Non
 def test_what_the_run_will_make_is_not_missing(changed: dict[str, Any], level: Level, seen: str) -> None:
     """A fresh host is good where provisioning can make what the lab file says, and bad where it cannot."""
     adapter = attrs.evolve(ADAPTER, provision=True, soft_roce=True)
-    (finding,) = doctor._adapter(adapter, FRESH | changed, "node a")
+    (finding,) = adapter_findings(adapter, FRESH | changed, "node a")
     assert (finding.level, finding.seen) == (level, seen)
 
 
@@ -139,16 +130,16 @@ def test_what_is_recorded_on_must_be_there(method: Any, interface: str, seen: li
     nodes: dict[Name, NodeSection] = {Name("a"): LocalNode(kind="local", adapter=ADAPTER)}
     capture = HostCapture(kind="host", method=method, interface=interface)
     lab = HostsFile(LabSection(), nodes, capture)
-    findings = list(doctor._recorder(lab, "a", READY))
+    findings = list(HostCaptureKind().examine(capture, lab, READY))
     assert [finding.level for finding in findings] == [Level.BAD] * len(seen)
     assert all(text in finding.seen for text, finding in zip(seen, findings, strict=True))
 
 
 def test_a_full_disk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Less room than an image and its snapshots need: bad, with what frees some; the folder itself may be missing."""
-    assert doctor._room(tmp_path / "not" / "yet").level is Level.OK
+    assert doctor.room(tmp_path / "not" / "yet").level is Level.OK
     monkeypatch.setattr(doctor, "ROOM_GIB", 1 << 20)
-    finding = doctor._room(tmp_path / "not" / "yet")
+    finding = doctor.room(tmp_path / "not" / "yet")
     assert finding.level is Level.BAD and "HIL_CACHE" in finding.mend
 
 

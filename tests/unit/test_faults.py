@@ -14,7 +14,7 @@ from hil.report import grid
 from hil.roce.outline import outline
 from hil.winsock.codes import Code
 from hil.wire.matrix import FAULTS, FRAMES, REPAIRED, cells
-from hil.wire.picking import Rules
+from hil.wire.picking import Faults
 
 ROOT = Path(__file__).parents[2]
 TEST = "tests/faults/test_matrix.py::test_a_hard_close_ends_as_the_contract_says[{}]"
@@ -43,7 +43,7 @@ def test_every_kind_of_frame_meets_every_fault() -> None:
     """Thirteen rows, nine columns, no name twice; each cell has a rule of its own."""
     names = [str(cell) for cell in cells()]
     assert (len(FRAMES), len(FAULTS), len(names), len(set(names))) == (13, 9, 117, 117)
-    assert len({cell.rule() for cell in cells()}) == 117
+    assert len({cell.wire_fault() for cell in cells()}) == 117
 
 
 def test_every_other_end_has_a_reason() -> None:
@@ -59,8 +59,8 @@ def test_a_row_picks_its_frames(name: str, row: str) -> None:
     """Of a recorded connection exactly the first frame of the row's kind is picked."""
     captured = list(read_pcapng(ROOT / "tests" / "unit" / "captures" / name))
     cell = next(cell for cell in cells() if cell.frame.name == row)
-    rules = Rules()
-    rules.add(cell.rule())
+    rules = Faults()
+    rules.add(cell.wire_fault())
     sides = {"a": "b", "b": "a"} if row == "READ-request" else {"a": "a", "b": "b"}
     hits = [f for f in captured if rules.decide(sides[f.interface.removeprefix("side-")], f.data)[0]]
     assert len(hits) == 1

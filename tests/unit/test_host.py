@@ -17,9 +17,10 @@ from hil.agent.protocol import encode
 from hil.agent.roles.system import run
 from hil.errors import SetupError
 from hil.files import passing_folder
-from hil.labs.file import LocalNode, NodeSection, SshNode
 from hil.labs.hosts import host as hosts
-from hil.labs.hosts.host import Host, _control_folder, explain, ssh_command
+from hil.labs.hosts.file import LocalNode, NodeSection, SshNode
+from hil.labs.hosts.host import Host, _control_folder, explain
+from hil.labs.hosts.ssh import ssh_command
 
 
 def test_a_refusal_that_nobody_knows_is_told_as_it_is() -> None:

@@ -9,11 +9,13 @@ from typing import Any, cast
 import attrs
 import pytest
 
-from hil.cli import lab as lab_cli
 from hil.errors import NodeDied, RemoteError, SetupError
-from hil.labs.file import Adapter, HostsFile, Ipv4, LocalNode, Name, read_lab_file
+from hil.labs.file import read_lab_file
+from hil.labs.hosts import restoring
+from hil.labs.hosts.file import Adapter, HostsFile, LocalNode
 from hil.labs.hosts.host import Host, explain
-from hil.labs.hosts.lab import HostLab, resolved, told
+from hil.labs.hosts.lab import HostLab, reason, resolved
+from hil.labs.schema import Ipv4, Name
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,10 +56,10 @@ def test_restore_must_be_told_what() -> None:
 
 def test_an_error_names_its_node_once() -> None:
     """Whoever shows it says whose it is; the bench's own refusals come without a traceback, others with theirs."""
-    assert told("a", SetupError("node a: gone")) == "gone"
-    assert told("a", NodeDied("node b: gone")) == "node b: gone"
-    assert told("a", RemoteError("AdapterError", "no RDMA", "Traceback")) == "no RDMA"
-    assert "Traceback" in told("a", RemoteError("KeyError", "x", "Traceback"))
+    assert reason("a", SetupError("node a: gone")) == "gone"
+    assert reason("a", NodeDied("node b: gone")) == "node b: gone"
+    assert reason("a", RemoteError("AdapterError", "no RDMA", "Traceback")) == "no RDMA"
+    assert "Traceback" in reason("a", RemoteError("KeyError", "x", "Traceback"))
 
 
 class Fake:
@@ -187,6 +189,8 @@ def test_an_adapter_may_be_named_as_hil_adapters_finds_it() -> None:
 class Busy:
     """A host where another bench is at work for a number of questions."""
 
+    name = "a"
+
     def __init__(self, questions: int) -> None:
         self.questions = questions
 
@@ -201,16 +205,16 @@ class Busy:
 
 def test_what_a_bench_works_with_is_not_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restoring is refused while another bench is at work, unless forced; one that was killed is given time to end."""
-    monkeypatch.setattr(lab_cli, "AGENTS_END_S", 0.3)
-    assert lab_cli._restored(cast(Host, Busy(2)), False) == ([{"kind": "address"}], False)
-    assert lab_cli._restored(cast(Host, Busy(10**6)), True) == ([{"kind": "address"}], False)
+    monkeypatch.setattr(restoring, "AGENTS_END_S", 0.3)
+    assert restoring.restored(cast(Host, Busy(2)), False) == ([{"kind": "address"}], False)
+    assert restoring.restored(cast(Host, Busy(10**6)), True) == ([{"kind": "address"}], False)
     with pytest.raises(RemoteError, match="process 311"):
-        lab_cli._restored(cast(Host, Busy(10**6)), False)
+        restoring.restored(cast(Host, Busy(10**6)), False)
 
 
 def test_a_missing_namespace_is_told_with_what_makes_it() -> None:
     """iproute2's own words end in "No such file or directory", as those about a missing program do."""
-    said = explain(LocalNode("local"), 'Cannot open network namespace "left": No such file or directory')
+    said = explain(LocalNode(kind="local"), 'Cannot open network namespace "left": No such file or directory')
     assert "ip netns add NAME, or set make_namespace = true" in said and "python" not in said
 
 

@@ -1,4 +1,4 @@
-"""Random naps: off by default, the same again with the same seed, and different at each place."""
+"""Random naps: off by default, repeatable with the same seed, and different at each place."""
 
 import time
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from hil.jitter import Place
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """The session's own seed goes on."""
+    """Restore the session's own seed after the test."""
     kept = jitter.seed()
     yield
     jitter.start(kept)
 
 
 def naps(monkeypatch: pytest.MonkeyPatch, seed: str, place: Place, calls: int = 400) -> list[float]:
-    """The seconds that so many calls nap."""
+    """The seconds that each of ``calls`` calls naps."""
     slept: list[float] = []
     jitter.start(seed)
     with monkeypatch.context() as patched:
@@ -29,12 +29,12 @@ def naps(monkeypatch: pytest.MonkeyPatch, seed: str, place: Place, calls: int = 
 
 
 def test_without_a_seed_nothing_naps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run naps only when it is asked to."""
+    """Without a seed no call naps."""
     assert naps(monkeypatch, "", jitter.TEST_CALL) == []
 
 
 def test_each_process_of_a_test_has_a_seed_of_its_own() -> None:
-    """By its name and number in the test, whatever ran before: the same again for the same test."""
+    """A process's seed depends only on the test, its name and its number, so that the same test repeats it."""
     jitter.start("")
     assert jitter.derived("node a provider") == ""
     jitter.start("1")
@@ -45,7 +45,7 @@ def test_each_process_of_a_test_has_a_seed_of_its_own() -> None:
 
 
 def test_the_same_seed_naps_at_the_same_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another seed, or another place, naps otherwise; how often and how long is the place's."""
+    """The same seed naps at the same calls, another seed or place at others; the place decides rate and length."""
     first = naps(monkeypatch, "1", jitter.TEST_CALL)
     assert naps(monkeypatch, "1", jitter.TEST_CALL) == first
     assert naps(monkeypatch, "2", jitter.TEST_CALL) != first

@@ -1,16 +1,35 @@
 """Lab files are typed; every mistake is reported at once, with its place."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 import pytest
 
 from hil.errors import LabFileError, Unsupported
-from hil.labs.file import HostsFile, Name, SoftPairFile, read_lab_file
+from hil.labs.file import read_lab_file
+from hil.labs.hosts.file import HostsFile
 from hil.labs.hosts.lab import provisioning
-from hil.labs.needs import Need, doubts, guarantee, lacks
+from hil.labs.kinds import kind_of
+from hil.labs.needs import Need
 from hil.labs.place import Place
+from hil.labs.schema import LabFile, Name
+from hil.labs.soft.file import SoftPairFile
+
+
+def lacks(lab: LabFile) -> Mapping[Need, str]:
+    found: Mapping[Need, str] = kind_of(lab).lacks(lab)
+    return found
+
+
+def guarantee(lab: LabFile) -> str:
+    return str(kind_of(lab).guarantee(lab))
+
+
+def doubts(lab: LabFile) -> list[str]:
+    return list(kind_of(lab).doubts(lab))
+
 
 LABS = sorted((Path(__file__).parents[2] / "lab").glob("*.toml"))
 
@@ -40,7 +59,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place(tmp_path: Path) -
         f"{path}: [guest.suite] 'sid' is not one of trixie, bookworm",
         f"{path}: [guest.memory_mib] 12 is out of range: 384 to 16384",
         f"{path}: [link.mtu] True is not an integer",
-        f"{path}: [top level] unknown zzz; known are lab, guest, guest_b, link",
+        f"{path}: [top level] unknown zzz; known are lab, guest, guest_b, link, provider",
     ]
 
 
@@ -58,6 +77,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_lab_file(tmp_path / "none.toml")
 
 
+NODE_KINDS = "ssh, local; a package can add a kind of node (entry points, group hil.nodes)"
 HOSTS = """
 [lab]
 name = "two"
@@ -116,11 +136,11 @@ def test_five_mistakes_in_a_lab_of_hosts_are_told_at_once(tmp_path: Path) -> Non
     assert sorted(str(caught.value).splitlines()) == sorted(
         f"{path}: {mistake}"
         for mistake in (
-            "[nodes.a] kind is 'telnet'; it must be one of ssh, local",
+            f"[nodes.a] kind 'telnet' is not one of {NODE_KINDS}",
             "[nodes.b.adapter.ipv4] '10.0.0.2/24' is not an IPv4 address; write it without a prefix length",
             "[nodes.b.host] it is missing",
-            "[nodes.b] unknown sodo; known are kind, host, user, port, config, identity, known_hosts, python, sudo, "
-            "namespace, make_namespace, adapter",
+            "[nodes.b] unknown sodo; known are kind, python, sudo, namespace, make_namespace, adapter, power, host, "
+            "user, port, config, identity, known_hosts",
             "[link.soft] 'yes' is not true or false",
             "[capture.netdev] it is missing",
         )
@@ -272,7 +292,8 @@ def test_an_unknown_kind_is_all_there_is_to_say(tmp_path: Path) -> None:
     path = hosts(tmp_path, ('kind = "hosts"', 'kind = "host"'))
     with pytest.raises(LabFileError) as caught:
         read_lab_file(path)
-    assert str(caught.value) == f"{path}: [lab.kind] 'host' is not one of soft-pair, soft-switch, hosts"
+    known = "soft-pair, soft-bridge, hosts; a package can add a kind of lab (entry points, group hil.labs)"
+    assert str(caught.value) == f"{path}: [lab.kind] 'host' is not one of {known}"
 
 
 def test_a_mirror_of_hardware_is_on_a_third_node(tmp_path: Path) -> None:
@@ -317,7 +338,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "prefix", "taken", "nobody"),
+    ("address", "prefix", "taken", "unused"),
     [
         ("10.20.0.1", 24, [], "10.20.0.99"),
         ("10.20.0.200", 24, [], "10.20.0.42"),
@@ -327,15 +348,15 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
         ("fd20::1", 64, [], "fd20::63"),
     ],
 )
-def test_nobodys_address_lies_in_the_network(address: str, prefix: int, taken: list[str], nobody: str) -> None:
+def test_an_unused_address_lies_in_the_network(address: str, prefix: int, taken: list[str], unused: str) -> None:
     """It may belong to no machine beyond it; where every address is somebody's, there is none."""
     ipv6 = ":" in address
     place = Place("a", "", address, address, ipv4_prefix=prefix, ipv6_prefix=prefix)
-    if nobody:
-        assert place.nobody(ipv6=ipv6, taken=taken) == nobody
+    if unused:
+        assert place.unused_address(ipv6=ipv6, taken=taken) == unused
     else:
         with pytest.raises(Unsupported):
-            place.nobody(ipv6=ipv6, taken=taken)
+            place.unused_address(ipv6=ipv6, taken=taken)
 
 
 def test_a_namespace_is_made_only_where_it_can_be(tmp_path: Path) -> None:
@@ -461,7 +482,7 @@ def test_a_missing_or_wrong_kind_hides_no_other_mistake(tmp_path: Path) -> None:
         "[lab.kind] it is missing: a lab with nodes is of kind hosts",
         "[nodes.b.user] 3 is not a string",
         "[nodes.b.port] 99999999 is out of range: 0 to 65535",
-        "[nodes.b] kind is 'telnet'; it must be one of ssh, local",
+        f"[nodes.b] kind 'telnet' is not one of {NODE_KINDS}",
         "[capture] it is missing",
         "[nodes.a] the section adapter is missing: device, netdev and ipv4 of what is tested",
     ]
@@ -503,7 +524,7 @@ def test_a_kernel_without_its_suite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabFileError) as told:
         read_lab_file(path)
     assert "'linux-source-7.2' is no kernel source: SUITE/PACKAGE, or the path of a kernel tree" in str(told.value)
-    assert "[guest.kind] 'xen' is not one of clone, uml" in str(told.value)
+    assert "[guest] kind 'xen' is not one of clone, uml; a package can add a kind of guest" in str(told.value)
 
 
 @pytest.mark.parametrize("kernel", ['"trixie/linux-source-6.12"', "[]", "[7]", '[""]'])
@@ -514,3 +535,16 @@ def test_kernels_are_a_list_of_sources(tmp_path: Path, kernel: str) -> None:
     with pytest.raises(LabFileError) as told:
         read_lab_file(path)
     assert str(told.value).count("[guest.kernel") == 1, told.value
+
+
+def test_a_lab_names_the_provider_under_test(tmp_path: Path) -> None:
+    """The section is there in every kind of lab; settings are numbers, texts, true or false."""
+    path = tmp_path / "lab.toml"
+    path.write_text('[provider]\nuse = "theirs.san:Mine"\nsettings = {cache = false, max_clients = 3, late_s = 0.5}\n')
+    found = read_lab_file(path).provider
+    assert (found.use, found.settings) == ("theirs.san:Mine", {"cache": False, "max_clients": 3, "late_s": 0.5})
+    path.write_text('[provider]\nuse = "rm -rf"\nsettings = {cache = [1]}\nother = 1\n')
+    with pytest.raises(LabFileError) as refused:
+        read_lab_file(path)
+    for mistake in ("'rm -rf' is no provider", "[1] is not a number, a text, true or false", "other"):
+        assert mistake in str(refused.value)

@@ -55,7 +55,7 @@ def test_the_listing_tells_every_mutant() -> None:
     """A line each: name, layer, sentence, requirements."""
     lines = listing(mutants().values())
     assert len(lines) == len(mutants())
-    assert "NoDreq" in lines[0] and lines[0].endswith("provider  Never tells the wire. [CLOSE-35]")
+    assert "NoDreq" in lines[0] and lines[0].endswith("provider  Sends no DREQ when it closes a socket. [CLOSE-35]")
 
 
 def test_a_mutant_is_found_when_a_failed_test_names_each_of_its_rules() -> None:

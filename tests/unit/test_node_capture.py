@@ -159,7 +159,7 @@ def test_a_whole_capture_has_no_problem(program: Callable[[str], None], tmp_path
 @pytest.mark.parametrize(
     ("does", "problem"),
     [
-        ('say("File: -"); write(data); say(losses)', "ended before it was told to, with status 0"),
+        ('say("File: -"); write(data); say(losses)', "ended too early, with status 0"),
         ('say("File: -"); write(data + data[24:60]); say("gone"); sys.exit(1)', "status 1; it said: File: -\ngone"),
         (WHOLE + "; write(data[24:60])", "ended within a frame, 36 bytes of it are there"),
         (WHOLE + "; sys.exit(3)", "it failed, with status 3"),
@@ -257,7 +257,7 @@ def test_only_what_was_given_away_and_did_not_come_is_lost(
 ) -> None:
     """A piece whose answer came too late makes the capture incomplete for good; a count is asked for again."""
     monkeypatch.setattr(nodecapture, "LOOK_S", 0.01)
-    monkeypatch.setattr(nodecapture, "MUCH", 1 << 20)
+    monkeypatch.setattr(nodecapture, "BACKLOG_LIMIT_BYTES", 1 << 20)
     program(MUCH)
     capture = recording(tmp_path, Losing(call, fails))
     end_ns = time.monotonic_ns() + 20 * 10**9
@@ -338,7 +338,7 @@ def test_an_early_end_is_seen_while_the_test_runs(program: Callable[[str], None]
     program('say("File: -"); write(data); say(losses)')
     capture = recording(tmp_path)
     end_ns = time.monotonic_ns() + 10 * 10**9
-    while "ended before it was told to" not in capture.counts().capture_error:
+    while "ended too early" not in capture.counts().capture_error:
         assert time.monotonic_ns() < end_ns
     capture.stop()
 
@@ -348,7 +348,7 @@ def test_an_early_end_is_seen_while_the_test_runs(program: Callable[[str], None]
     [
         ('say("You do not have permission to capture"); sys.exit(2)', Unsupported, "permission"),
         ('say("There is no device named x"); sys.exit(1)', CaptureError, "There is no device"),
-        ("sys.exit(1)", CaptureError, "ended before"),
+        ("sys.exit(1)", CaptureError, "ended too early"),
     ],
 )
 def test_only_what_the_lab_lacks_is_unsupported(

@@ -1,6 +1,6 @@
-"""The switch's own obligations, and the session it keeps, over a provider that is only in memory.
+"""The switch's obligations and its session, over an emulated provider in memory.
 
-``Cable`` joins two switches: a send fills the peer's first posted receive, and waits for one as RC does (RNR).
+``Cable`` joins two switches. A send fills the peer's first posted receive, and waits for one as RC does (RNR).
 """
 
 import contextlib
@@ -37,7 +37,7 @@ WAIT_S = 5.0
 
 
 class Cable:
-    """The connection between two ends; everything that moves takes its lock."""
+    """The connection between two ends. Every transfer takes its lock."""
 
     def __init__(self, seed: int = 1, can_pull: tuple[bool, bool] = (True, True)) -> None:
         self.lock = threading.RLock()
@@ -58,7 +58,7 @@ class Cable:
 
 
 class End:
-    """One side's switch, its socket ``s``, and the provider's functions behind them."""
+    """One side's switch, its socket ``s``, and the emulated provider's functions."""
 
     def __init__(self, cable: Cable, number: int, seed: int, can_pull: bool) -> None:
         self.cable, self.number, self.can_pull = cable, number, can_pull
@@ -117,7 +117,7 @@ class End:
         self.waiting.clear()
 
     def move(self) -> None:
-        """Deliver what waits at this end as far as the peer has receives."""
+        """Deliver the waiting sends of this end as far as the peer has receives."""
         while self.waiting and self.peer.receives:
             (overlapped, data), (receive, buffer) = self.waiting.popleft(), self.peer.receives.popleft()
             fits = len(data) <= buffer.len
@@ -125,7 +125,7 @@ class End:
             self.peer.finish(receive, Code.OK if fits else Code.WSAEMSGSIZE, len(data) if fits else 0)
             self.finish(overlapped, Code.OK, len(data))
 
-    # The functions; a Code is the error to be stored.
+    # The provider's functions. A returned Code is the error to be stored.
 
     def WSPSocket(self, *arguments: Any) -> int:
         self.handle = self.switch.table().lpWPUCreateSocketHandle(0, 1, LpErrno())
@@ -213,7 +213,7 @@ class End:
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Cable]]:
-    """Makes cables."""
+    """A function that makes cables."""
     made: list[Cable] = []
 
     def new(**arguments: Any) -> Cable:
@@ -226,7 +226,7 @@ def make() -> Iterator[Callable[..., Cable]]:
 
 
 def sessions(cable: Cable, mutant: str = "", **options: Any) -> tuple[Session, Session]:
-    """(connector, acceptor), negotiated. ``mutant``: the connector's class."""
+    """(connector, acceptor) after the negotiation. ``mutant`` is the connector's class."""
     kinds = (getattr(mutants, mutant) if mutant else Session, Session)
     made = [
         kind(end.switch, 1, connector=not end.number, options=Options(**options))
@@ -237,7 +237,7 @@ def sessions(cable: Cable, mutant: str = "", **options: Any) -> tuple[Session, S
 
 
 def both(*works: Callable[[], Any]) -> list[Any]:
-    """Do several things at once; what each returned, or the code it ended with."""
+    """Call several functions at once. Returns the result of each, or the code it ended with."""
     results: list[Any] = [None] * len(works)
 
     def one(place: int, work: Callable[[], Any]) -> None:
@@ -267,20 +267,20 @@ def recv(session: Session, most: int = 4096, timeout_s: float = WAIT_S) -> bytes
 
 
 def recv_all(session: Session, most: int = 4096) -> bytes:
-    """Everything up to the end of the stream."""
+    """All data up to the end of the stream."""
     return b"".join(iter(lambda: recv(session, most), b""))
 
 
-def until(happened: Callable[[], Any]) -> None:
-    """Wait for it."""
+def wait_until(happened: Callable[[], Any]) -> None:
+    """Wait until ``happened`` returns true. Raises AssertionError after a time limit."""
     end = time.monotonic() + WAIT_S
     while not happened():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.005)
 
 
 def code_of(work: Callable[[], Any]) -> Code:
-    """What a call that must fail ends with."""
+    """The code of a call that must fail."""
     with pytest.raises(StreamError) as raised:
         work()
     return raised.value.code
@@ -347,7 +347,10 @@ WRONG = [
 
 
 def reported(calls: list[Any]) -> list[str]:
-    """What is reported of these calls, in order, on a new socket; each is (function, arguments, result or code)."""
+    """The obligations reported for these calls, in order, on a new socket.
+
+    Each call is (function, arguments, result or code).
+    """
     found: list[str] = []
     obligations = Obligations(lambda requirement, seen: found.append(requirement))
     info = WSAPROTOCOL_INFOW(w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP)
@@ -361,25 +364,25 @@ def reported(calls: list[Any]) -> list[str]:
 
 @pytest.mark.parametrize("calls", RIGHT, ids=range(len(RIGHT)))
 def test_calls_in_order_are_not_reported(calls: list[Any]) -> None:
-    """What a switch rightly does breaks no obligation."""
+    """A right sequence of calls breaks no obligation."""
     assert reported(calls) == []
 
 
 @pytest.mark.parametrize(("requirement", "calls"), WRONG)
 def test_a_broken_obligation_is_reported_by_its_number(requirement: str, calls: list[Any]) -> None:
-    """Once, and no other with it."""
+    """A call that breaks an obligation is reported once, by its number, and no other obligation is reported."""
     assert reported(calls) == [requirement]
 
 
 def test_a_socket_without_the_overlapped_flag_is_reported() -> None:
-    """Already at WSPSocket (SWITCH-01)."""
+    """WSPSocket without the overlapped flag is reported at once (SWITCH-01)."""
     found: list[str] = []
     Obligations(lambda requirement, seen: found.append(requirement)).before("WSPSocket", (2, 1, 6, None, 0, 0))
     assert found == ["SWITCH-01"]
 
 
 def test_idle_memory_is_found_once_for_each_registration() -> None:
-    """Registered twice it is to be deregistered twice; while an operation uses it, it is not idle."""
+    """Memory registered twice is listed twice for deregistration, and memory that an operation uses is not listed."""
     obligations = Obligations(lambda requirement, seen: None)
     obligations.after("WSPSocket", (2, 1, 6, None, 0, 1), S, 0)
     for function, arguments, result in REGISTERED * 2:
@@ -391,7 +394,7 @@ def test_idle_memory_is_found_once_for_each_registration() -> None:
 
 
 def test_memory_that_falls_idle_during_a_close_may_be_left() -> None:
-    """The last operation may end between the switch's look and its call."""
+    """Memory may stay registered if its last operation ends between the switch's check and its close."""
     found: list[str] = []
     obligations = Obligations(lambda requirement, seen: found.append(requirement))
     obligations.after("WSPSocket", (2, 1, 6, None, 0, 1), S, 0)
@@ -409,7 +412,7 @@ def test_memory_that_falls_idle_during_a_close_may_be_left() -> None:
 
 
 def stream_a_little(one: Session, two: Session) -> None:
-    """Small and large data one way, and a close."""
+    """Send small and large data one way, and close."""
     both(lambda: [send(one, bytes(900)) for _ in range(12)], lambda: [recv(two, 900) for _ in range(12)])
     both(lambda: send(one, bytes(5000), 0.3), lambda: recv(two, 5000, 0.3))
     one.close(0)
@@ -424,31 +427,33 @@ def stream_a_little(one: Session, two: Session) -> None:
         ("UrgentFlag", "SHUT-04"),
     ],
 )
-def test_a_session_says_what_it_breaks(make: Callable[..., Cable], mutant: str, requirement: str) -> None:
-    """The check is not the part that is wrong."""
+def test_a_mutant_session_reports_its_broken_obligation(
+    make: Callable[..., Cable], mutant: str, requirement: str
+) -> None:
+    """A mutant session reports the obligation that it breaks, because the mutant does not change the check."""
     cable = make()
     with contextlib.suppress(StreamError):
         stream_a_little(*sessions(cable, mutant, receives=4))
     assert cable.ends[0].misbehaved() == {requirement}
 
 
-def test_sending_without_a_credit_is_said(make: Callable[..., Cable]) -> None:
-    """The peer tells of four receives and of none again (SWITCH-08): the fifth message is one too many."""
+def test_sending_without_a_credit_is_reported(make: Callable[..., Cable]) -> None:
+    """The fifth message to a peer that posts only four receives is reported (SWITCH-08)."""
     cable = make()
     session = mutants.NoCredits(cable.ends[1].switch, 1, connector=False)
     Hostile(cable.ends[0]).send(Message(Kind.HELLO, Hello(4, 1012, 65536, MAX_RDMA, True).encode()).encode())
     session.open(WAIT_S)
     for _ in range(3):
         send(session, bytes(900))
-    until(lambda: cable.ends[1].said("sends").count("DATA") == 3)
+    wait_until(lambda: cable.ends[1].said("sends").count("DATA") == 3)
     assert cable.ends[1].misbehaved() == set()
     send(session, bytes(900))
-    until(cable.ends[1].misbehaved)
+    wait_until(cable.ends[1].misbehaved)
     assert cable.ends[1].misbehaved() == {"SWITCH-08"}
 
 
 def test_the_last_credit_gives_credits_back(make: Callable[..., Cable]) -> None:
-    """Data waits for the second last; when the peer has nothing left it can still be told what was posted again."""
+    """Data never uses the last credit, so that a message can still give credits back to the peer."""
     cable = make()
     session, peer = victim(cable)
     peer.send(Message(Kind.HELLO, Hello(4, 1012, 65536, MAX_RDMA, True).encode()).encode())
@@ -456,19 +461,19 @@ def test_the_last_credit_gives_credits_back(make: Callable[..., Cable]) -> None:
     for _ in range(3):
         send(session, bytes(900))
     session.shutdown(WAIT_S)
-    until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA"])
+    wait_until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA"])
 
     for _ in range(8):
         peer.send(Message(Kind.DATA, b"x").encode())
 
-    until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA", "CREDIT"])
+    wait_until(lambda: cable.ends[1].said("sends") == ["HELLO", "DATA", "DATA", "CREDIT"])
     peer.send(Message(Kind.CREDIT, credits=4).encode())
-    until(lambda: cable.ends[1].said("sends")[4:] == ["DATA", "END"])
+    wait_until(lambda: cable.ends[1].said("sends")[4:] == ["DATA", "END"])
     assert cable.ends[1].misbehaved() == set()
 
 
-def test_a_long_negotiation_message_is_said_and_refused(make: Callable[..., Cable]) -> None:
-    """By the sender (SWITCH-07), and by the peer."""
+def test_a_long_negotiation_message_is_reported_and_refused(make: Callable[..., Cable]) -> None:
+    """The sender reports a long negotiation message (SWITCH-07), and the peer refuses it."""
     cable = make()
     one = mutants.LongHello(cable.ends[0].switch, 1, connector=True)
     two = Session(cable.ends[1].switch, 1, connector=False)
@@ -477,8 +482,8 @@ def test_a_long_negotiation_message_is_said_and_refused(make: Callable[..., Cabl
 
 
 @pytest.mark.parametrize("can_pull", [True, False])
-def test_a_transfer_that_ends_in_silence_is_said(make: Callable[..., Cable], can_pull: bool) -> None:
-    """Whether the receiver pulled or the sender pushed (SWITCH-18)."""
+def test_a_transfer_without_a_final_message_is_reported(make: Callable[..., Cable], can_pull: bool) -> None:
+    """A transfer by RDMA read or write that ends without a message is reported (SWITCH-18)."""
     cable = make(can_pull=(can_pull, can_pull))
     one, two = sessions(cable, "EndsInSilence")
     source, sink = (two, one) if can_pull else (one, two)
@@ -486,8 +491,8 @@ def test_a_transfer_that_ends_in_silence_is_said(make: Callable[..., Cable], can
     assert cable.ends[0].misbehaved() == {"SWITCH-18"}
 
 
-def test_another_code_for_lack_of_memory_is_said(make: Callable[..., Cable]) -> None:
-    """Only WSAENOBUFS tells the application what was short (SWITCH-18)."""
+def test_another_code_for_lack_of_memory_is_reported(make: Callable[..., Cable]) -> None:
+    """A send that lacks memory and ends with another code than WSAENOBUFS is reported (SWITCH-18)."""
     cable = make()
     one, _ = sessions(cable, "OtherCode")
     cable.ends[0].short_of_memory = True
@@ -495,21 +500,21 @@ def test_another_code_for_lack_of_memory_is_said(make: Callable[..., Cable]) -> 
     assert cable.ends[0].misbehaved() == {"SWITCH-18"}
 
 
-def test_a_suspension_without_end_is_said(make: Callable[..., Cable]) -> None:
-    """By the end that does not bound it (SWITCH-16); the other ends the session."""
+def test_a_suspension_without_end_is_reported(make: Callable[..., Cable]) -> None:
+    """The end without a limit reports its long suspension (SWITCH-16), and the other ends the session."""
     cable = make()
     one, two = sessions(cable, "SuspendsForEver", suspension_timeout_s=0.1)
     two.options = Options(suspension_timeout_s=30)
     one.suspend(WAIT_S)
-    until(lambda: cable.ends[0].misbehaved())
+    wait_until(lambda: cable.ends[0].misbehaved())
     assert cable.ends[0].misbehaved() == {"SWITCH-16"}
 
 
 # --- messages and credits --------------------------------------------------------------------------------------------
 
 
-def test_messages_come_back_as_they_went() -> None:
-    """Header and payload, of every kind."""
+def test_every_kind_of_message_is_decoded_as_encoded() -> None:
+    """Header and payload of every kind of message survive encoding and decoding."""
     for kind in Kind:
         message = Message(kind, bytes(range(kind)), 3, 70_000)
         assert decode(message.encode()) == message
@@ -518,8 +523,8 @@ def test_messages_come_back_as_they_went() -> None:
     assert len(Message(Kind.HELLO, HELLO.encode()).encode()) <= 256
 
 
-def test_only_whole_messages_are_messages() -> None:
-    """Random bytes are none."""
+def test_random_bytes_are_no_message() -> None:
+    """Decoding random bytes raises BadMessage."""
     rng = random.Random(5)
     for _ in range(1000):
         with pytest.raises(BadMessage):
@@ -527,7 +532,7 @@ def test_only_whole_messages_are_messages() -> None:
 
 
 def test_credits_and_window_come_back_and_never_more_than_was_used() -> None:
-    """What one side posts again and reads is what the other may use again."""
+    """One side may use exactly the credits and the window that the other gives back."""
     one, two = Flow(16, 1000), Flow(16, 1000)
     hello = Hello(16, 1012, 1000, MAX_RDMA, True)
     for flow in (one, two):
@@ -555,7 +560,7 @@ def test_credits_and_window_come_back_and_never_more_than_was_used() -> None:
 
 @pytest.mark.parametrize("can_pull", [(True, True), (False, False), (True, False)])
 def test_streams_both_ways_at_once_arrive_whole(make: Callable[..., Cable], can_pull: tuple[bool, bool]) -> None:
-    """Pieces of random size, by message and by RDMA, read in pieces of random size, end with the same digest."""
+    """Data sent and read in pieces of random size, by message and by RDMA, has the same digest at both ends."""
     cable = make(can_pull=can_pull)
     ends = sessions(cable, receives=4, window=3000)
     rng = random.Random(7)
@@ -579,13 +584,13 @@ def test_streams_both_ways_at_once_arrive_whole(make: Callable[..., Cable], can_
 
 
 def test_urgent_data_overtakes_the_stream(make: Callable[..., Cable]) -> None:
-    """It goes before data that still waits to be sent, and is read apart from the stream, which comes whole."""
+    """Urgent data overtakes data that waits to be sent, and is read apart from the stream, which arrives whole."""
     cable = make()
     one, two = sessions(cable, sends=1)
     held: list[Any] = []
     cable.ends[0].finish = lambda *done: held.append(done)  # type: ignore[method-assign]
     send(one, b"goes at once, ")
-    until(lambda: "DATA" in cable.ends[0].said("sends"))
+    wait_until(lambda: "DATA" in cable.ends[0].said("sends"))
     send(one, b"waits")
     one.send_urgent(b"!", WAIT_S)
     del cable.ends[0].finish  # type: ignore[method-assign]
@@ -593,12 +598,12 @@ def test_urgent_data_overtakes_the_stream(make: Callable[..., Cable]) -> None:
         cable.ends[0].finish(*done)
 
     assert two.recv_urgent(WAIT_S) == b"!"
-    until(lambda: cable.ends[1].said("receives")[-3:] == ["DATA", "URGENT", "DATA"])
+    wait_until(lambda: cable.ends[1].said("receives")[-3:] == ["DATA", "URGENT", "DATA"])
     assert recv(two) == b"goes at once, waits"
 
 
 def test_half_close_leaves_the_other_half(make: Callable[..., Cable]) -> None:
-    """After a shutdown the peer reads to the end and still sends; sending here is over."""
+    """After a shutdown the peer reads to the end and can still send, and this end can no longer send."""
     one, two = sessions(make())
     send(one, b"last words")
     one.shutdown(WAIT_S)
@@ -610,7 +615,7 @@ def test_half_close_leaves_the_other_half(make: Callable[..., Cable]) -> None:
 
 
 def test_a_farewell_ends_the_stream_and_a_reset_breaks_it(make: Callable[..., Cable]) -> None:
-    """A graceful close is read as the end after all data, an abortive one as WSAECONNRESET; both after what came."""
+    """After all arrived data a graceful close reads as the stream's end, and an abortive one as WSAECONNRESET."""
     for linger_s, last in ((WAIT_S, b""), (0, Code.WSAECONNRESET)):
         one, two = sessions(make())
         send(one, b"data")
@@ -622,7 +627,7 @@ def test_a_farewell_ends_the_stream_and_a_reset_breaks_it(make: Callable[..., Ca
 
 
 def test_a_call_that_takes_too_long_ends_and_leaves_the_stream_usable(make: Callable[..., Cable]) -> None:
-    """A read without data and a small send without room time out; what comes later is not lost."""
+    """A read without data and a small send without room time out, and later data is not lost."""
     one, two = sessions(make(), window=2000)
     assert code_of(lambda: recv(two, timeout_s=0.05)) == Code.WSAETIMEDOUT
     send(one, bytes(1000)), send(one, bytes(1000))
@@ -633,14 +638,14 @@ def test_a_call_that_takes_too_long_ends_and_leaves_the_stream_usable(make: Call
 
 
 def test_a_transfer_that_takes_too_long_ends_the_session(make: Callable[..., Cable]) -> None:
-    """Memory the peer may still reach must not be given back to the application: the connection is closed (BLOCK)."""
+    """A transfer that times out closes the connection, because the peer may still access its memory (BLOCK)."""
     one, two = sessions(make())
     assert code_of(lambda: send(one, bytes(5000), timeout_s=0.05)) == Code.WSAETIMEDOUT
     assert code_of(lambda: recv(two)) == Code.WSAECONNRESET
 
 
 def test_a_broken_connection_ends_every_call(make: Callable[..., Cable]) -> None:
-    """Sends, reads, urgent reads and a suspension under way all end with the code of the connection."""
+    """A broken connection ends pending sends, reads, urgent reads and a suspension with its own code."""
     cable = make()
     one, two = sessions(cable)
     waits = (lambda: send(one, bytes(5000)), lambda: recv(one), lambda: two.recv_urgent(WAIT_S))
@@ -654,7 +659,7 @@ def test_a_broken_connection_ends_every_call(make: Callable[..., Cable]) -> None
 @pytest.mark.parametrize("can_pull", [True, False])
 @pytest.mark.parametrize("short", [0, 1])
 def test_lack_of_memory_ends_the_send_alone(make: Callable[..., Cable], can_pull: bool, short: int) -> None:
-    """Whichever side lacks memory for a transfer, the send ends with WSAENOBUFS and the stream goes on (SWITCH-18)."""
+    """If either side lacks memory for a transfer the send ends with WSAENOBUFS, and the stream goes on (SWITCH-18)."""
     cable = make(can_pull=(can_pull, can_pull))
     one, two = sessions(cable)
     cable.ends[short].short_of_memory = True
@@ -671,14 +676,14 @@ def test_lack_of_memory_ends_the_send_alone(make: Callable[..., Cable], can_pull
 
 
 def test_a_suspended_session_is_silent_and_then_goes_on(make: Callable[..., Cable]) -> None:
-    """What is under way is drained, memory but the receives' released; later requests wait until it is resumed."""
+    """A suspended session is drained and keeps only its receives' memory, and later requests wait for the resume."""
     cable = make()
     one, two = sessions(cable, window=1000)
     send(one, b"s" * 1000)
     results: list[Any] = []
     large = threading.Thread(target=lambda: results.append(both(lambda: send(one, b"L" * 5000))))
     large.start()
-    until(lambda: "SOURCE" in cable.ends[0].said("sends"))
+    wait_until(lambda: "SOURCE" in cable.ends[0].said("sends"))
     one.suspend(WAIT_S)
     large.join()
     assert results == [[5000]]
@@ -696,7 +701,7 @@ def test_a_suspended_session_is_silent_and_then_goes_on(make: Callable[..., Cabl
 
 
 def test_the_second_to_suspend_waits_for_the_first(make: Callable[..., Cable]) -> None:
-    """A silent end cannot ask for silence: it does so when the other resumes."""
+    """A suspended end sends its own request to suspend only when the other has resumed."""
     one, two = sessions(make())
     one.suspend(WAIT_S)
     assert code_of(lambda: two.suspend(0.05)) == Code.WSAETIMEDOUT
@@ -707,7 +712,7 @@ def test_the_second_to_suspend_waits_for_the_first(make: Callable[..., Cable]) -
 
 @pytest.mark.parametrize("late_s", [0, 0.001, 0.003])
 def test_both_may_suspend_at_once(make: Callable[..., Cable], late_s: float) -> None:
-    """Whoever is first, requests go on when both have resumed."""
+    """Requests go on when both ends have resumed, in either order of the suspensions."""
     one, two = sessions(make())
 
     def later() -> None:
@@ -728,7 +733,7 @@ def test_both_may_suspend_at_once(make: Callable[..., Cable], late_s: float) -> 
 
 
 def test_a_suspended_session_ends_after_its_time(make: Callable[..., Cable]) -> None:
-    """Both ends bound it on their own (SWITCH-16)."""
+    """Each end limits the time of a suspension by itself (SWITCH-16)."""
     cable = make()
     one, two = sessions(cable, suspension_timeout_s=0.3)
     one.suspend(WAIT_S)
@@ -737,15 +742,15 @@ def test_a_suspended_session_ends_after_its_time(make: Callable[..., Cable]) -> 
 
 
 def test_a_handed_over_session_goes_on_where_it_was(make: Callable[..., Cable]) -> None:
-    """Unread data, credits and the peer survive; nothing but WSPCloseSocket follows on the old descriptor."""
+    """A handed-over session keeps unread data and credits, and only WSPCloseSocket follows on the old descriptor."""
     cable = make()
     one, two = sessions(cable)
     send(two, b"unread")
-    until(lambda: "DATA" in cable.ends[0].said("receives"))
+    wait_until(lambda: "DATA" in cable.ends[0].said("receives"))
     one.suspend(WAIT_S)
     token, state = one.hand_over(4711, WAIT_S)
     assert token == 77
-    # The old descriptor's records stay with the old process; this one's are another's.
+    # The old descriptor's records stay in the old process. The new descriptor belongs to another process.
     old, cable.ends[0] = cable.ends[0], End(cable, 0, 9, True)
     new = Session.take_over(cable.ends[0].switch, 1, state, Options())
     new.resume(WAIT_S)
@@ -795,7 +800,7 @@ LATER = [
 
 
 class Hostile:
-    """The connector's end in the hands of somebody who knows the format and keeps to nothing."""
+    """A connector's end that sends arbitrary messages in the right format."""
 
     def __init__(self, end: End) -> None:
         self.end = end
@@ -818,8 +823,8 @@ def victim(cable: Cable) -> tuple[Session, Hostile]:
     return session, Hostile(cable.ends[0])
 
 
-def ended(cable: Cable, session: Session) -> None:
-    """The session has closed its socket, every call says so, and nothing raised."""
+def check_ended(cable: Cable, session: Session) -> None:
+    """Check that the session has closed its socket, that every call fails, and that no thread raised an error."""
     assert code_of(lambda: send(session, b"x")) == Code.WSAECONNABORTED
     assert session.close(WAIT_S)["code"] == 0
     assert [e for e in cable.ends[1].events if e["kind"] == "error"] == []
@@ -828,17 +833,17 @@ def ended(cable: Cable, session: Session) -> None:
 
 @pytest.mark.parametrize("data", NEGOTIATION, ids=range(len(NEGOTIATION)))
 def test_a_bad_negotiation_message_ends_the_session(make: Callable[..., Cable], data: bytes) -> None:
-    """Another protocol, another version, impossible limits: the acceptor closes with an error."""
+    """The acceptor closes with an error on another protocol, another version or impossible limits."""
     cable = make()
     session, peer = victim(cable)
     peer.send(data)
     assert code_of(lambda: session.open(WAIT_S)) == Code.WSAECONNABORTED
-    ended(cable, session)
+    check_ended(cable, session)
 
 
 @pytest.mark.parametrize("data", LATER, ids=range(len(LATER)))
 def test_a_bad_message_ends_the_session(make: Callable[..., Cable], data: bytes) -> None:
-    """What no peer may send ends the session with an error: pending reads fail, the socket is closed."""
+    """An invalid message ends the session with an error: pending reads fail, and the socket is closed."""
     cable = make()
     session, peer = victim(cable)
     peer.send(Message(Kind.HELLO, HELLO.encode()).encode())
@@ -846,11 +851,11 @@ def test_a_bad_message_ends_the_session(make: Callable[..., Cable], data: bytes)
     timer = threading.Timer(0.05, peer.send, (data,))
     timer.start()
     assert both(lambda: recv(session)) == [Code.WSAECONNABORTED]
-    ended(cable, session)
+    check_ended(cable, session)
 
 
 def test_an_announced_transfer_that_never_comes_is_not_the_end(make: Callable[..., Cable]) -> None:
-    """A peer that ends its stream behind a source nobody can read has broken it: an error, not the end of stream."""
+    """A stream that ends behind an unreadable source gives an error, not the end of the stream."""
     cable = make()
     session, peer = victim(cable)
     for message in (
@@ -860,13 +865,13 @@ def test_an_announced_transfer_that_never_comes_is_not_the_end(make: Callable[..
     ):
         peer.send(message.encode())
     session.open(WAIT_S)
-    until(lambda: "END" in cable.ends[1].said("receives"))
+    wait_until(lambda: "END" in cable.ends[1].said("receives"))
     assert code_of(lambda: recv(session)) == Code.WSAECONNABORTED
-    ended(cable, session)
+    check_ended(cable, session)
 
 
 def test_more_than_the_window_and_data_after_the_end_are_bad(make: Callable[..., Cable]) -> None:
-    """A peer that keeps to neither ends the session; what it had sent rightly is read first."""
+    """Data beyond the window or after the end ends the session, after all valid data was read."""
     for messages in (
         [Message(Kind.DATA, bytes(1000))] * 66,
         [Message(Kind.DATA, b"x"), Message(Kind.END), Message(Kind.DATA, b"y")],
@@ -878,12 +883,12 @@ def test_more_than_the_window_and_data_after_the_end_are_bad(make: Callable[...,
         for message in (Message(Kind.HELLO, HELLO.encode()), *messages):
             peer.send(message.encode())
         session.open(WAIT_S)
-        until(lambda session=session: session.error is not None)
-        ended(cable, session)
+        wait_until(lambda session=session: session.error is not None)
+        check_ended(cable, session)
 
 
 def test_a_session_that_always_has_something_to_do_keeps_its_times(make: Callable[..., Cable]) -> None:
-    """As under a peer that never stops talking: a suspended session is over after its own time (SWITCH-16)."""
+    """A suspended session that always has work still ends after its time limit (SWITCH-16)."""
     cable = make()
     one, _ = sessions(cable, suspension_timeout_s=0.2)
     one.suspend(WAIT_S)
@@ -893,11 +898,11 @@ def test_a_session_that_always_has_something_to_do_keeps_its_times(make: Callabl
             one._put(again)
 
     again()
-    until(lambda: one.error is Code.WSAETIMEDOUT)
+    wait_until(lambda: one.error is Code.WSAETIMEDOUT)
 
 
 def test_random_messages_neither_crash_nor_hang_a_session(make: Callable[..., Cable]) -> None:
-    """A thousand random peers: each session lives on or ends with an error, and closes."""
+    """With each of a thousand random peers a session goes on or ends with an error, and can be closed."""
     rng = random.Random(3)
     for _ in range(150):
         cable = make()

@@ -11,8 +11,8 @@ from hil.errors import NodeDied, RemoteError
 from hil.labs.channel import Channel, ClockRelation, joined
 
 
-def test_a_message_survives_the_way_in_any_pieces() -> None:
-    """However the stream is cut, whole messages come out, bytes included."""
+def test_messages_survive_a_stream_cut_at_any_place() -> None:
+    """A stream of frames cut into any pieces gives whole messages, with their bytes values."""
     messages = [{"id": n, "value": [1, "x", None, {"data": bytes(range(n))}]} for n in (0, 3, 200)]
     stream = b"".join(encode(m) for m in messages)
     for size in (1, 7, len(stream)):
@@ -22,20 +22,20 @@ def test_a_message_survives_the_way_in_any_pieces() -> None:
 
 
 def test_an_absurd_length_is_refused_at_once() -> None:
-    """A length beyond the limit raises instead of waiting for the bytes."""
+    """A frame length beyond the limit raises BadFrame without waiting for the bytes."""
     with pytest.raises(BadFrame, match="announced"):
         FrameBuffer().feed((MAX_FRAME + 1).to_bytes(4, "big"))
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[1]", b"{", b"[" * 100000])
 def test_foreign_bytes_are_a_bad_frame(body: bytes) -> None:
-    """Bytes that are not a message raise BadFrame, whatever they are."""
+    """Bytes that are no message raise BadFrame."""
     with pytest.raises(BadFrame):
         decode(body)
 
 
-def test_whoever_tells_a_machine_that_was_stopped_hears_of_it() -> None:
-    """The stream was closed on this side, by whoever ended the machine, before anything was read of its end."""
+def test_a_call_to_a_stopped_machine_raises_node_died() -> None:
+    """A call on a stream that this side has closed raises NodeDied, before the stream's end was read."""
     ours, theirs = socket.socketpair()
     channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words")
     ours.close()
@@ -60,7 +60,7 @@ def ends() -> Iterator[Ends]:
 
 @pytest.mark.parametrize("message", [{"from": 0, "event": []}, {"from": 0, "exit": 1}, {"from": [], "id": {}}, {}])
 def test_a_message_of_another_shape_ends_the_stream(ends: Ends, message: dict[str, object]) -> None:
-    """A node that says what no agent says is lost, at once and with a reason; nobody waits for it."""
+    """A message of an unknown shape ends a call at once with NodeDied and a reason."""
     channel, theirs = ends
     theirs.sendall(encode(message))
     with pytest.raises(NodeDied, match="node a: the node's stream broke"):
@@ -69,7 +69,7 @@ def test_a_message_of_another_shape_ends_the_stream(ends: Ends, message: dict[st
 
 @pytest.mark.parametrize("error", ["oops", {"kind": "\x1b]0;owned\x07"}, ["x"], {"text": {"a": 1}}])
 def test_an_error_of_another_shape_is_an_error_all_the_same(ends: Ends, error: object) -> None:
-    """Whatever a node gives for an error is told, without what a terminal would obey."""
+    """An error of any shape is shown, without control characters for a terminal."""
     channel, theirs = ends
     theirs.sendall(encode({"from": 0, "id": 1, "error": error}))
     reply = threading.Timer(0.2, theirs.sendall, [encode({"from": 0, "id": 1, "error": error})])
@@ -81,13 +81,13 @@ def test_an_error_of_another_shape_is_an_error_all_the_same(ends: Ends, error: o
 
 
 def test_a_clock_that_runs_faster_is_uncertain_by_as_much() -> None:
-    """Of relations that agree the best holds; two that cannot both hold tell how far the clocks went apart."""
+    """The best of several relations that agree is used; two that disagree give the clocks' drift as uncertainty."""
     assert joined([ClockRelation(100, 30), ClockRelation(120, 10)]) == ClockRelation(120, 10)
     assert joined([ClockRelation(0, 10), ClockRelation(500, 30)]) == ClockRelation(0, 10 + 460)
 
 
 def test_what_came_first_is_shown_where_no_agent_speaks(ends: Ends) -> None:
-    """A host that greets before the agent can speak is told apart from one that is silent."""
+    """The first bytes of a host that greets before the agent speaks are shown, unlike a silent host."""
     channel, theirs = ends
     theirs.sendall(b"Welcome, stranger!\n")
     with pytest.raises(NodeDied):
@@ -96,7 +96,7 @@ def test_what_came_first_is_shown_where_no_agent_speaks(ends: Ends) -> None:
 
 
 def test_no_more_is_under_way_than_the_line_holds() -> None:
-    """With a window the controller sends so many bytes, and the next ones when the agent tells that they have come."""
+    """With a window the controller sends that many bytes, and more only when the agent has reported their arrival."""
     ours, theirs = socket.socketpair()
     channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words", window=3000)
     calling = threading.Thread(target=channel.call, args=(0, "kill", 20.0, "test"), kwargs={"filler": "x" * 9000})
@@ -124,7 +124,7 @@ def test_no_more_is_under_way_than_the_line_holds() -> None:
 
 
 def test_a_node_that_takes_nothing_more_hangs_and_one_that_goes_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full window that is never told of ends the call as a hang; the end of the stream ends the wait at once."""
+    """A full window without a report ends the call as a hang, and the end of the stream ends the wait at once."""
     monkeypatch.setattr("hil.labs.channel.HANG_TIMEOUT_S", 0.2)
     ours, theirs = socket.socketpair()
     channel = Channel(ours, "node a", lambda worker, event: None, lambda: "no last words", window=100)

@@ -1,4 +1,4 @@
-"""A token of a duplicated socket is for one process, once."""
+"""A token of a duplicated socket can be used by one process, once."""
 
 import os
 import resource
@@ -14,7 +14,7 @@ from hil.provider.tokens import BadToken
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of all tokens is this test's."""
+    """Keep all tokens in a folder of this test."""
     folder = tmp_path / "san-provider"
     monkeypatch.setattr(tokens, "FOLDER", folder)
     return folder
@@ -29,7 +29,7 @@ def made(pid: int, state: dict[str, Any]) -> int:
 
 
 def test_a_token_gives_the_state_once() -> None:
-    """The second claim finds nothing, neither before nor after the first one is settled."""
+    """A second claim of a token raises BadToken, before and after the first one is settled."""
     token = made(os.getpid(), {"family": 2})
     assert 0 < token < 1 << 32
     assert tokens.claim(token) == {"family": 2}
@@ -40,7 +40,7 @@ def test_a_token_gives_the_state_once() -> None:
 
 
 def test_a_token_that_was_put_back_is_good_again() -> None:
-    """Also when it was put back twice."""
+    """A token that was put back, even twice, can be claimed again."""
     token = made(os.getpid(), {"family": 2})
     tokens.claim(token)
     tokens.put_back(token)
@@ -48,8 +48,8 @@ def test_a_token_that_was_put_back_is_good_again() -> None:
     assert tokens.claim(token) == {"family": 2}
 
 
-def test_a_reserved_token_is_nobodys(own_folder: Path) -> None:
-    """Until its file is filled it cannot be claimed, and the attempt does not use it up."""
+def test_a_reserved_token_cannot_be_claimed(own_folder: Path) -> None:
+    """A reserved token cannot be claimed until its file is filled, and an early claim does not use it up."""
     token, file = tokens.reserve()
     with file:
         with pytest.raises(BadToken):
@@ -59,7 +59,7 @@ def test_a_reserved_token_is_nobodys(own_folder: Path) -> None:
 
 
 def test_a_process_without_descriptors_does_not_lose_the_token() -> None:
-    """A claim that cannot open the file raises OSError, and the token is good afterwards."""
+    """A claim that cannot open the file raises OSError, and the token can be claimed afterwards."""
     token = made(os.getpid(), {"family": 2})
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
@@ -72,7 +72,7 @@ def test_a_process_without_descriptors_does_not_lose_the_token() -> None:
 
 
 def test_another_processs_token_is_refused_and_stays() -> None:
-    """Who presents it wrongly does not use it up."""
+    """A claim of another process's token raises BadToken, and does not use it up."""
     token = made(os.getppid(), {})
     for _ in range(2):
         with pytest.raises(BadToken, match=f"is for process {os.getppid()}"):
@@ -80,7 +80,7 @@ def test_another_processs_token_is_refused_and_stays() -> None:
 
 
 def test_a_revoked_token_is_gone() -> None:
-    """Also when revoked twice."""
+    """A revoked token, even if revoked twice, cannot be claimed."""
     token = made(os.getpid(), {})
     tokens.revoke(token)
     tokens.revoke(token)
@@ -90,7 +90,7 @@ def test_a_revoked_token_is_gone() -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "1", '{"pid": 1}', '{"state": {}}'])
 def test_a_damaged_token_is_refused(own_folder: Path, content: str) -> None:
-    """A file that is no token raises nothing but BadToken."""
+    """A damaged token file raises BadToken."""
     token = made(os.getpid(), {})
     (own_folder / f"{token:08x}").write_text(content)
     with pytest.raises(BadToken):
@@ -98,7 +98,7 @@ def test_a_damaged_token_is_refused(own_folder: Path, content: str) -> None:
 
 
 def test_a_folder_that_others_may_write_is_not_trusted(own_folder: Path) -> None:
-    """Somebody else could have put tokens there."""
+    """A token folder that other users can write raises BadToken, because its tokens may be forged."""
     token = made(os.getpid(), {})
     own_folder.chmod(0o777)
     for use in (tokens.reserve, lambda: tokens.claim(token)):
@@ -107,7 +107,7 @@ def test_a_folder_that_others_may_write_is_not_trusted(own_folder: Path) -> None
 
 
 def test_nothing_is_left_behind_the_last_token(own_folder: Path) -> None:
-    """The folder is there as long as there are tokens in it."""
+    """The folder exists as long as it has tokens."""
     taken, revoked = made(os.getpid(), {}), made(os.getpid(), {})
     tokens.claim(taken)
     tokens.settle(taken)
@@ -118,7 +118,7 @@ def test_nothing_is_left_behind_the_last_token(own_folder: Path) -> None:
 
 
 def test_tokens_of_ended_processes_are_forgotten(own_folder: Path) -> None:
-    """Those of living ones stay, and one that is about to be filled; the folder goes with the last."""
+    """Only tokens of ended processes are removed, and the folder goes with the last token."""
     ended = subprocess.Popen(["true"])
     ended.wait()
     dead, living = made(ended.pid, {}), made(os.getpid(), {"family": 2})

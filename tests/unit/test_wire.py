@@ -13,21 +13,21 @@ import pytest
 
 from hil.capture.pcapng import CapturedFrame, read_pcapng
 from hil.capture.sides import came_in, reached
-from hil.errors import CaptureError, RuleError
+from hil.errors import CaptureError, FaultError
 from hil.roce.frames import CmAttribute
 from hil.roce.outline import outline
 from hil.wire.counts import WireCounts
-from hil.wire.rules import (
+from hil.wire.faults import (
     Action,
     Corrupt,
     CutCable,
     Delay,
     Drop,
     Duplicate,
+    Fault,
     MarkEcn,
     Match,
     Reorder,
-    Rule,
     Span,
     Truncate,
     only,
@@ -61,8 +61,8 @@ class Joined:
             end.recv(65536)
         end.settimeout(20)
 
-    def rule(self, action: Action, **match: object) -> None:
-        self.wire.add_rule(Rule("it", action, Match(**match)))  # type: ignore[arg-type]
+    def fault(self, action: Action, **match: object) -> None:
+        self.wire.add_fault(Fault("it", action, Match(**match)))  # type: ignore[arg-type]
 
     def settled(self) -> WireCounts:
         """The counts once all that was sent came in; they add up."""
@@ -108,14 +108,14 @@ def test_without_rules_frames_go_on_as_they_are(joined: Joined) -> None:
 
 def test_a_dropped_frame_goes_no_further(joined: Joined) -> None:
     """It is recorded where it came in, with a comment; the others go on."""
-    joined.rule(Drop(), opcodes=(0x04,), occurrences=only(2))
+    joined.fault(Drop(), opcodes=(0x04,), occurrences=only(2))
     for frame in SENDS:
         joined.a.send(frame)
     assert joined.get("b", 2) == [SENDS[0], SENDS[2]]
     joined.nothing("b")
     assert joined.settled().dropped == {"a": 1, "b": 0}
     recorded = joined.recorded()
-    assert [f.comment for f in recorded] == ["", "rule 'it', hit 1: Drop()", ""]
+    assert [f.comment for f in recorded] == ["", "fault 'it', hit 1: Drop()", ""]
     assert [f.data for f in came_in(recorded)] == SENDS
     assert [f.data for f in reached(recorded)] == [SENDS[0], SENDS[2]]
 
@@ -123,7 +123,7 @@ def test_a_dropped_frame_goes_no_further(joined: Joined) -> None:
 @pytest.mark.parametrize("action", [Corrupt(), Corrupt(repaired=True), Truncate(50), MarkEcn()], ids=str)
 def test_a_changed_frame_is_recorded_as_it_left(joined: Joined, action: Action) -> None:
     """What came in on the one interface, what the other node got on another."""
-    joined.rule(action, opcodes=(0x04,))
+    joined.fault(action, opcodes=(0x04,))
     joined.a.send(SENDS[0])
     (got,) = joined.get("b", 1)
     assert got != SENDS[0]
@@ -133,18 +133,18 @@ def test_a_changed_frame_is_recorded_as_it_left(joined: Joined, action: Action) 
 
 
 def test_a_change_that_changes_nothing_is_told_as_none(joined: Joined) -> None:
-    """A frame that is shorter than the rule keeps goes on unchanged, and the hit is told all the same."""
-    joined.rule(Truncate(1000))
+    """A frame that is shorter than the fault keeps goes on unchanged, and the hit is told all the same."""
+    joined.fault(Truncate(1000))
     joined.a.send(SENDS[0])
     assert joined.get("b", 1) == SENDS[:1]
     counts = joined.settled()
     assert (counts.unchanged["a"], counts.changed["a"]) == (1, 0)
-    assert [entry["kind"] for entry in joined.wire.log()] == ["rule"]
+    assert [entry["kind"] for entry in joined.wire.log()] == ["fault"]
 
 
 def test_a_delayed_frame_is_overtaken(joined: Joined) -> None:
     """It goes on after its time, not before; until then it counts as held."""
-    joined.rule(Delay(300_000_000), opcodes=(0x04,), occurrences=only(1))
+    joined.fault(Delay(300_000_000), opcodes=(0x04,), occurrences=only(1))
     begun_ns = time.monotonic_ns()
     joined.a.send(SENDS[0])
     joined.a.send(SENDS[1])
@@ -159,8 +159,8 @@ def test_a_delayed_frame_is_overtaken(joined: Joined) -> None:
 
 def test_a_duplicate_follows_its_original(joined: Joined) -> None:
     """At once or later, as many as asked; each that left is recorded."""
-    joined.rule(Duplicate(2), opcodes=(0x04,), occurrences=only(1))
-    joined.rule(Duplicate(1, after_ns=1_000_000), opcodes=(0x04,), occurrences=only(1))
+    joined.fault(Duplicate(2), opcodes=(0x04,), occurrences=only(1))
+    joined.fault(Duplicate(1, after_ns=1_000_000), opcodes=(0x04,), occurrences=only(1))
     joined.a.send(SENDS[0])
     assert joined.get("b", 3) == [SENDS[0]] * 3
     joined.a.send(SENDS[1])
@@ -172,7 +172,7 @@ def test_a_duplicate_follows_its_original(joined: Joined) -> None:
 
 def test_a_reordered_frame_waits_for_those_behind_it(joined: Joined) -> None:
     """Two that came later go first; frames of the other side do not count."""
-    joined.rule(Reorder(2, LONG_NS), opcodes=(0x04,), occurrences=only(1))
+    joined.fault(Reorder(2, LONG_NS), opcodes=(0x04,), occurrences=only(1))
     joined.a.send(SENDS[0])
     joined.b.send(FRAMES[0])
     joined.get("a", 1)
@@ -185,8 +185,8 @@ def test_a_reordered_frame_waits_for_those_behind_it(joined: Joined) -> None:
 
 
 def test_a_reordered_frame_that_nothing_follows_goes_on_in_the_end(joined: Joined) -> None:
-    """After the time that the rule gives it."""
-    joined.rule(Reorder(2, 1_000_000), opcodes=(0x04,))
+    """After the time that the fault gives it."""
+    joined.fault(Reorder(2, 1_000_000), opcodes=(0x04,))
     joined.a.send(SENDS[0])
     assert joined.get("b", 1) == SENDS[:1]
     assert joined.settled().late == {"a": 1, "b": 0}
@@ -194,7 +194,7 @@ def test_a_reordered_frame_that_nothing_follows_goes_on_in_the_end(joined: Joine
 
 def test_any_number_of_frames_may_wait_for_each_other(joined: Joined) -> None:
     """Three thousand frames, each of which waits for one behind it, all go on when one is let through."""
-    handle = joined.wire.add_rule(Rule("it", Reorder(1, LONG_NS), Match(side="a")))
+    handle = joined.wire.add_fault(Fault("it", Reorder(1, LONG_NS), Match(side="a")))
     for _ in range(3000):
         joined.a.send(SENDS[0])
     handle.wait_hits(3000)
@@ -206,7 +206,7 @@ def test_any_number_of_frames_may_wait_for_each_other(joined: Joined) -> None:
 
 def test_a_cut_cable_is_mended_when_its_time_is_over(joined: Joined) -> None:
     """The frame that cut it, and every other of both sides, is dropped until then, and recorded with a comment."""
-    joined.rule(CutCable(300_000_000), opcodes=(0x04,), occurrences=only(1))
+    joined.fault(CutCable(300_000_000), opcodes=(0x04,), occurrences=only(1))
     joined.a.send(SENDS[0])
     joined.a.send(SENDS[1])
     joined.b.send(FRAMES[0])
@@ -223,8 +223,8 @@ def test_a_cut_cable_is_mended_when_its_time_is_over(joined: Joined) -> None:
 
 def test_frames_that_wait_when_the_cable_is_cut_are_lost_with_it(joined: Joined) -> None:
     """They count as dropped once their time comes, and their copies were never there."""
-    joined.rule(Delay(500_000_000), opcodes=(0x04,), occurrences=only(1))
-    joined.rule(Duplicate(1, after_ns=500_000_000), opcodes=(0x04,))
+    joined.fault(Delay(500_000_000), opcodes=(0x04,), occurrences=only(1))
+    joined.fault(Duplicate(1, after_ns=500_000_000), opcodes=(0x04,))
     joined.a.send(SENDS[0])
     joined.a.send(SENDS[1])
     assert joined.get("b", 1) == [SENDS[1]]
@@ -257,25 +257,25 @@ def test_a_frame_is_injected(joined: Joined) -> None:
     assert (frame.number, frame.interface, frame.comment) == (number, "to-a", "injected")
     assert [(e["kind"], e["side"], e["frame"]) for e in joined.wire.log()] == [("inject", "a", number)]
     for side, data in (("c", SENDS[0]), ("a", b"short")):
-        with pytest.raises(RuleError, match="a frame has a header, a side is a or b"):
+        with pytest.raises(FaultError, match="a frame has a header, a side is a or b"):
             joined.wire.inject(side, data)
 
 
 def test_every_hit_is_told_with_its_frame(joined: Joined) -> None:
-    """The log names rule, hit, action, side and the frame's number in the capture; the handle counts."""
-    handle = joined.wire.add_rule(Rule("lose SENDs", Drop(), Match(opcodes=(0x04,), occurrences=Span(2))))
+    """The log names fault, hit, action, side and the frame's number in the capture; the handle counts."""
+    handle = joined.wire.add_fault(Fault("lose SENDs", Drop(), Match(opcodes=(0x04,), occurrences=Span(2))))
     for frame in SENDS:
         joined.a.send(frame)
     assert handle.wait_hits(2) == 2
     entries = joined.wire.log()
-    told = [(e["kind"], e["rule"], e["hit"], e["action"], e["side"], e["frame"]) for e in entries]
-    assert told == [("rule", "lose SENDs", n, "Drop()", "a", n + 1) for n in (1, 2)]
+    told = [(e["kind"], e["fault"], e["hit"], e["action"], e["side"], e["frame"]) for e in entries]
+    assert told == [("fault", "lose SENDs", n, "Drop()", "a", n + 1) for n in (1, 2)]
     assert (handle.state().matched, handle.state().hits, handle.state().active) == (3, 2, True)
 
 
 def test_a_rule_that_is_removed_acts_no_more(joined: Joined) -> None:
     """Its counts stay; to remove it again is a mistake that is named."""
-    handle = joined.wire.add_rule(Rule("it", Drop(), Match(cm=(CmAttribute.DREQ,))))
+    handle = joined.wire.add_fault(Fault("it", Drop(), Match(cm=(CmAttribute.DREQ,))))
     dreq = next(f for f in FRAMES if (o := outline(f)) and o.cm == CmAttribute.DREQ)
     joined.a.send(dreq)
     handle.wait_hits()
@@ -283,12 +283,12 @@ def test_a_rule_that_is_removed_acts_no_more(joined: Joined) -> None:
     joined.a.send(dreq)
     assert joined.get("b", 1) == [dreq]
     assert handle.hits() == 1 and not handle.state().active
-    with pytest.raises(RuleError, match=r"rule it .* is not set"):
+    with pytest.raises(FaultError, match=r"fault it .* is not set"):
         handle.remove()
 
 
 def test_damaged_frames_never_end_the_wire(joined: Joined) -> None:
-    """Thousands of altered and cut frames under every rule: each is accounted for. The seed is fixed."""
+    """Thousands of altered and cut frames under every fault: each is accounted for. The seed is fixed."""
     actions: list[Action] = [
         Corrupt(3),
         Corrupt(-9, repaired=True),
@@ -300,7 +300,7 @@ def test_damaged_frames_never_end_the_wire(joined: Joined) -> None:
         Drop(),
     ]
     for number, action in enumerate(actions):
-        joined.wire.add_rule(Rule(f"rule {number}", action, Match(probability=0.3, seed=number)))
+        joined.wire.add_fault(Fault(f"fault {number}", action, Match(probability=0.3, seed=number)))
     rng = random.Random(7)
     joined.b.setblocking(False)
     for _ in range(4000):
@@ -350,7 +350,7 @@ def test_a_wire_that_was_killed_is_named(joined: Joined) -> None:
     """Every question to it raises CaptureError."""
     joined.wire._process.kill()
     joined.wire._process.wait()
-    for ask in (joined.wire.counts, joined.wire.log, joined.wire.rules):
+    for ask in (joined.wire.counts, joined.wire.log, joined.wire.faults):
         with pytest.raises(CaptureError, match="the wire's process"):
             ask()
 

@@ -1,7 +1,7 @@
-"""Calls of the ``capture`` role on a node: record a netdev's frames, and hand them over piece by piece.
+"""Calls of the ``capture`` role on a node: record a netdev's frames, and return them piece by piece.
 
-Nothing is written to the node's disk. A piece is a row of records: ``RECORD`` and the frame's bytes; or, from a
-program, whatever it wrote to its standard output.
+Nothing is written to the node's disk. A piece is a series of records, each ``RECORD`` and the frame's bytes. From a
+program a piece is a part of its standard output.
 """
 
 import contextlib
@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import Any
 
 RECORD = struct.Struct(">QIB")
-"""When (CLOCK_REALTIME, ns), how many bytes follow, and whether the node sent them."""
+"""The time (CLOCK_REALTIME, ns), the number of bytes that follow, and whether the node sent them."""
 PIECE = 4 << 20
 MAX_FRAME = 1 << 17
 STOP_TIMEOUT_S, LAST_FRAMES_S = 10.0, 5.0
-# libpcap hands frames over in blocks, a block that is not full when this time is over; what is left in it when the
-# program ends is lost without a word.
+# libpcap delivers frames in blocks, a partly filled block after this time.
+# Frames in a block at the program's end are lost without a report.
 BLOCK_S = 0.6
 CLOCK_READINGS = 7
-# Of the memory that is free when a recording begins: one that nobody takes must not end the node, or its programs.
+# The part of free memory that a recording may use.
+# A recording that is never collected must not stop the node or its programs.
 KEPT_PART = 4
 NETDEVS, DEVICES = Path("/sys/class/net"), Path("/sys/class/infiniband")
-# What an adapter counts that came in and that no socket was given (the kernel's sysfs-class-net-statistics).
-# rx_dropped is not among it: the kernel also counts there what it has no use for.
+# An adapter's counters of incoming frames that no socket got (the kernel's sysfs-class-net-statistics).
+# rx_dropped is left out: it also counts frames that the kernel has no use for.
 LOST_BY_ADAPTER = ("rx_missed_errors", "rx_over_errors", "rx_fifo_errors", "rx_crc_errors", "rx_frame_errors")
 # linux/if_ether.h, linux/if_packet.h, asm-generic/socket.h
 ETH_P_ALL, SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA = 3, 263, 1, 6, 8
@@ -39,9 +40,10 @@ PACKET_MR_PROMISC, PACKET_OUTGOING, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VA
 SO_TIMESTAMPNS, SO_RCVBUFFORCE, SO_ATTACH_FILTER = 35, 33, 26
 _AUXDATA = struct.Struct("=IIIHHHH")
 _TIMESPEC = struct.Struct("=qq")
-# TCP carries what is recorded home: were it recorded too, each piece would make the next one larger.
+# TCP carries the recording to the controller. Recording TCP as well would make each piece larger than the last.
 NO_TCP = "not (tcp or (vlan and tcp))"
-# The same for the kernel: code, jump if true, jump if false, constant (linux/bpf_common.h); X is what a VLAN tag takes.
+# The same filter for the kernel: code, jump if true, jump if false, constant (linux/bpf_common.h).
+# X is the length of a VLAN tag.
 _NO_TCP = (
     (0x01, 0, 0, 0),  # ldx #0
     (0x28, 0, 0, 12),  # ldh EtherType
@@ -55,19 +57,19 @@ _NO_TCP = (
     (0x15, 0, 3, 0x86DD),
     (0x50, 0, 0, 20),  # ldb [x + IPv6's next header]
     (0x15, 0, 1, 6),
-    (0x06, 0, 0, 0),  # TCP: nothing of it
-    (0x06, 0, 0, 0xFFFFFFFF),  # anything else: all of it
+    (0x06, 0, 0, 0),  # TCP: drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # any other frame: keep all of it
 )
 
 
 def leave_tcp_out(of: socket.socket) -> None:
-    """Let no TCP come to a socket of Ethernet frames, tagged ones included. Raises OSError."""
+    """Filter TCP, tagged or not, out of a socket of Ethernet frames. Raises OSError."""
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _NO_TCP))
     of.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(_NO_TCP), ctypes.addressof(code)))
 
 
 class Kept:
-    """Bytes that wait to be taken, ``most`` of them at most. Any thread may call."""
+    """At most ``most`` bytes that wait for collection. Any thread may call."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -76,14 +78,14 @@ class Kept:
         self.written = 0
 
     def add(self, data: bytes) -> str:
-        """Keep ``data`` as well; why nothing more may come, or "" while it may."""
+        """Keep ``data`` as well. Returns the reason why no more data may come, or "" while it may."""
         with self._lock:
             self._waiting += data
             self.written += len(data)
             return too_much(len(self._waiting)) if len(self._waiting) > self._most else ""
 
     def piece(self, most: int) -> bytes:
-        """The next bytes, ``most`` of them at most; they are not kept any more."""
+        """Take the next bytes, at most ``most`` of them."""
         with self._lock:
             taken = bytes(self._waiting[:most])
             del self._waiting[:most]
@@ -91,16 +93,16 @@ class Kept:
 
 
 class PacketSocket:
-    """Frames of one netdev from an AF_PACKET socket with ``buffer`` bytes of the kernel's, kept until they are taken.
+    """Records one netdev's frames by an AF_PACKET socket with a kernel buffer of ``buffer`` bytes.
 
-    ``most``: bytes that it keeps before it ends. ``everything``: TCP too. ``problem`` says why it ended before it was
-    stopped. Raises OSError without CAP_NET_RAW.
+    It ends once it keeps ``most`` bytes. ``everything``: record TCP too. ``problem`` says why it ended before ``stop``.
+    Raises OSError without CAP_NET_RAW.
     """
 
     def __init__(self, netdev: str, buffer: int, most: int, *, everything: bool = True) -> None:
         self._kept = Kept(most)
         self.piece = self._kept.piece
-        # Protocol 0 hears nothing before it is bound: no frame of another netdev comes first.
+        # A socket of protocol 0 gets no frame before it is bound, so none of another netdev.
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
@@ -121,7 +123,7 @@ class PacketSocket:
         while not self._ending.is_set():
             if select.select([self._socket], [], [], 0.1)[0]:
                 self._take()
-        # What the kernel had for us by then is recorded too; what still comes is not waited for.
+        # Frames in the kernel's buffer by then are recorded. Later frames are not waited for.
         had, end_ns = self.counts()["seen"], time.monotonic_ns() + int(LAST_FRAMES_S * 1e9)
         while not self.problem and self.frames + self._drops < had:
             if time.monotonic_ns() > end_ns:
@@ -138,15 +140,15 @@ class PacketSocket:
             return
         stamp_ns, data = with_ancillary(data, ancillary)
         self.problem = self._kept.add(RECORD.pack(stamp_ns, len(data), address[2] == PACKET_OUTGOING) + data)
-        # Counted when it is kept: a piece that is taken after a count has every frame that was counted.
+        # A frame is counted when it is kept, so a piece taken after a count has every counted frame.
         self.frames += 1
         if self.problem:
             self._ending.set()
 
     def counts(self) -> dict[str, int]:
-        """How many frames the kernel had for us, how many of them it dropped, how many were read, as how many bytes."""
+        """The number of frames the kernel had for the socket, of dropped frames, of frames read, and of bytes read."""
         with self._lock:
-            # The kernel counts from nought again after each answer.
+            # The kernel restarts its counters from 0 after each answer.
             seen, drops = struct.unpack("=II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
             self._seen, self._drops = self._seen + seen, self._drops + drops
             return {"seen": self._seen, "drops": self._drops, "frames": self.frames, "written": self._kept.written}
@@ -155,24 +157,24 @@ class PacketSocket:
         return ""
 
     def stop(self) -> None:
-        """End it; ``problem`` says what is not as it should be."""
+        """End the recording. ``problem`` then says what went wrong."""
         self._ending.set()
         self._reader.join()
 
 
 def free_memory() -> int:
-    """The memory that programs can have without anything else being swapped out, in bytes (proc(5), MemAvailable)."""
+    """The memory that programs can take without swapping, in bytes (proc(5), MemAvailable)."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10
 
 
 def too_much(kept: int) -> str:
-    """Why a recording of which so many bytes are kept goes no further."""
+    """The reason why a recording that keeps ``kept`` bytes ends."""
     return f"{kept >> 20} MiB waited to be taken, and the node has no memory for more"
 
 
 def with_ancillary(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> tuple[int, bytes]:
-    """The kernel's time stamp, and the frame with the VLAN tag that the kernel took out of it."""
+    """The kernel's time stamp, and the frame with the VLAN tag that the kernel removed."""
     stamp_ns = 0
     for level, kind, value in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS):
@@ -187,14 +189,14 @@ def with_ancillary(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> tupl
 
 
 class Program:
-    """What dumpcap or tcpdump writes to its standard output, kept until it is taken.
+    """Keeps the standard output of dumpcap or tcpdump until it is collected.
 
-    ``most``: bytes that it keeps before it ends. ``problem`` says why it ended before it was stopped, or with which
-    status. Raises FileNotFoundError when the node has no such program.
+    It ends once it keeps ``most`` bytes. ``problem`` says why it ended before ``stop``, or with which status. Raises
+    FileNotFoundError when the node has no such program.
     """
 
-    # The program ends with us, however we end: our end of its shell's standard input is closed then. The shell itself
-    # lets go of the program's output, so that we see its end.
+    # The program ends with this process: its shell's standard input is then closed.
+    # The shell closes its own copy of the program's output, so that this process sees the output's end.
     _SHELL = '"$@" & child=$!; exec > /dev/null; cat; kill -TERM $child 2> /dev/null; wait $child'
 
     def __init__(self, command: list[str], most: int) -> None:
@@ -217,11 +219,11 @@ class Program:
         while data := self._process.stdout.read1(1 << 16):  # type: ignore[union-attr]
             self.problem = self._kept.add(data)
             if self.problem:
-                # It would wait for ever for somebody who reads.
+                # Without a reader the program would wait for ever.
                 self._process.stdout.close()  # type: ignore[union-attr]
                 return
         if not self._stopping:
-            self.problem = "it ended before it was told to"
+            self.problem = "it ended too early"
 
     def _listen(self) -> None:
         while data := self._process.stderr.read1(1 << 16):  # type: ignore[union-attr]
@@ -229,11 +231,11 @@ class Program:
                 self._said += data
 
     def counts(self) -> dict[str, int]:
-        """How many bytes it wrote; frames are counted by these programs when they end."""
+        """The number of bytes the program wrote. These programs count frames only when they end."""
         return {"written": self._kept.written}
 
     def stop(self) -> None:
-        """End it; ``problem`` says what is not as it should be. Raises TimeoutExpired."""
+        """End the program. ``problem`` then says what went wrong. Raises TimeoutExpired."""
         time.sleep(BLOCK_S)
         self._stopping = True
         assert self._process.stdin is not None
@@ -257,7 +259,7 @@ def program(method: str, interface: str, *, everything: bool = False) -> list[st
         command = ["dumpcap", "-q", "-i", interface, "-P", "-B", "64", "-w", "-"]
         return command if everything else [*command, "-f", NO_TCP]
     if method == "tcpdump":
-        # On RDMA devices libpcap has microseconds only, and refuses to be asked for more.
+        # On RDMA devices libpcap has only microseconds, and refuses nanoseconds.
         nano = ["--time-stamp-precision=nano"] * (NETDEVS / interface).exists()
         precise = [*nano, "--immediate-mode"]
         command = ["tcpdump", "-i", interface, "-n", "-U", "-s", "0", "-B", "65536", *precise, "-w", "-"]
@@ -266,8 +268,10 @@ def program(method: str, interface: str, *, everything: bool = False) -> list[st
 
 
 def lost_by_adapter(interface: str) -> dict[str, int]:
-    """What the adapters below an interface, a netdev or an RDMA device, say they lost, by the counter's name; of those
-    that the kernel has."""
+    """Lost frames of the adapters below an interface, by counter, for the counters that the kernel has.
+
+    The interface is a netdev or an RDMA device.
+    """
     found: dict[str, int] = {}
     for below in _netdevs_of(interface):
         for name in LOST_BY_ADAPTER:
@@ -277,9 +281,9 @@ def lost_by_adapter(interface: str) -> dict[str, int]:
 
 
 def _netdevs_of(interface: str) -> set[str]:
-    """The netdev itself and those that it is on top of, as a VLAN's; those of an RDMA device."""
+    """The netdev and those below it, as for a VLAN; for an RDMA device its netdevs."""
     if not (NETDEVS / interface).exists():
-        # libpcap calls the second port of a device NAME:2.
+        # libpcap names the second port of a device NAME:2.
         device = interface.partition(":")[0]
         return {path.name for path in DEVICES.glob(f"{glob.escape(device)}/device/net/*")}
     lower = [path.name.removeprefix("lower_") for path in (NETDEVS / interface).glob("lower_*")]
@@ -292,7 +296,7 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
     recorded: dict[str, dict[str, int]] = {}
 
     def start(method: str, interface: str, buffer: int, *, everything: bool) -> dict[str, int]:
-        """Record from now on, and nothing else that was started before. TCP is left out unless ``everything``."""
+        """Begin a recording in place of any earlier one. TCP is left out unless ``everything``."""
         made: PacketSocket | Program
         lost_before, most = lost_by_adapter(interface), free_memory() // KEPT_PART
         if method == "packet-socket":
@@ -311,7 +315,7 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
         return {"said": made.said(), "problem": made.problem}
 
     def pull(most: int) -> dict[str, Any]:
-        # Counted before the piece is taken: every frame counted is in this piece, or in one before or behind it.
+        # The count comes before the piece, so every counted frame is in this piece or in another one.
         (made,) = running
         counts = made.counts()
         told = {"piece": made.piece(min(most, PIECE)), "epoch_ns": epoch_ns(), "problem": made.problem, "lost": lost()}
@@ -334,7 +338,7 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
 
 
 def epoch_ns() -> int:
-    """CLOCK_REALTIME less CLOCK_MONOTONIC now: the best of a few readings, as we may be held up between the two."""
+    """CLOCK_REALTIME minus CLOCK_MONOTONIC now, in ns: the best of a few readings, because a reading may be delayed."""
     readings = []
     for _ in range(CLOCK_READINGS):
         before_ns, real_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()

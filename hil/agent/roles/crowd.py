@@ -22,7 +22,7 @@ def serve(emit: Emit) -> Mapping[str, Callable[..., Any]]:
 
 
 class Crowd(Service):
-    """Many sockets at once, each with one receive posted into memory that they share."""
+    """Many sockets, each with one receive posted into shared memory."""
 
     def __init__(self, switch: Switch) -> None:
         super().__init__(switch)
@@ -33,7 +33,7 @@ class Crowd(Service):
     # --- the listening side ------------------------------------------------------------------------------------------
 
     def accept_crowd(self, s: int, event: int, count: int, timeout_s: float) -> list[int]:
-        """Accept ``count`` connections and post a receive on each; fewer when ``timeout_s`` is over."""
+        """Accept ``count`` connections, or fewer within ``timeout_s``, with a receive on each. Returns the sockets."""
         accepted: list[int] = []
         end = time.monotonic() + timeout_s
         while len(accepted) < count and time.monotonic() < end:
@@ -42,13 +42,13 @@ class Crowd(Service):
                 self._switch.events[event].wait(0.1)
                 continue
             accepted.append(answer["result"])
-            self._equip(answer["result"])
+            self._post_receive(answer["result"])
         return accepted
 
     # --- the connecting side -----------------------------------------------------------------------------------------
 
     def connect_crowd(self, ip: str, address: str, port: int, first: int, count: int) -> list[int]:
-        """Begin ``count`` connects, from ports ``first`` on."""
+        """Begin ``count`` connects, from port ``first`` on. Returns the sockets."""
         begun = []
         for own in range(first, first + count):
             s = self._must("WSPSocket", w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP, None, 0, w.WSA_FLAG_OVERLAPPED)
@@ -62,9 +62,9 @@ class Crowd(Service):
         return begun
 
     def connects_ended(self, sockets: list[int], timeout_s: float) -> dict[str, int]:
-        """How these connects ended, by code; "pending" for those that have not in ``timeout_s``.
+        """The number of connects by code, and "pending" for those that did not end in ``timeout_s``.
 
-        Connected sockets get their receive.
+        Connected sockets get a receive.
         """
         found: Counter[str] = Counter()
         end = time.monotonic() + timeout_s
@@ -77,12 +77,12 @@ class Crowd(Service):
             code = Code(events.iErrorCode[w.FD_CONNECT_BIT])
             found[code.name] += 1
             if code is Code.OK:
-                self._equip(s)
+                self._post_receive(s)
         return dict(found)
 
     # --- both --------------------------------------------------------------------------------------------------------
 
-    def _equip(self, s: int) -> None:
+    def _post_receive(self, s: int) -> None:
         if not self._memory:
             self._memory = self._switch.new_memory(1 << 20)["memory"]
         address = self._switch.memories[self._memory].address
@@ -93,7 +93,7 @@ class Crowd(Service):
         self._receives[s] = number
 
     def close_crowd(self, sockets: list[int], threads: int = 1) -> list[float]:
-        """Close these sockets, from several threads when asked; the seconds each close took, in order of their end.
+        """Close these sockets from ``threads`` threads. Returns the seconds of each close, in the order of their end.
 
         With a thread for each socket all closes begin at once.
         """
@@ -122,11 +122,11 @@ class Crowd(Service):
         return seconds
 
     def quickest_close(self, sockets: list[int]) -> float:
-        """Close these sockets one after the other: the least that a close took, in seconds."""
+        """Close these sockets one after the other. Returns the shortest close in seconds."""
         return min(self.close_crowd(sockets))
 
     def receives_ended(self, sockets: list[int], timeout_s: float) -> dict[str, int]:
-        """How the receives of these sockets ended, by code and bytes; "pending" for those that have not."""
+        """The number of these sockets' receives by code and bytes, and "pending" for those that did not end."""
         found: Counter[str] = Counter()
         end = time.monotonic() + timeout_s
         for s in sockets:

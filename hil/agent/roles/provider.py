@@ -1,4 +1,4 @@
-"""The ``provider`` role of a worker: the calls by which the controller drives a switch and its provider."""
+"""The ``provider`` role of a worker: the controller's calls to a switch and its provider."""
 
 import ctypes
 import hashlib
@@ -33,7 +33,7 @@ from hil.winsock.structures import (
 TCP = WSAPROTOCOL_INFOW(w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP)
 COMPLETE = "WPUCompleteOverlappedRequest"
 SETTLE_S = 0.05
-# A WSATHREADID that whoever looks into it stumbles over.
+# An invalid WSATHREADID. A provider that uses it fails.
 _NO_THREAD = "no thread"
 
 
@@ -49,10 +49,9 @@ def pattern(seed: int, length: int) -> bytes:
 
 
 class Service:
-    """One method a remote call; journals each WSP function with its times, result and code.
+    """Each method is a remote call. Each WSP function is journalled with its times, result and code.
 
-    ``deliberately`` names the switch's obligations that a call is meant to break; an obligation broken without being
-    named makes the test fail.
+    ``deliberately`` names the switch's obligations that a call may break. Any other broken one makes the test fail.
     """
 
     def __init__(self, switch: Switch) -> None:
@@ -74,8 +73,8 @@ class Service:
     ) -> int:
         """Load the provider and call WSPStartupEx.
 
-        ``provider`` is the factory as ``MODULE:NAME``, ``code`` a zip archive that has it where the node does not,
-        ``settings`` are the provider's, ``missing`` is an argument to leave out.
+        ``provider`` is the factory as ``MODULE:NAME``. ``code`` is a zip archive with it, for a node without it.
+        ``settings`` are the provider's. ``missing`` is an argument to leave out.
         """
         bring(code)
         factory = load(provider)
@@ -89,7 +88,7 @@ class Service:
         return self.start_again(version, missing)
 
     def start_again(self, version: int = w.WINSOCK_2_2, missing: str = "", own_info: bool = False) -> int:
-        """A further WSPStartupEx of the loaded provider; ``own_info`` with its own protocol info, not TCP/IP's."""
+        """Call WSPStartupEx of the loaded provider again. ``own_info``: with its own protocol info, not TCP/IP's."""
         assert self._library is not None
         data, begun_ns = WSPDATA(), time.monotonic_ns()
         info = self._info if own_info else TCP
@@ -105,7 +104,7 @@ class Service:
         return int(code)
 
     def catalogue(self) -> dict[str, Any]:
-        """What the installation published: the entry the switch loads, the registry, and what applications see."""
+        """The installation's results: the entry that the switch loads, the registry, and the applications' view."""
         entry = self._catalogue.san_provider()
         return {
             "dwProviderFlags": entry.dwProviderFlags,
@@ -117,17 +116,17 @@ class Service:
         }
 
     def surface(self) -> dict[str, list[str]]:
-        """What the loaded provider exports, and what its dispatch table holds."""
+        """The loaded provider's exports, and the names in its dispatch table."""
         exported = [name for name in dir(self._library) if not name.startswith("_")]
         return {"exports": exported, "table": sorted(self._switch.functions)}
 
     def end(self) -> list[dict[str, Any]]:
-        """Close every socket that is open, as the switch must (SWITCH-14), and call WSPCleanup; all the answers."""
+        """Close every open socket, as the switch must (SWITCH-14), and call WSPCleanup. Returns all answers."""
         answers = [self._switch.close_socket(s) for s in self._switch.obligations.open_sockets()]
         return [*answers, self.WSPCleanup()]
 
     def process(self) -> dict[str, int]:
-        """This process's open descriptors, threads, resident memory and pinned memory, in bytes."""
+        """This process's numbers of open descriptors and threads, and its resident and pinned memory in bytes."""
         status = dict(
             line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line
         )
@@ -140,29 +139,31 @@ class Service:
         }
 
     def exhaust_descriptors(self, spare: int = 0) -> None:
-        """Let this process open ``spare`` descriptors more, and no further ones."""
+        """Let this process open only ``spare`` more descriptors."""
         used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
         resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + spare, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for _ in range(2):
-            # Those below that are free count as well.
+            # Free descriptors below the limit count as well.
             with suppress(OSError):
                 while True:
                     self._fillers.append(os.dup(0))
-            # Another thread may close one that it had open for a moment.
+            # Another thread may close a descriptor that it had open for a moment.
             time.sleep(SETTLE_S)
         for _ in range(spare):
             os.close(self._fillers.pop())
 
     def free_descriptors(self) -> None:
-        """Take ``exhaust_descriptors`` back."""
+        """Undo ``exhaust_descriptors``."""
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         while self._fillers:
             os.close(self._fillers.pop())
 
     def full_cm(self, call: str, arguments: Mapping[str, Any]) -> Any:
-        """Make a call of this service while the kernel's connection manager has no room: it says ENOSPC to every
-        request, because /dev/full is in the place of the provider's channel. Nothing else may happen meanwhile."""
+        """Make a call of this service while the kernel's connection manager has no room.
+
+        /dev/full replaces the provider's channel, so every request gives ENOSPC. No other call may run meanwhile.
+        """
         channel = self._provider.cm_fd
         kept, full = os.dup(channel), os.open("/dev/full", os.O_RDWR)
         os.dup2(full, channel, inheritable=False)
@@ -174,13 +175,13 @@ class Service:
             os.close(full)
 
     def drop_rights(self) -> None:
-        """Give up root and with it every capability, as a process of an ordinary user."""
+        """Give up root and every capability, so that this process is an ordinary user's."""
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
 
     def lock_limit(self, length: int) -> None:
-        """Let this process lock ``length`` bytes of memory; binds it once it has no CAP_IPC_LOCK (MEM-05)."""
+        """Let this process lock at most ``length`` bytes of memory. It takes effect without CAP_IPC_LOCK (MEM-05)."""
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (length, length))
 
     # --- the switch's objects ----------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ class Service:
         return self._switch.memories[memory].read(offset, length)
 
     def fill_memory(self, memory: int, offset: int, length: int, seed: int) -> str:
-        """Fill with ``pattern`` and tell its SHA-256: large contents stay on the node."""
+        """Fill with ``pattern``. Returns its SHA-256, so that large contents stay on the node."""
         data = pattern(seed, length)
         self._switch.memories[memory].write(offset, data)
         return hashlib.sha256(data).hexdigest()
@@ -208,24 +209,24 @@ class Service:
         return hashlib.sha256(self._switch.memories[memory].read(offset, length)).hexdigest()
 
     def remap_memory(self, memory: int, offset: int = 0, length: int = 0) -> None:
-        """Give a memory's pages back, or ``length`` bytes of them, and map new ones, zeroed, at the same address."""
+        """Replace a memory's pages, or ``length`` bytes of them, by new, zeroed ones at the same address."""
         self._switch.memories[memory].remap(offset, length)
 
     def free_memory(self, memory: int) -> None:
         self._switch.memories.pop(memory).free()
 
     def handle_of(self, s: int) -> int:
-        """The switch handle that was made for a descriptor."""
+        """The switch handle of a descriptor."""
         return self._switch.handle_of(s)
 
     def query_context(self, handle: int) -> dict[str, int]:
-        """WPUQuerySocketHandleContext, called from here as the provider may."""
+        """Call WPUQuerySocketHandleContext, as a provider may."""
         context, code = [0], LpErrno()
         result = self._switch.table().lpWPUQuerySocketHandleContext(handle, context, code)
         return {"result": result, "context": context[0], "code": int(code.value)}
 
     def upcall(self, function: str, handle: int, overlapped: int = 0, error: int = 0) -> dict[str, int]:
-        """Make one of the up-calls that take a switch handle, as a provider would."""
+        """Make one of the up-calls with a switch handle, as a provider would."""
         code, table = LpErrno(), self._switch.table()
         if function == "WPUCloseSocketHandle":
             result = table.lpWPUCloseSocketHandle(handle, code)
@@ -257,23 +258,23 @@ class Service:
         self._switch.events[event].SetEvent()
 
     def in_next_completion(self, call: str, arguments: Mapping[str, Any]) -> None:
-        """Make a call of this service from inside the next completion up-call; ``answer_in_completion`` tells more."""
+        """Make a call of this service inside the next completion up-call. ``answer_in_completion`` gives its result."""
         self._switch.on_next[COMPLETE] = lambda: self._answers.put(getattr(self, call)(**arguments))
 
     def answer_in_completion(self, timeout_s: float = 10.0) -> Any:
-        """What the call made by ``in_next_completion`` returned. Raises queue.Empty."""
+        """The result of the call by ``in_next_completion``. Raises queue.Empty."""
         return self._answers.get(timeout=timeout_s)
 
     def in_a_row(self, calls: list[tuple[str, dict[str, Any]]]) -> list[Any]:
-        """Make calls of this service one right behind the other; what each returned."""
+        """Make calls of this service one right after the other. Returns their results."""
         return [getattr(self, call)(**arguments) for call, arguments in calls]
 
     def pause(self, seconds: float) -> None:
-        """Let the adapter work for a moment, among other calls ``in_a_row``."""
+        """Give the adapter time to work, between other calls ``in_a_row``."""
         time.sleep(seconds)
 
     def hold_next(self, function: str, timeout_s: float = 25.0) -> dict[str, int]:
-        """Hold the next up-call of ``function``: event ``reached`` is set in it, and it returns when ``release`` is."""
+        """Hold the next up-call of ``function``. It sets event ``reached`` and returns when ``release`` is set."""
         reached, release = self._switch.new_event(), self._switch.new_event()
 
         def work() -> None:
@@ -287,12 +288,12 @@ class Service:
         return self._switch.wait_completion(overlapped, timeout_s)
 
     def wait_completions(self, overlapped: list[int], timeout_s: float) -> list[dict[str, int] | None]:
-        """``wait_completion`` of each, within ``timeout_s`` for all."""
+        """``wait_completion`` of each operation, within ``timeout_s`` for all together."""
         end = time.monotonic() + timeout_s
         return [self._switch.wait_completion(number, max(end - time.monotonic(), 0.0)) for number in overlapped]
 
     def late_by(self, seconds: float) -> None:
-        """Let every completion become visible so long after its up-call has returned; 0 leaves it to chance again."""
+        """Let every completion become visible ``seconds`` after its up-call has returned. 0 leaves it to chance."""
         self._switch.late_by_s = seconds
 
     def fail_next(self, function: str, code: int, times: int = 1) -> None:
@@ -311,7 +312,7 @@ class Service:
         token: int = 0,
         deliberately: Collection[str] = (),
     ) -> Any:
-        """``token``: dwProviderReserved of a duplicated socket."""
+        """Call WSPSocket. ``token``: dwProviderReserved of a duplicated socket."""
         info = WSAPROTOCOL_INFOW(w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP, dwProviderReserved=token)
         return self._switch.call("WSPSocket", af, type, protocol, info, g, flags, deliberately=deliberately)
 
@@ -326,11 +327,11 @@ class Service:
         return self._switch.call("WSPListen", s, backlog, deliberately=deliberately)
 
     def WSPEventSelect(self, s: int, event: int, mask: int) -> Any:
-        """``event`` 0 is NULL."""
+        """Call WSPEventSelect. ``event`` 0 is NULL."""
         return self._switch.call("WSPEventSelect", s, self._switch.events.get(event), mask)
 
     def WSPEnumNetworkEvents(self, s: int, event: int, null: bool = False, fill: int = 0) -> Any:
-        """``null``: no place for the answer; ``fill``: what iErrorCode holds before."""
+        """Call WSPEnumNetworkEvents. ``null``: pass no buffer for the answer. ``fill``: iErrorCode's content before."""
         out = WSANETWORKEVENTS(iErrorCode=[fill] * w.FD_MAX_EVENTS)
         place = None if null else out
         answer = self._switch.call("WSPEnumNetworkEvents", s, self._switch.events.get(event), place)
@@ -348,7 +349,7 @@ class Service:
         namelen: int = 0,
         deliberately: Collection[str] = (),
     ) -> Any:
-        """``callee_memory``: where the acceptor's data goes; read it when the connect has ended."""
+        """Call WSPConnect. ``callee_memory`` takes the acceptor's data; read it after the connect has ended."""
         name = name_of(address, port)
         self._caller = ctypes.create_string_buffer(caller_data, max(len(caller_data), 1))
         caller = WSABUF(len(caller_data), ctypes.addressof(self._caller)) if caller_data else None
@@ -359,7 +360,7 @@ class Service:
         return answer
 
     def callee_length(self) -> int:
-        """How many bytes the acceptor's data had, of the last WSPConnect with ``callee_memory``."""
+        """The length of the acceptor's data, in bytes, of the last WSPConnect with ``callee_memory``."""
         return self._callee.len if self._callee is not None else -1
 
     def WSPAccept(
@@ -374,9 +375,9 @@ class Service:
         room: int = 28,
         deliberately: Collection[str] = (),
     ) -> Any:
-        """Accept with a condition function that waits ``delay_s`` and answers ``decision``.
+        """Call WSPAccept with a condition function that waits ``delay_s`` and answers ``decision``.
 
-        ``condition``: "function", "none", or "junk" for a pointer to nothing. The answer tells what the function got.
+        ``condition``: "function", "none", or "junk" for an invalid pointer. The answer has the function's arguments.
         """
         addr, length = SockAddr(0, "", 0), [room]
         seen: dict[str, Any] = {}
@@ -413,7 +414,7 @@ class Service:
         return self._switch.call("WSPDeregisterMemory", s, handle, deliberately=deliberately)
 
     def WSPRegisterRdmaMemory(self, s: int, address: int, length: int, flags: int, room: int = 64) -> Any:
-        """``room``: the space offered for the descriptor."""
+        """Call WSPRegisterRdmaMemory. ``room``: the space for the descriptor, in bytes."""
         space, size = bytearray(room), [room]
         answer = self._switch.call("WSPRegisterRdmaMemory", s, address, length, flags, space, size)
         return answer | {"descriptor": bytes(space[: size[0]]), "descriptor_length": size[0]}
@@ -435,7 +436,7 @@ class Service:
         routine: bool = False,
         deliberately: Collection[str] = (),
     ) -> Any:
-        """``buffers``: [length, address] each; ``routine``: with a completion routine and a thread, to be ignored."""
+        """Call WSPSend. ``buffers``: [length, address] each. ``routine``: pass a completion routine and a thread id."""
         parts, o = [WSABUF(*b) for b in buffers], self._switch.overlapped[overlapped]
         arguments = (s, parts, len(parts), [0], flags, o, *self._junk(routine))
         return self._captured(parts, "WSPSend", *arguments, overlapped=overlapped, deliberately=deliberately)
@@ -453,9 +454,9 @@ class Service:
         return self._captured(parts, "WSPRecv", *arguments, overlapped=overlapped, deliberately=deliberately)
 
     def post_each(self, function: str, s: int, address: int, lengths: list[int]) -> list[list[int]]:
-        """WSPSend or WSPRecv of each of ``lengths``, one behind the other from ``address`` on, as fast as they go.
+        """Call WSPSend or WSPRecv for each of ``lengths``, one behind the other from ``address`` on, without a pause.
 
-        The number of each one's WSAOVERLAPPED, and the code.
+        Returns the number of each WSAOVERLAPPED, and the code.
         """
         answers = []
         for length in lengths:
@@ -489,7 +490,7 @@ class Service:
         return self._captured(parts, function, *arguments, overlapped=overlapped, deliberately=deliberately)
 
     def _captured(self, parts: list[Any], function: str, *arguments: Any, **more: Any) -> Any:
-        """Call, and use the WSABUFs for something else: a provider that kept the array transfers nonsense (Q7)."""
+        """Call, and then overwrite the WSABUFs, so that a provider that kept the array transfers wrong data (Q7)."""
         answer = self._switch.call(function, *arguments, **more)
         for part in parts:
             part.len, part.buf = 1, 1
@@ -497,7 +498,7 @@ class Service:
         return answer
 
     def _junk(self, routine: bool) -> tuple[object, object]:
-        """A completion routine and a thread id that nobody is to use, or NULL twice."""
+        """A completion routine and a thread id that a provider must not use, or NULL twice."""
         return (self._never, _NO_THREAD) if routine else (None, None)
 
     def _never(self, *arguments: object) -> None:
@@ -506,7 +507,7 @@ class Service:
     def WSPGetOverlappedResult(
         self, s: int, overlapped: int, wait: bool = False, fill: int = 0, deliberately: Collection[str] = ()
     ) -> Any:
-        """``fill``: what the places of the byte count and the flags hold before."""
+        """Call WSPGetOverlappedResult. ``fill``: the content of byte count and flags before the call."""
         count, flags = [fill], [fill]
         o = self._switch.overlapped[overlapped]
         arguments = (s, o, count, wait, flags)
@@ -538,7 +539,7 @@ class Service:
     def WSPIoctl(
         self, s: int, code: int, given: str = "", room: int = 4096, overlapped: int = 0, routine: bool = False
     ) -> Any:
-        """``given``: a GUID's text; ``overlapped`` 0 is NULL."""
+        """Call WSPIoctl. ``given``: a GUID's text. ``overlapped`` 0 is NULL."""
         out: list[Any] = []
         count = [0]
         o = self._switch.overlapped[overlapped] if overlapped else None
@@ -553,7 +554,7 @@ class Service:
     # --- hand-over and closing ---------------------------------------------------------------------------------------
 
     def WSPDuplicateSocket(self, s: int, pid: int, null: bool = False, deliberately: Collection[str] = ()) -> Any:
-        """The answer's ``token`` is dwProviderReserved."""
+        """Call WSPDuplicateSocket. The answer's ``token`` is dwProviderReserved."""
         info = WSAPROTOCOL_INFOW(0, w.SOCK_STREAM, w.IPPROTO_TCP)
         answer = self._switch.call("WSPDuplicateSocket", s, pid, None if null else info, deliberately=deliberately)
         return answer | {"token": info.dwProviderReserved}
@@ -562,15 +563,15 @@ class Service:
         return self._switch.call("WSPCloseSocket", s, deliberately=deliberately)
 
     def close(self, s: int) -> Any:
-        """WSPCloseSocket after deregistering what is idle, as the switch does it."""
+        """Deregister idle memory and call WSPCloseSocket, as the switch does."""
         return self._switch.close_socket(s)
 
     def close_in_next_completion(self, s: int) -> None:
-        """Call WSPCloseSocket from inside the next completion up-call."""
+        """Call WSPCloseSocket inside the next completion up-call."""
         self._switch.on_next[COMPLETE] = lambda: self._switch.close_socket(s)
 
     def recv_in_next_completion(self, s: int, buffers: list[list[int]], overlapped: int) -> None:
-        """Call WSPRecv from inside the next completion up-call."""
+        """Call WSPRecv inside the next completion up-call."""
         self._switch.on_next[COMPLETE] = lambda: self.WSPRecv(s, buffers, overlapped)
 
     def WSPCleanup(self, deliberately: Collection[str] = ()) -> Any:

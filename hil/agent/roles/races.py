@@ -32,13 +32,13 @@ from hil.winsock.codes import Code
 # A call that another thread makes: its name, the call, and the codes it may end with before the close.
 Use = tuple[str, Callable[[], Code], Set[Code]]
 REFUSED = (Code.WSAECONNREFUSED, Code.WSAECONNRESET)
-# Transfers into memory that the peer takes back are done, or break the connection.
+# Transfers into memory that the peer deregisters are done, or break the connection.
 BROKEN = RESET | {Code.WSAECONNABORTED}
 
 
 def serve(emit: Emit) -> Mapping[str, Callable[..., Any]]:
-    """The calls of this role: the provider role's, and the rounds'."""
-    # A crash tells on the console where it was; so does a process that hangs as a whole, when it is asked.
+    """The calls of this role: those of the provider role, and those of the rounds."""
+    # A crash writes its stack to the console. A process that hangs as a whole does so on SIGUSR1.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     ledger = Ledger(emit)
@@ -47,12 +47,12 @@ def serve(emit: Emit) -> Mapping[str, Callable[..., Any]]:
 
 
 class Races(Rounds):
-    """``_race_KIND`` runs a round on the closer's node, ``_serve_KIND`` the peer's end of it."""
+    """``_race_KIND`` runs a round on the closer's node, and ``_serve_KIND`` the peer's end of it."""
 
     # --- close against completion ------------------------------------------------------------------------------------
 
     def _race_completion(self, n: int) -> None:
-        """The close comes anywhere among the completions; the peer only looks on."""
+        """Close at any time among the completions. The peer does nothing meanwhile."""
         rng = self._rng(n, "closer")
         hand = self._connected(n, receives=rng.randint(1, 5))
         hand.mix(rng, rng.randint(0, 2))
@@ -85,7 +85,7 @@ class Races(Rounds):
     # --- close against connect and accept ----------------------------------------------------------------------------
 
     def _race_connect(self, n: int) -> None:
-        """The close comes anywhere in the time that a connect takes; now and then one is let through, to learn it."""
+        """Close at any time during a connect. Some connects run to their end, to measure their time."""
         if n % 16 < 2:
             hand = self._connected(n)
             hand.close()
@@ -94,11 +94,11 @@ class Races(Rounds):
             return
         s, number, event = self._begin_connect(n)
         pause(self._rng(n, "closer").uniform(0, 1.2 * self._typical_s))
-        self._tell("closed connected" if event.is_set() else "closed connecting")
+        self._count_call("closed connected" if event.is_set() else "closed connecting")
         self._discard(n, s, number)
 
     def _race_accept(self, n: int) -> None:
-        """The peer closes its listener, or what it accepted: the connect ends, and what is posted on it."""
+        """The peer closes its listener or its accepted socket. The connect and the operations on it must end."""
         s, number, event = self._begin_connect(n)
         if code := self._connect_code(s, event):
             if code not in REFUSED:
@@ -122,7 +122,7 @@ class Races(Rounds):
     # --- close from several threads ----------------------------------------------------------------------------------
 
     def _race_threads(self, n: int) -> None:
-        """Three threads close one descriptor while five others go on to use it, until they are told WSAENOTSOCK."""
+        """Three threads close one descriptor while five others use it until they get WSAENOTSOCK."""
         rng = self._rng(n, "closer")
         hand = self._connected(n, receives=3)
         hand.mix(rng, 1)
@@ -190,7 +190,7 @@ class Races(Rounds):
         rng.shuffle(kinds)
         for kind in kinds:
             hand.must_post(kind)
-        # How long a write takes is the link's affair: a close soon behind it meets fast ones, a late one slow ones.
+        # The link decides the time of a write. An early close meets fast writes, a late close slow ones.
         pause(0.15 * rng.random() ** 4)
         hand.close()
         hand.settle(CLOSED)
@@ -202,21 +202,21 @@ class Races(Rounds):
     # --- deregistration against a running transfer -------------------------------------------------------------------
 
     def _race_deregister(self, n: int) -> None:
-        """What is in use stays registered, what is idle goes; what was transferred is whole."""
+        """Deregister memory during transfers. Memory in use stays registered, and transferred data is whole."""
         rng = self._rng(n, "closer")
         hand = self._connected(n)
         for _ in range(3):
             for kind in rng.sample(("send", "write", "read", "write"), rng.randint(1, 4)):
                 hand.must_post(kind, rng.randint(64, SLOT))
             refused = self._deregister_until_done(hand)
-            self._tell(f"deregistered {'after WSAEINVAL' if refused else 'at once'}")
+            self._count_call(f"deregistered {'after WSAEINVAL' if refused else 'at once'}")
             hand.settle({Code.OK})
             hand.expect(hand.register(), {Code.OK}, "registering memory again")
         hand.close()
         hand.retire()
 
     def _deregister_until_done(self, hand: Hand) -> int:
-        """How often WSPDeregisterMemory was refused before it succeeded."""
+        """Call WSPDeregisterMemory until it succeeds. Returns the number of refusals."""
         end_ns = time.monotonic_ns() + int(self.limit_s * 1e9)
         refusals = itertools.count()
         while hand.expect(hand.deregister(), {Code.OK, Code.WSAEINVAL}, "WSPDeregisterMemory"):
@@ -226,11 +226,11 @@ class Races(Rounds):
         return next(refusals)
 
     def _serve_deregister(self, n: int, rng: random.Random, s: int, event: int) -> None:
-        """Receives pend here until the peer closes: until then their memory can never be deregistered."""
+        """Receives pend here until the peer closes, and until then their memory cannot be deregistered."""
         hand, going = self._greet(n, s, event, receives=SLOTS)
         while going and not hand.ended():
             if not hand.expect(hand.deregister(), {Code.OK, Code.WSAEINVAL}, "WSPDeregisterMemory"):
-                # Only when the connection is over, and with it every receive.
+                # The connection is over, and with it every receive.
                 hand.must_post("recv", 0, {Code.WSAECONNRESET})
                 break
             pause(rng.uniform(0, 0.01))
@@ -238,10 +238,10 @@ class Races(Rounds):
         hand.close()
         hand.retire()
 
-    # --- the peer deregisters what is being written ------------------------------------------------------------------
+    # --- the peer deregisters memory during a write ------------------------------------------------------------------
 
     def _race_withdraw(self, n: int) -> None:
-        """The peer takes its RDMA memory back while it is written."""
+        """The peer deregisters its RDMA memory while this end writes to it."""
         hand = self._connected(n, LONG_PIECE)
         for _ in range(2):
             hand.must_post("write", 0, BROKEN | {Code.WSA_IO_PENDING})
@@ -254,7 +254,7 @@ class Races(Rounds):
         if going:
             pause(rng.uniform(0, 0.15))
             code = hand.expect(hand.withdraw(), {Code.OK, Code.WSAEINVAL}, "WSPDeregisterRdmaMemory")
-            self._tell(f"withdrawn {code}")
+            self._count_call(f"withdrawn {code}")
             pause(rng.uniform(0, 0.02))
             hand.reached()
         hand.settle(BROKEN)
@@ -264,7 +264,7 @@ class Races(Rounds):
     # --- a storm of connectors ---------------------------------------------------------------------------------------
 
     def _race_storm(self, n: int) -> None:
-        """Every connector gets in: a request whose wake-up is lost at the listener would never be accepted."""
+        """Every connector is accepted. A request without a wake-up at the listener would wait for ever."""
         s, number, event = self._begin_connect(n)
         if code := self._connect_code(s, event):
             raise Failed(f"the connect ended with {code}")
@@ -276,7 +276,7 @@ class Races(Rounds):
     # --- sends of several threads ------------------------------------------------------------------------------------
 
     def _race_sends(self, n: int) -> None:
-        """Three threads send four messages each on one socket; the peer says when it has them."""
+        """Three threads each send four messages on one socket. The peer answers when it has them."""
         rng = self._rng(n, "closer")
         hand = self._connected(n)
         hand.must_post("recv")
@@ -311,21 +311,21 @@ class Races(Rounds):
     # --- closes from inside up-calls ---------------------------------------------------------------------------------
 
     def _race_upcalls(self, n: int) -> None:
-        """Two sockets: in a completion of either one the other is closed, while two threads poll for completions."""
+        """Close each of two sockets in a completion of the other, while two threads poll for completions."""
         rng = self._rng(n, "closer")
         hands = [self._connected(n), self._connected(n + 1_000_000)]
         for hand, other in zip(hands, hands[::-1], strict=True):
             hand.must_post("recv")
             self._when_completed(hand, partial(self._close_in_upcall, other, rng.uniform(0, 0.03)))
         done = self._crew.all(*[partial(self._poll, hand, rng.uniform(0, 0.002)) for hand in hands])
-        # The first message of each asks the peer for its own.
+        # The first message of each socket asks the peer for a message.
         for hand in hands:
             hand.mix(rng, 2, POSTED | {Code.WSAENOTSOCK})
-        # Half of the time long enough for both up-calls to come first.
+        # Half of the pauses are long enough for both up-calls to come first.
         pause(rng.choice((rng.uniform(0, 0.03), 0.25)))
         for hand in hands:
             if hand.try_close() is Code.OK:
-                self._tell("closed outside")
+                self._count_call("closed outside")
         self._join(done, "a thread that polls, and closes in an up-call,")
         for hand in hands:
             hand.wait_closed()
@@ -343,13 +343,13 @@ class Races(Rounds):
         hand.retire()
 
     def _when_completed(self, hand: Hand, work: Callable[[], object]) -> None:
-        """Do ``work`` inside the up-call of the last receive's completion."""
+        """Do ``work`` inside the up-call for the last receive."""
         self.switch.on_completion[hand.last("recv").number] = lambda code, transferred: work()
 
     def _close_in_upcall(self, hand: Hand, delay_s: float) -> None:
         pause(delay_s)
         if hand.try_close() is Code.OK:
-            self._tell("closed in an up-call")
+            self._count_call("closed in an up-call")
 
     def _poll(self, hand: Hand, delay_s: float) -> None:
         while hand.result(hand.posted[-1]) is not Code.WSAENOTSOCK:

@@ -1,11 +1,11 @@
-"""The frame of races that are run on the nodes themselves, as loops of rounds; hil.agent.roles.races has the kinds.
+"""The frame of races, which run on the nodes as loops of rounds. hil.agent.roles.races has the kinds of race.
 
 One node runs ``race``, the other ``serve_rounds``. A round is one connection: it is made, operations of every kind are
-posted on both ends, and then comes the race, after a delay that the seed decides. The controller asks ``progress``.
-After each round every operation must have completed once, with a code that this race allows, with the right data; and
-nothing may touch its buffers or its WSAOVERLAPPED afterwards (they are poisoned, and looked at some rounds later).
+posted on both ends, and after a delay that the seed decides comes the race. The controller asks for ``progress``.
+After each round every operation must have completed once, with a code that this race allows and with the right data.
+Its buffers and its WSAOVERLAPPED may not be touched afterwards: they are poisoned, and checked some rounds later.
 
-The provider's functions are called as they are: the races break the switch's obligations on purpose.
+The provider's functions are called directly, because the races break the switch's obligations on purpose.
 """
 
 import ctypes
@@ -32,22 +32,23 @@ from hil.winsock import codes as w
 from hil.winsock.codes import Code
 from hil.winsock.structures import WSABUF, WSABUFEX, WSAEVENT, WSANETWORKEVENTS, WSAOVERLAPPED, LpErrno
 
-# How long an operation, a connect or a call may take before it counts as a hang, unless ``race`` is told otherwise; how
-# long a close may take, and a whole round in such limits.
+# Time limit of an operation, a connect or a call, after which it is a hang. ``race`` can set another one.
+# Time limit of a close.
+# Time limit of a round, as a multiple of the first limit.
 LIMIT_S, CLOSE_LIMIT_S, ROUND_LIMITS = 15.0, 5.0, 4
 MAX_PROBLEMS = 5
 CREW = 24
-# The memory of an end: slots for messages to come and to go, then two pieces to write from and two to read into.
+# The memory of an end: slots for incoming and outgoing messages, two pieces to write from, and two to read into.
 SLOT, SLOTS = 1024, 16
-# The hello, at most four of Hand.mix, and three of a thread that uses what others close.
+# The hello, at most four of Hand.mix, and three of a thread that uses a socket while others close it.
 MOST_SENDS = 8
 MESSAGES = 2 * SLOT * SLOTS
 PIECE, LONG_PIECE = 4096, 128 << 10
 QUARANTINE = 24
-# Bit 0 of hEvent, and how many of a mix's operations have it.
+# Bit 0 of hEvent, and the share of a mix's operations with it.
 POLLED, POLLED_SHARE = 1, 0.3
 POISON, POISON_WORD = 0xA5, 0x5EED
-# Numbers of the contents of pieces: those that are written to the peer, those that it reads.
+# Content numbers of pieces: those that are written to the peer, and those that the peer reads.
 WRITTEN, READ = 500, 700
 # A message's head: round, number of the message, its length, length of the descriptor that follows.
 _HEAD = struct.Struct("!IHHB")
@@ -62,7 +63,7 @@ _libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
 class Failed(Exception):
-    """A round broke; the text says what was seen."""
+    """A round failed. The text describes the failure."""
 
 
 def stacks() -> str:
@@ -74,7 +75,7 @@ def stacks() -> str:
 
 
 def pause(seconds: float) -> None:
-    """Wait, also for a few microseconds: a sleep is never that short."""
+    """Wait, also for a few microseconds, which a sleep cannot do."""
     if seconds > 0.0002:
         time.sleep(seconds)
         return
@@ -83,8 +84,8 @@ def pause(seconds: float) -> None:
         pass
 
 
-def common(one: bytes, two: bytes) -> int:
-    """How many bytes two strings of one length begin with in common."""
+def common_length(one: bytes, two: bytes) -> int:
+    """The length of the common beginning of two byte strings of one length."""
     low, high = 0, len(one)
     while low < high:
         middle = (low + high + 1) // 2
@@ -96,7 +97,7 @@ def common(one: bytes, two: bytes) -> int:
 
 
 class Ledger:
-    """Takes the switch's journal: keeps each operation's completions, and tells the controller only what is wrong."""
+    """Takes the switch's journal, keeps each operation's completions, and sends only errors to the controller."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -128,7 +129,7 @@ class Ledger:
                 self._done.setdefault(event["overlapped"], []).append((event["code"], event["transferred"]))
 
     def completions(self, overlapped: int) -> list[tuple[int, int]]:
-        """Code and byte count of every completion of an operation so far."""
+        """(code, byte count) of every completion of an operation so far."""
         with self._lock:
             return list(self._done.get(overlapped, ()))
 
@@ -138,7 +139,7 @@ class Ledger:
 
 
 class Crew:
-    """Threads that are there from the beginning, so that none comes or goes with a round."""
+    """Threads that exist from the beginning, so that no round starts or ends a thread."""
 
     def __init__(self, count: int) -> None:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -147,7 +148,7 @@ class Crew:
             threading.Thread(target=self._serve, name="crew", daemon=True).start()
 
     def give(self, work: Callable[[], None]) -> threading.Event:
-        """Have ``work`` done; the event is set when it is."""
+        """Let a thread do ``work``. Returns an event that is set afterwards."""
         done = threading.Event()
 
         def whole() -> None:
@@ -165,11 +166,11 @@ class Crew:
         return [self.give(work) for work in works]
 
     def restart(self) -> None:
-        """The calling thread begins something new: what it did before took its own time."""
+        """Restart the calling thread's clock, because it begins new work."""
         self._since[threading.get_ident()] = time.monotonic_ns()
 
     def longest_s(self) -> float:
-        """How long the longest work has been running."""
+        """The running time of the longest current work, in seconds."""
         return max(((time.monotonic_ns() - since) / 1e9 for since in list(self._since.values())), default=0.0)
 
     def idle(self) -> bool:
@@ -182,7 +183,7 @@ class Crew:
 
 @dataclass(slots=True)
 class Posted:
-    """One operation. ``sequence``: the number of its message or piece, in the order of posting."""
+    """One operation. ``sequence`` is the number of its message or piece, in the order of posting."""
 
     kind: str
     number: int
@@ -193,13 +194,13 @@ class Posted:
 
     @property
     def polled(self) -> bool:
-        """Whether the switch looks itself, and is not to be told by an up-call (OVL-03)."""
+        """Whether the switch polls the operation, so that no up-call may come (OVL-03)."""
         return bool(self.overlapped.hEvent & POLLED)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a race came to on one node."""
+    """The results of a race on one node."""
 
     rounds: int = 0
     operations: int = 0
@@ -211,7 +212,7 @@ class Tally:
 
 
 class Buffers:
-    """Two memories, one for local use and one for the peer's RDMA, that go round: out, into quarantine, out again."""
+    """Two memories, one for local use and one for the peer's RDMA. They are used, quarantined, and used again."""
 
     def __init__(self, piece: int) -> None:
         self.piece = piece
@@ -219,7 +220,7 @@ class Buffers:
         self._poison = ctypes.create_string_buffer(bytes([POISON]) * self.local.size, self.local.size)
 
     def fill(self, content: Callable[[int, int], bytes]) -> None:
-        """What is written to the peer or read by it gets its content; the rest is zero."""
+        """Fill the pieces that are written to the peer or read by it with their content, and the rest with zeros."""
         for memory in (self.local, self.exposed):
             ctypes.memset(memory.address, 0, memory.size)
         for i in (0, 1):
@@ -230,7 +231,7 @@ class Buffers:
         ctypes.memset(memory.address, POISON, memory.size)
 
     def poisoned(self, memory: Memory) -> bool:
-        """Whether nobody wrote into ``memory`` since it was poisoned."""
+        """Whether ``memory`` still holds only poison."""
         return int(_libc.memcmp(memory.address, self._poison, memory.size)) == 0
 
     def free(self) -> None:
@@ -239,7 +240,7 @@ class Buffers:
 
 
 class Hand:
-    """One end of a round's connection: its memory, and what was posted on it."""
+    """One end of a round's connection: its memory, and its posted operations."""
 
     def __init__(self, rounds: "Rounds", n: int, s: int, event: int, piece: int) -> None:
         self.n, self.s, self.event = n, s, event
@@ -250,7 +251,7 @@ class Hand:
         self.posted: list[Posted] = []
         self.region = 0
         self.descriptor = self._theirs = b""
-        # Whether the peer's messages come in the order of their numbers: those of several threads need not.
+        # Whether the peer's messages come in the order of their numbers. Messages of several threads need not.
         self.ordered, self.arrived = True, list[int]()
         self._withdrawn, self._counted = False, 0
         self._closes: list[Code] = []
@@ -260,7 +261,7 @@ class Hand:
     # --- memory and messages -----------------------------------------------------------------------------------------
 
     def content(self, number: int, length: int) -> bytes:
-        """What this round's message or piece of that number holds: the same on both nodes."""
+        """The content of this round's message or piece of this number. Both nodes compute the same."""
         pattern = self._rounds.pattern
         start = (self.n * 131 + number * 17) * 64 % (len(pattern) - length)
         return pattern[start : start + length]
@@ -270,14 +271,14 @@ class Hand:
         return head + self.content(number, length)[len(head) :]
 
     def register(self) -> Code:
-        """Register the memory for this end's own use."""
+        """Register the memory for local use."""
         local = self.buffers.local
         region, code = self._call("WSPRegisterMemory", self.s, local.address, local.size, w.MEM_READWRITE)
         self.region = region or 0
         return code
 
     def prepare(self) -> Code:
-        """Register the memory, also for the peer's RDMA."""
+        """Register the memory for local use and for the peer's RDMA."""
         exposed = self.buffers.exposed
         space, size = bytearray(64), [64]
         arguments = (self.s, exposed.address, exposed.size, w.MEM_READWRITE, space, size)
@@ -286,7 +287,7 @@ class Hand:
         return code
 
     def register_again(self) -> Code:
-        """Register a part of the memory, and deregister it."""
+        """Register a part of the memory once more, and deregister it."""
         region, code = self._call("WSPRegisterMemory", self.s, self.buffers.local.address, SLOT, w.MEM_READ)
         return code or self._call("WSPDeregisterMemory", self.s, region)[1]
 
@@ -294,7 +295,7 @@ class Hand:
         return self._call("WSPDeregisterMemory", self.s, self.region)[1]
 
     def withdraw(self) -> Code:
-        """Deregister what the peer's RDMA could reach; from then on it is looked at that it does not any more."""
+        """Deregister the memory that the peer's RDMA could reach. Later checks fail if the peer still writes to it."""
         code = self._call("WSPDeregisterRdmaMemory", self.s, self.descriptor, len(self.descriptor))[1]
         self._judge_written()
         if code is Code.OK:
@@ -303,14 +304,14 @@ class Hand:
         return code
 
     def reached(self) -> None:
-        """Fails when the peer wrote into memory that was withdrawn."""
+        """Raises Failed when the peer wrote into memory after its deregistration."""
         if self._withdrawn and not self.buffers.poisoned(self.buffers.exposed):
             raise Failed("the peer wrote into memory that was deregistered")
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
     def post(self, kind: str, length: int = 0, number: int | None = None, *, polled: bool = False) -> Code:
-        """Post one operation; the code of the call. What pends is kept. ``number``: of a message of several threads."""
+        """Post one operation, and keep it if it pends. Returns the code. ``number``: of one thread's message."""
         with self._lock:
             sequence = next(self._sequence[kind]) if number is None else number
         name = self._switch.new_overlapped(POLLED if polled else 0)
@@ -340,7 +341,7 @@ class Hand:
         self.expect(self.post(kind, length), allowed, kind)
 
     def mix(self, rng: random.Random, receives: int = 0, allowed: Collection[Code] = POSTED) -> None:
-        """Post operations of all kinds in an order of chance, and some of them to be polled."""
+        """Post operations of all kinds in random order, some of them to be polled."""
         kinds = ["recv"] * receives + ["send"] * rng.randint(1, 4)
         kinds += ["write"] * rng.randint(0, 2) + ["read"] * rng.randint(0, 2)
         rng.shuffle(kinds)
@@ -363,7 +364,7 @@ class Hand:
         return [posted for posted in self.posted if posted.kind == kind][-1]
 
     def wait(self, posted: Posted) -> Code:
-        """The code an operation completes with. Raises Failed when it does not."""
+        """Wait for an operation. Returns its code. Raises Failed when it does not complete."""
         limit_s = self._rounds.limit_s
         if posted.polled:
             end_ns = time.monotonic_ns() + int(limit_s * 1e9)
@@ -377,13 +378,13 @@ class Hand:
         return Code(found[0][0])
 
     def _done(self, posted: Posted) -> list[tuple[int, int]]:
-        """Code and byte count of every completion so far: by up-call, and of what is polled in its WSAOVERLAPPED."""
+        """(code, byte count) of every completion so far, by up-call or, if polled, in the WSAOVERLAPPED."""
         told, o = self._ledger.completions(posted.number), posted.overlapped
         ended = posted.polled and o.Internal != w.WSS_OPERATION_IN_PROGRESS
         return [*told, (int(o.OffsetHigh), int(o.InternalHigh))] if ended else told
 
     def received(self, posted: Posted) -> bool:
-        """Wait for a receive; whether a message came, and learn the peer's descriptor from it."""
+        """Wait for a receive, and take the peer's descriptor from its message. Returns whether a message came."""
         if self.wait(posted) is not Code.OK:
             return False
         head = self.buffers.local.read(posted.offset, SLOT)
@@ -392,19 +393,19 @@ class Hand:
         return True
 
     def ended(self) -> bool:
-        """Whether a receive has failed: the connection is over."""
+        """Whether a receive has failed, so that the connection is over."""
         receives = [posted for posted in self.posted if posted.kind == "recv"]
         return any(code for posted in receives for code, _ in self._done(posted))
 
     # --- closing -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """WSPCloseSocket: 0, promptly, and everything posted has completed when it returns."""
+        """Call WSPCloseSocket. It must return 0 promptly, after every posted operation has completed."""
         self._rounds.close_socket(self.s)
         self._completed_at_return()
 
     def try_close(self) -> Code:
-        """One of several closes: exactly one of them must succeed (``closed_once``)."""
+        """Make one of several closes, of which exactly one must succeed (``closed_once``)."""
         code = self._call("WSPCloseSocket", self.s)[1]
         self._closes.append(code)
         return code
@@ -415,7 +416,7 @@ class Hand:
         self._completed_at_return()
 
     def wait_closed(self) -> None:
-        """Wait for a close that another thread makes, maybe in an up-call: its return and its last up-call."""
+        """Wait for the return and the last up-call of another thread's close, which may be inside an up-call."""
         end_ns = time.monotonic_ns() + int(self._rounds.limit_s * 1e9)
         while self._switch.knows(self._handle) or Code.OK not in self._closes:
             if time.monotonic_ns() > end_ns:
@@ -430,7 +431,7 @@ class Hand:
     # --- after the race ----------------------------------------------------------------------------------------------
 
     def settle(self, allowed: Collection[Code]) -> None:
-        """Wait for every operation; judge how often each completed, with what code, count and data."""
+        """Wait for every operation, and check the number of its completions, its code, byte count and data."""
         codes = [self.wait(posted) for posted in self.posted]
         for posted, code in zip(self.posted, codes, strict=True):
             done = self._done(posted)
@@ -451,7 +452,7 @@ class Hand:
             raise Failed(f"a {posted.kind} of {posted.length} bytes succeeded with {transferred}")
 
     def _judge_receives(self, codes: list[Code]) -> None:
-        # Receives are filled in order, with the peer's messages in order, whole; what is cancelled comes after.
+        # Receives are filled in order, with the peer's whole messages in order. Cancelled receives come after those.
         receives = [(p, c) for p, c in zip(self.posted, codes, strict=True) if p.kind == "recv"]
         receives.sort(key=lambda entry: entry[0].sequence)
         filled = [posted for posted, code in receives if code is Code.OK]
@@ -462,7 +463,7 @@ class Hand:
             raise Failed(f"messages that came, in this order: {self.arrived}")
 
     def _judge_message(self, posted: Posted) -> int:
-        """Whether a whole message of this round came; its number."""
+        """Check that a whole message of this round came. Returns its number."""
         ((_, transferred),) = self._done(posted)
         data = self.buffers.local.read(posted.offset, transferred)
         n, number, length, room = _HEAD.unpack_from(data)
@@ -481,20 +482,20 @@ class Hand:
         self._judge_written()
 
     def _judge_written(self) -> None:
-        """Fails unless the exposed memory holds what the peer wrote, as far as it came, and else nothing."""
+        """Raises Failed unless the exposed memory holds a beginning of the peer's data, and zeros behind it."""
         piece = self.buffers.piece
         for i in (0, 1) if not self._withdrawn else ():
             data = self.buffers.exposed.read(i * piece, piece)
             self._judge_piece(data, self.content(WRITTEN + i, piece), 0, "the peer's write")
 
     def _judge_piece(self, data: bytes, wanted: bytes, whole: int, what: str) -> None:
-        same = common(data, wanted)
-        # A byte of the wanted content may happen to be zero, as what is not yet written.
+        same = common_length(data, wanted)
+        # A byte of the wanted content may be zero by chance, like a byte that is not yet written.
         if same < whole or data[same:].strip(b"\0"):
             raise Failed(f"{what} left wrong data after {same} bytes")
 
     def retire(self) -> None:
-        """Poison what the provider and the adapter must not touch any more, and look again some rounds later."""
+        """Poison the memory that provider and adapter must not touch any more, and check it some rounds later."""
         self.reached()
         for memory in (self.buffers.local, self.buffers.exposed):
             self.buffers.poison(memory)
@@ -520,7 +521,7 @@ class Hand:
 
 
 class Rounds(Service):
-    """One race at a time: ``race`` and ``serve_rounds`` begin it, ``progress`` tells of it, ``end_rounds`` ends it."""
+    """One race at a time. ``race`` and ``serve_rounds`` begin it, ``progress`` reports it, ``end_rounds`` ends it."""
 
     def __init__(self, switch: Switch, ledger: Ledger) -> None:
         super().__init__(switch)
@@ -552,7 +553,7 @@ class Rounds(Service):
     ) -> None:
         """Begin rounds ``first`` to ``last`` against the peer's listener at ``address``, ``workers`` of them at a time.
 
-        What takes longer than ``limit_s`` seconds is a hang.
+        An operation, connect or call that takes longer than ``limit_s`` seconds is a hang.
         """
         self._begin(kind, seed, ip, limit_s)
         self._peer = (address, port)
@@ -570,7 +571,7 @@ class Rounds(Service):
         self._workers = self._crew.all(*[work] * workers)
 
     def serve_rounds(self, kind: str, seed: int, ip: str, port: int, limit_s: float, backlog: int = 100) -> None:
-        """Begin to serve the peer's rounds; returns when the listener is there. Raises TimeoutError."""
+        """Begin to serve the peer's rounds. Returns when the listener is up. Raises TimeoutError."""
         self._begin(kind, seed, ip, limit_s)
         ready = threading.Event()
         loop = self._flicker if kind == "accept" else self._listen_all_the_time
@@ -579,7 +580,7 @@ class Rounds(Service):
             raise TimeoutError("the listener did not come up")
 
     def progress(self) -> dict[str, Any]:
-        """How far it is; a round that takes too long is a problem, told with the stacks of all threads."""
+        """The race's results so far. A round that takes too long is a problem, with the stacks of all threads."""
         if self._crew.longest_s() > ROUND_LIMITS * self.limit_s and not self._stop.is_set():
             self._problem(0, f"HANG: a round has been running for {self._crew.longest_s():.0f} s")
         tally = self._tally
@@ -595,9 +596,9 @@ class Rounds(Service):
         }
 
     def end_rounds(self) -> tuple[int, int]:
-        """Stop, wait for the rounds that still run, and look at what waits in quarantine.
+        """Stop, wait for the rounds that still run, and check all memory in quarantine.
 
-        What the process is left with: resident bytes, and blocks of Python's allocator.
+        Returns the process's resident bytes, and its blocks of Python's allocator.
         """
         self._stop.set()
         end_ns = time.monotonic_ns() + int(self.limit_s * 1e9)
@@ -611,7 +612,7 @@ class Rounds(Service):
         while self._free:
             self._free.popleft().free()
         gc.collect()
-        # What the C library keeps of freed memory is no growth.
+        # Freed memory that the C library keeps must not count as growth.
         _libc.malloc_trim(0)
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE, sys.getallocatedblocks()
 
@@ -621,9 +622,9 @@ class Rounds(Service):
         self._stop.clear()
         self._tally, self.ledger.wrong = Tally(), []
         self._kind, self._seed, self._ip, self.limit_s = kind, seed, ip, limit_s
-        # What is done in an up-call must be done in the provider's thread, not in a timer's.
+        # Work in an up-call must run in the provider's thread, not in a timer's.
         self.switch.set_late(random.Random(f"{seed}/{kind}/late"), late=kind != "upcalls")
-        # How often the interpreter changes threads decides which races are seen at all.
+        # The interval of the interpreter's thread switches decides which races occur.
         sys.setswitchinterval(random.Random(f"{seed}/{kind}/interval").choice((5e-3, 1e-3, 2e-4)))
 
     def _rng(self, n: int, side: str) -> random.Random:
@@ -646,13 +647,13 @@ class Rounds(Service):
                 self._stop.set()
 
     def count(self, ended: list[tuple[str, Code]]) -> None:
-        """Count operations, each told by its kind and the code that it ended with."""
+        """Count operations, each given by its kind and its final code."""
         with self._lock:
             self._tally.operations += len(ended)
             self._tally.codes.update(f"{kind} {code}" for kind, code in ended)
 
-    def _tell(self, what: str) -> None:
-        """Count a call that ended as ``what`` says."""
+    def _count_call(self, what: str) -> None:
+        """Count a call by its result ``what``."""
         with self._lock:
             self._tally.calls[what] += 1
 
@@ -662,7 +663,7 @@ class Rounds(Service):
         return found or Buffers(piece)
 
     def quarantine(self, n: int, look: Callable[[], None], buffers: Buffers | None = None) -> None:
-        """Have ``look`` called some rounds later, and ``buffers`` used again after that."""
+        """Call ``look`` some rounds later, and use ``buffers`` again after that."""
         with self._lock:
             self._waiting.append((n, look, buffers))
             due = len(self._waiting) > QUARANTINE
@@ -683,7 +684,7 @@ class Rounds(Service):
     # --- connecting and accepting ------------------------------------------------------------------------------------
 
     def call(self, function: str, *arguments: Any) -> tuple[Any, Code]:
-        """Call a function of the provider; its value and the code it stored."""
+        """Call a function of the provider. Returns its value and the code it stored."""
         code = LpErrno()
         result = self.switch.functions[function](*arguments, code)
         return result, Code(code.value)
@@ -695,7 +696,7 @@ class Rounds(Service):
         return result
 
     def close_socket(self, s: int) -> None:
-        """WSPCloseSocket: 0, promptly. Raises Failed."""
+        """Call WSPCloseSocket. Raises Failed unless it returns 0 promptly."""
         begun_ns = time.monotonic_ns()
         if self._must("WSPCloseSocket", s) != 0:
             raise Failed("WSPCloseSocket did not return 0")
@@ -703,7 +704,7 @@ class Rounds(Service):
             raise Failed(f"WSPCloseSocket took {took_s:.1f} s")
 
     def _discard(self, n: int, s: int, event: int) -> None:
-        """Close a socket without operations: its event object must not be set any more once that is done."""
+        """Close a socket without operations, and check later that its event object was not set afterwards."""
         self.close_socket(s)
         set_count = self.switch.events[event].set_count
 
@@ -714,7 +715,7 @@ class Rounds(Service):
         self.quarantine(n, look)
 
     def _bound(self, port: int, mask: int) -> tuple[int, int]:
-        """A bound socket and the number of its event object, selected for ``mask``."""
+        """A bound socket, and the number of its event object, selected for ``mask``."""
         s = self._must("WSPSocket", w.AF_INET, w.SOCK_STREAM, w.IPPROTO_TCP, None, 0, w.WSA_FLAG_OVERLAPPED)
         name, number = name_of(self._ip, port), self.switch.new_event()
         self._must("WSPBind", s, name, length_of(name))
@@ -737,21 +738,21 @@ class Rounds(Service):
         if not out.lNetworkEvents & 0x10:
             raise Failed(f"the event object was set, the events are {out.lNetworkEvents:#x}")
         code = Code(out.iErrorCode[w.FD_CONNECT_BIT])
-        self._tell(f"connect {code}")
+        self._count_call(f"connect {code}")
         return code
 
     def _connected(self, n: int, piece: int = PIECE, receives: int = 1) -> Hand:
-        """A connected end that has said hello and been answered: its peer's receives are posted."""
+        """A connected end that has sent its hello and has the answer, so that its peer's receives are posted."""
         hand, answered = self._greeted(n, piece, receives)
         if not answered:
             raise Failed("the peer's answer did not come")
         return hand
 
     def _greeted(self, n: int, piece: int = PIECE, receives: int = 1) -> tuple[Hand, bool]:
-        """A connected end that has said hello, and whether its peer answered: a peer that closes may not.
+        """A connected end that has sent its hello, and whether its peer answered. A closing peer may not answer.
 
-        ``receives`` are posted here before the hello, the answer's among them: a message that finds none comes again
-        only after most of a second, when the race is over.
+        ``receives`` are posted here before the hello, one of them for the answer. A message without a receive would
+        be repeated only after most of a second, when the race is over.
         """
         begun_ns = time.monotonic_ns()
         s, number, event = self._begin_connect(n)
@@ -776,7 +777,7 @@ class Rounds(Service):
         self._discard(0, *listener)
 
     def _flicker(self, port: int, backlog: int, ready: threading.Event) -> None:
-        """A listener that is closed and made again, all the time."""
+        """Close a listener and make it again, over and over."""
         rng = self._rng(0, "listener")
         while not self._stop.is_set():
             self._crew.restart()
@@ -787,10 +788,10 @@ class Rounds(Service):
             while not self._stop.is_set() and time.monotonic_ns() < end_ns:
                 self._serve_one(listener, rng, 0.01)
             self._discard(0, *listener)
-            self._tell("listener closed")
+            self._count_call("listener closed")
 
     def _serve_one(self, listener: tuple[int, int], rng: random.Random, timeout_s: float = 0.2) -> None:
-        """Wait for the event object, and accept one request each time it is set: a wake-up that is lost is a hang."""
+        """Wait for the event object, and accept one request each time it is set. A lost wake-up shows as a hang."""
         event = self.switch.events[listener[1]]
         if not event.wait(timeout_s):
             return
@@ -804,7 +805,7 @@ class Rounds(Service):
             return w.CF_ACCEPT
 
         s, code = self.call("WSPAccept", listener[0], None, None, condition, 0)
-        self._tell(f"accept {code}")
+        self._count_call(f"accept {code}")
         if code is Code.OK:
             number = self.switch.new_event()
             self._crew.give(lambda: self._round(self._serve, asked[0], s, number))
@@ -820,9 +821,9 @@ class Rounds(Service):
     def _greet(
         self, n: int, s: int, event: int, piece: int = PIECE, receives: int = MOST_SENDS + 1
     ) -> tuple[Hand, bool]:
-        """Post receives, wait for the peer's hello and answer it; False when the peer has closed already.
+        """Post receives, wait for the peer's hello and answer it. Returns False when the peer has closed already.
 
-        One receive more than a closer ever sends: it pends until the reset, and nobody closes before.
+        There is one receive more than a closer ever sends messages. It pends until the reset, so no end closes before.
         """
         hand = Hand(self, n, s, event, piece)
         if hand.expect(hand.prepare(), {Code.OK, Code.WSAENOTCONN}, "registering memory"):
@@ -835,7 +836,7 @@ class Rounds(Service):
         return hand, True
 
     def _serve_until_reset(self, n: int, rng: random.Random, s: int, event: int, piece: int = PIECE) -> None:
-        """Everything posted here ends with WSAECONNRESET or was done before; only then this end closes."""
+        """Wait until every posted operation is done or ended with WSAECONNRESET, and then close this end."""
         hand, going = self._greet(n, s, event, piece)
         if going:
             hand.mix(rng)

@@ -1,6 +1,6 @@
-"""The ``stream`` role of a worker: byte streams between applications, which the switch makes of sessions.
+"""The ``stream`` role of a worker: byte streams between applications, over the switch's sessions.
 
-It starts the provider and calls it as the ``provider`` role does, whose calls it also serves.
+It also serves the calls of the ``provider`` role, and starts and calls the provider in the same way.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from hil.winsock import codes as w
 from hil.winsock.codes import Code, Event
 
 QUERY_TIMEOUT_S = 1.0
-# All other options are the switch's and TCP/IP's own business (OPT-06).
+# All other options belong to the switch and TCP/IP (OPT-06).
 PASSED_ON = (w.SO_DEBUG, w.SO_GROUP_PRIORITY)
 
 
@@ -37,7 +37,7 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
 
 
 class AddressWatch:
-    """The provider's address list, asked for again on socket ``s`` whenever TCP/IP reports a change (SWITCH-17)."""
+    """The provider's address list, queried on socket ``s`` after each change that TCP/IP reports (SWITCH-17)."""
 
     def __init__(self, switch: Switch, s: int) -> None:
         self._switch, self._s = switch, s
@@ -74,12 +74,12 @@ class AddressWatch:
                 self._changed.notify_all()
 
     def wait(self, address: str, *, there: bool, timeout_s: float) -> bool:
-        """Wait until the list has ``address``, or has it no more; whether it came to that."""
+        """Wait until the list has ``address``, or no longer has it. Returns False after ``timeout_s``."""
         with self._changed:
             return self._changed.wait_for(lambda: (address in self.addresses) is there, timeout_s)
 
     def check(self) -> None:
-        """Say so if the list was not asked for again after a change."""
+        """Report SWITCH-17 if the list was not queried again after a change."""
         with self._changed:
             if not self._changed.wait_for(lambda: not self._stale, QUERY_TIMEOUT_S):
                 self._switch.misbehaves("SWITCH-17", f"addresses changed and the list is still {self.addresses}")
@@ -100,7 +100,7 @@ class _Listener:
 
 
 class StreamService:
-    """One method a remote call. Each answers with ``code``, 0 or what a StreamError says, and what else it has."""
+    """Each method is a remote call. Each answer has ``code``, 0 or a StreamError's, and further values."""
 
     def __init__(self, switch: Switch, service: Service) -> None:
         self._switch, self._service = switch, service
@@ -116,19 +116,21 @@ class StreamService:
         mutant: str = "",
         family: int = w.AF_INET,
     ) -> int:
-        """Start the provider and ask it for its addresses. ``mutant``: a class, as ``MODULE:NAME``, that replaces the
-        switch's session or its watch over addresses."""
+        """Start the provider and query its addresses.
+
+        ``mutant``: a class, as ``MODULE:NAME``, that replaces the switch's session or its address watch.
+        """
         wrong: type[Any] = load(mutant) if mutant else Session
         watch = wrong if issubclass(wrong, AddressWatch) else AddressWatch
         self._session: type[Session] = wrong if issubclass(wrong, Session) else Session
         status = self._service.start(provider, code, settings=settings)
         if not status:
-            # A socket for what is asked of the provider before there is any connection (STARTUP-16).
+            # This socket serves queries to the provider before there is a connection (STARTUP-16).
             self._watch: AddressWatch = watch(self._switch, _result(self._service.WSPSocket(family)))
         return status
 
     def end(self) -> list[dict[str, Any]]:
-        """Close every stream abortively and call WSPCleanup; all the answers."""
+        """Close every stream abortively and call WSPCleanup. Returns all answers."""
         self._watch.check()
         self._watch.close()
         answers = [stream.close(0) for stream in self._streams.values()]
@@ -136,7 +138,7 @@ class StreamService:
         return [*answers, *self._service.end()]
 
     def addresses(self) -> list[str]:
-        """The provider's addresses, as the switch knows them."""
+        """The provider's addresses in the switch's list."""
         return list(self._watch.addresses)
 
     def wait_address(self, address: str, there: bool, timeout_s: float) -> bool:
@@ -147,7 +149,7 @@ class StreamService:
     def listen(
         self, local: str, port: int, backlog: int = 5, options: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """``options`` are Options of the sessions that will be accepted."""
+        """Listen. ``options`` are Options of the accepted sessions."""
 
         def work() -> dict[str, Any]:
             s, event = self._socket(local, port, Event.FD_ACCEPT, ())
@@ -168,7 +170,7 @@ class StreamService:
         socket_options: Iterable[tuple[int, int]] = (),
         options: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """``socket_options``: SOL_SOCKET options that the application has set before."""
+        """Connect. ``socket_options``: SOL_SOCKET options that the application set before."""
 
         def work() -> dict[str, Any]:
             s, event = self._socket(local, local_port, Event.FD_CONNECT, socket_options)
@@ -200,7 +202,7 @@ class StreamService:
     def _socket(
         self, local: str, port: int, event: Event, socket_options: Iterable[tuple[int, int]]
     ) -> tuple[int, int]:
-        """Created, bound, its options set, its event selected, in this order (SWITCH-04); and the event."""
+        """A socket and its event object: created and bound, then options set, then the event selected (SWITCH-04)."""
         if local not in self.addresses():
             raise StreamError(Code.WSAEADDRNOTAVAIL)
         s = _result(self._service.WSPSocket(w.AF_INET6 if ":" in local else w.AF_INET))
@@ -213,8 +215,10 @@ class StreamService:
         return s, made
 
     def _must(self, s: int, answer: dict[str, Any], code: Code = Code.OK) -> None:
-        """Close the socket and give up unless the answer is as it must be: SAN sockets are closed after failures too
-        (SWITCH-14)."""
+        """Close the socket and raise StreamError unless the answer has this code.
+
+        The switch closes SAN sockets after failures too (SWITCH-14).
+        """
         if answer["code"] != code:
             self._switch.close_socket(s)
             raise StreamError(Code(answer["code"]))
@@ -235,12 +239,12 @@ class StreamService:
     # --- data --------------------------------------------------------------------------------------------------------
 
     def send_pattern(self, stream: int, length: int, seed: int, piece: int, timeout_s: float) -> dict[str, Any]:
-        """Send ``pattern`` in sends of ``piece`` bytes; the answer's ``digest`` is the SHA-256 of all of it."""
+        """Send ``pattern`` in sends of ``piece`` bytes. The answer's ``digest`` is the SHA-256 of all bytes."""
         data = pattern(seed, length)
         return self.send(stream, data, piece, timeout_s) | {"digest": hashlib.sha256(data).hexdigest()}
 
     def send(self, stream: int, data: bytes, piece: int, timeout_s: float) -> dict[str, Any]:
-        """Send ``data`` in sends of ``piece`` bytes; ``done`` is how many were sent, also after a failure."""
+        """Send ``data`` in sends of ``piece`` bytes. ``done`` is the number of bytes sent, also after a failure."""
         memory = Memory(len(data))
         memory.write(0, data)
         done = 0
@@ -257,7 +261,7 @@ class StreamService:
         return answer | {"done": done + answer["done"]}
 
     def recv(self, stream: int, most: int, timeout_s: float) -> dict[str, Any]:
-        """What has arrived, up to ``most`` bytes; none at the end of the stream."""
+        """Read up to ``most`` bytes that have arrived, none at the end of the stream."""
         memory = Memory(most)
 
         def work() -> dict[str, Any]:
@@ -268,7 +272,7 @@ class StreamService:
         return answer
 
     def recv_digest(self, stream: int, length: int, piece: int, timeout_s: float) -> dict[str, Any]:
-        """Read ``length`` bytes, or to the end, up to ``piece`` at a time; their number and SHA-256."""
+        """Read ``length`` bytes, or to the end, up to ``piece`` at a time. Answers their number and SHA-256."""
         memory, digest, done = Memory(piece), hashlib.sha256(), 0
 
         def work() -> dict[str, Any]:
@@ -297,7 +301,7 @@ class StreamService:
         return _answer(lambda: self._streams[stream].shutdown(timeout_s))
 
     def close_stream(self, stream: int, linger_s: float) -> dict[str, Any]:
-        """Close: with ``linger_s`` 0 abortively. The answer is WSPCloseSocket's."""
+        """Close the stream, abortively with ``linger_s`` 0. The answer is WSPCloseSocket's."""
         return _answer(lambda: self._streams.pop(stream).close(linger_s))
 
     # --- suspension and hand-over ------------------------------------------------------------------------------------
@@ -309,7 +313,7 @@ class StreamService:
         return _answer(lambda: self._streams[stream].resume(timeout_s))
 
     def hand_over(self, stream: int, pid: int, timeout_s: float) -> dict[str, Any]:
-        """Hand a suspended stream to process ``pid``: give its switch the answer's ``token`` and ``state``."""
+        """Hand a suspended stream to process ``pid``, whose switch needs the answer's ``token`` and ``state``."""
 
         def work() -> dict[str, Any]:
             token, state = self._streams[stream].hand_over(pid, timeout_s)
@@ -318,7 +322,7 @@ class StreamService:
         return _answer(work)
 
     def take_over(self, token: int, state: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
-        """Have the stream that another process handed over; it is still suspended."""
+        """Take over another process's stream, which stays suspended."""
 
         def work() -> dict[str, Any]:
             s = _result(self._service.WSPSocket(token=token))
@@ -332,7 +336,7 @@ def _options(given: Mapping[str, Any] | None) -> Options:
 
 
 def _result(answer: dict[str, Any]) -> int:
-    """The descriptor that WSPSocket answered with. Raises StreamError."""
+    """The descriptor in WSPSocket's answer. Raises StreamError."""
     if answer["code"]:
         raise StreamError(Code(answer["code"]))
     return int(answer["result"])

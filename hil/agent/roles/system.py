@@ -67,12 +67,12 @@ def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., 
 
 
 def standing() -> dict[str, Any]:
-    """What a test must leave as it was, verbs objects aside; ``tokens`` are those of handed-over sockets."""
+    """The node's state, without verbs objects, that a test must not change. ``tokens`` are of handed-over sockets."""
     return find.standing() | {"programs": programs(), "tokens": sorted(path.name for path in tokens.FOLDER.glob("*"))}
 
 
 def held(contexts: bool = False) -> list[dict[str, Any]]:
-    """``hil.netlink.audit.resources``; ``ours``: this bench's process holds it, or nobody knows who."""
+    """``hil.netlink.audit.resources``. ``ours``: a process of this bench holds it, or its holder is unknown."""
     found, agent = resources(), os.getppid()
     holders = owners(found)
     ours = {pid: pid is None or descends(pid, agent) for pid in set(holders)}
@@ -81,17 +81,17 @@ def held(contexts: bool = False) -> list[dict[str, Any]]:
 
 
 def provisioned(bench: str = "", **arguments: Any) -> dict[str, Any]:
-    """``hil.adapters.provision.provision`` by a bench of that name."""
+    """``hil.adapters.provision.provision`` for the bench of this name."""
     return provision(**arguments, owner=Owner.through(bench, os.getppid()) if bench else None)
 
 
 def restored(force: bool = True, **arguments: Any) -> list[dict[str, Any]]:
-    """``hil.adapters.restore.restore``; without ``force``, unless another bench is at work here."""
+    """``hil.adapters.restore.restore``. Without ``force`` it does nothing while another bench works here."""
     return restore(**arguments, at_work=(lambda: []) if force else lambda: other_agents(os.getppid()))
 
 
 def port_counters() -> dict[str, dict[str, int]]:
-    """The hardware counters of every RDMA port that has some, by "device/port"."""
+    """The hardware counters of every RDMA port that has counters, by "device/port"."""
     with RdmaLink() as link:
         return {
             f"{device['DEV_NAME']}/{port['PORT_INDEX']}": hardware_counters(
@@ -103,9 +103,9 @@ def port_counters() -> dict[str, dict[str, int]]:
 
 
 def netlink(method: str, transport: str = "link", **arguments: Any) -> Any:
-    """One request of hil.netlink.requests by name, over either transport ("link" or "socket").
+    """Make one request of hil.netlink.requests by its name, over a transport ("link" or "socket").
 
-    ``command``, where a request takes one, is its name.
+    A request's ``command`` is given by name.
     """
     if "command" in arguments:
         arguments["command"] = Command[arguments["command"]]
@@ -132,7 +132,7 @@ def watch_devices(emit: Callable[[dict[str, Any]], None]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Kernel, Python and rdma-core's libibverbs on this node."""
+    """The versions of kernel, Python and rdma-core's libibverbs on this node."""
     libraries = sorted(Path("/usr/lib/x86_64-linux-gnu").glob("libibverbs.so.1.*"))
     return {
         "kernel": platform.release(),
@@ -142,9 +142,9 @@ def versions() -> dict[str, str]:
 
 
 def run(command: list[str], timeout_s: float = 30.0) -> dict[str, Any]:
-    """Run a program on the node; exit status and output. Raises TimeoutExpired.
+    """Run a program on the node. Returns exit status and output. Raises TimeoutExpired.
 
-    It and what it started, but for what made itself a session of its own, ends with its time, and with the agent.
+    The program and its children end after ``timeout_s`` and with the agent, except children in a session of their own.
     """
     pipe = subprocess.PIPE
     with (
@@ -169,8 +169,9 @@ def run(command: list[str], timeout_s: float = 30.0) -> dict[str, Any]:
 
 @contextmanager
 def _guarded(group: int) -> Iterator[None]:
-    """End a process group when this process ends, however it does, in the context."""
-    # The kernel tells a process of its parent's end, and nobody of a grandparent's: a pipe's end is seen by all.
+    """Kill a process group if this process ends, in any way, inside the context."""
+    # The kernel signals a parent's end only to its children, not to grandchildren.
+    # Every process with a pipe sees the pipe's end.
     watch = ["/bin/sh", "-c", 'read line; kill -s KILL -- "-$1"', "sh", str(group)]
     nowhere = subprocess.DEVNULL
     with subprocess.Popen(
@@ -183,22 +184,22 @@ def _guarded(group: int) -> Iterator[None]:
 
 
 def add_rxe(device: str, netdev: str) -> None:
-    """Make a soft-RoCE device again. Raises OSError as the kernel answers."""
+    """Make a soft-RoCE device again. Raises OSError with the kernel's error."""
     with RdmaLink() as link:
         link.add_link(device, "rxe", netdev)
 
 
 def delete_rdma(device: str) -> None:
-    """Take an RDMA device away, as pulling an adapter out does; returns when the kernel has let it go."""
+    """Remove an RDMA device, as if its adapter were pulled out. Returns when the kernel has freed it."""
     with RdmaLink() as link:
         index = next(d["DEV_INDEX"] for d in link.devices() if d["DEV_NAME"] == device)
         link.delete_link(index)
 
 
 def limit_rdma(pid: int, device: str, objects: int) -> None:
-    """Let process ``pid`` hold ``objects`` verbs objects of ``device`` at most from now on (the RDMA cgroup).
+    """Let process ``pid`` make at most ``objects`` more verbs objects of ``device`` (the RDMA cgroup).
 
-    What it holds already was charged elsewhere and does not count.
+    Objects it holds already were charged elsewhere and do not count.
     """
     if not CGROUPS.is_dir():
         CGROUPS.mkdir()
@@ -211,9 +212,9 @@ def limit_rdma(pid: int, device: str, objects: int) -> None:
 
 
 def killed(call: str, at: int, **arguments: Any) -> bool:
-    """Run "provision" or "restore" in a process that is killed at its step ``at``; whether it was, for tests.
+    """Run "provision" or "restore" in a process that is killed at step ``at``, for tests. Returns if it was killed.
 
-    The journal and the kernel then hold what an end at that very place leaves.
+    The journal and the kernel are then in the state that a crash at this step leaves.
     """
     pid = os.fork()
     if pid == 0:

@@ -15,13 +15,13 @@ DEVPTS = Path("/dev/pts")
 
 
 def serve(emit: Callable[[dict[str, Any]], None]) -> Mapping[str, Callable[..., Any]]:
-    """The calls of this role; what the shell writes comes as events of kind ``output``, its end as ``ended``."""
+    """The calls of this role. The shell's output comes as events of kind ``output``, its end as ``ended``."""
     master: list[int] = []
 
     def start(rows: int, columns: int, term: str) -> int:
-        """Start the shell; its process id. Raises OSError where the node has no pseudo-terminals."""
+        """Start the shell. Returns its process id. Raises OSError if the node has no pseudo-terminals."""
         if not DEVPTS.is_mount():
-            # A guest of the bench's own has not yet had a use for them.
+            # A guest of the bench has not mounted them yet.
             DEVPTS.mkdir(exist_ok=True)
             subprocess.run(["mount", "-t", "devpts", "devpts", str(DEVPTS)], check=True)
         pid, fd = pty.fork()
@@ -54,5 +54,5 @@ def _read(fd: int) -> bytes:
     try:
         return os.read(fd, 1 << 16)
     except OSError:
-        # A pseudo-terminal whose other side was closed says EIO.
+        # A pseudo-terminal whose other side was closed gives EIO.
         return b""

@@ -14,15 +14,15 @@ from hil.capture.pcapng import PcapngWriter
 from hil.errors import CaptureError, NodeDied, NodeError, RemoteError, Unsupported
 from hil.labs.node import Node
 from hil.progress import printable
+from hil.waiting import wait_until
 from hil.wire.counts import PlainCounts
 from hil.wire.point import Onlooker
 
 CALL_TIMEOUT_S, START_TIMEOUT_S = 30.0, 20.0
 # Without a byte that comes home, and at most.
 DRAIN_TIMEOUT_S, DRAIN_MOST_S = 30.0, 600.0
-POLL_S = 0.02
-# How often somebody looks whether much waits on the node, how much that is, and the pieces in which it is taken then.
-LOOK_S, MUCH, SMALL_PIECE = 0.5, 16 << 20, 1 << 18
+# While a test runs: how often the backlog on the node is looked at, from what size it is brought home, in which pieces.
+LOOK_S, BACKLOG_LIMIT_BYTES, SMALL_PIECE_BYTES = 0.5, 16 << 20, 1 << 18
 JOIN_S = 2.0
 # A clock that was set in between would put packets before the calls that sent them.
 CLOCK_STEP_NS = 5_000_000
@@ -192,7 +192,7 @@ class NodeCapture(Onlooker):
         try:
             told = self._call("start", everything=everything, **facts)
             self._epoch_ns: int = told["epoch_ns"]
-            self._much = min(MUCH, told["most"] // 4)
+            self._backlog_limit = min(BACKLOG_LIMIT_BYTES, told["most"] // 4)
         except RemoteError as error:
             self._refuse(str(error), lacking=error.kind in LACKING)
 
@@ -209,20 +209,30 @@ class NodeCapture(Onlooker):
 
     def _wait_running(self) -> None:
         """A program says when it records; a packet socket does so as soon as it is there."""
-        end_ns = time.monotonic_ns() + int(START_TIMEOUT_S * 1e9)
-        while self.tells_at_end and not PROGRAM_RUNS.search((told := self._call("state"))["said"]):
-            if told["problem"] or time.monotonic_ns() > end_ns:
-                # When it has ended, all that it said is there.
-                told = self._call("stop")
-                self._refuse(told["said"].strip() or told["problem"], lacking=bool(REFUSED.search(told["said"])))
-            time.sleep(POLL_S)
+        if not self.tells_at_end:
+            return
+
+        def runs(told: dict[str, Any]) -> bool:
+            return PROGRAM_RUNS.search(told["said"]) is not None
+
+        told = wait_until(
+            lambda: dict(self._call("state")),
+            START_TIMEOUT_S,
+            f"start of {self._where}",
+            enough=lambda state: runs(state) or state["problem"],
+            strict=False,
+        )
+        if not runs(told):
+            # When it has ended, all that it said is there.
+            told = self._call("stop")
+            self._refuse(told["said"].strip() or told["problem"], lacking=bool(REFUSED.search(told["said"])))
 
     def _take_meanwhile(self) -> None:
         """Bring home what waits while the test runs, where it is much: it must not outgrow the node's memory."""
         while not self._ending.wait(LOOK_S):
             try:
                 waits = int(self._call("counts")["written"]) - self._brought
-                if waits >= self._much:
+                if waits >= self._backlog_limit:
                     self._take_what_waits()
             except NodeDied:
                 # Whoever asks for the counts next is told.
@@ -246,8 +256,8 @@ class NodeCapture(Onlooker):
                 if self._stopped or self._ending.is_set():
                     return
                 before = self._brought
-                told = self._pull(SMALL_PIECE)
-                much = before < self._brought < told.written - SMALL_PIECE
+                told = self._pull(SMALL_PIECE_BYTES)
+                much = before < self._brought < told.written - SMALL_PIECE_BYTES
 
     def counts(self) -> PlainCounts:
         """What was recorded up to now is in the file, and counted. Raises CaptureError when the node is gone, or the

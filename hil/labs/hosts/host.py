@@ -5,14 +5,11 @@ of ours is installed there or stays.
 """
 
 import os
-import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,11 +19,12 @@ from hil.errors import NodeDied, NodeError, SetupError
 from hil.files import passing_folder
 from hil.labs.channel import STRANGE, Channel
 from hil.labs.console import console_tail
-from hil.labs.file import LocalNode, NodeSection, SshNode
+from hil.labs.hosts.file import NodeSection
+from hil.labs.hosts.kinds import node_kind
 from hil.labs.node import AgentNode, Record
 from hil.progress import printable
+from hil.waiting import wait_until
 
-CONNECT_TIMEOUT_S = 20
 # An emulated host needs a minute to import the code.
 READY_TIMEOUT_S = 240.0
 END_TIMEOUT_S, LAST_WORDS_S = 5.0, 0.5
@@ -36,52 +34,6 @@ SILENCE_LIMIT_S = 30.0
 # Of the 107 bytes of a socket's path (unix(7)) these are left beside our folder's name and ssh's: a digest of 40, and
 # 17 while it is made (ssh_config(5), ControlPath).
 LONGEST_PARENT = 107 - len("/hil-abcdefgh/") - 40 - 17
-# ssh notices a dead network after three of its own questions (ssh_config(5), ServerAliveInterval).
-# What the user's configuration may ask of an ssh at a terminal: here it would print, or leave no room for the agent.
-ONLY_THE_AGENT = ("-o", "RemoteCommand=none", "-o", "PermitLocalCommand=no", "-o", "ClearAllForwardings=yes")
-ALIVE = ("-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=3", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
-
-
-def ssh_command(node: SshNode, folder: Path, control: Path | None = None) -> list[str]:
-    """ssh's arguments up to the host's name. Paths are relative to ``folder``; ``control`` is a folder for sockets."""
-    program = shutil.which("ssh")
-    if program is None:
-        raise SetupError("ssh is missing; install it with: apt-get install openssh-client")
-    command = [program, *ALIVE, *ONLY_THE_AGENT]
-    if control is not None:
-        path = _literal(control, "/%C")
-        command += ["-o", "ControlMaster=auto", "-o", f"ControlPath={path}", "-o", "ControlPersist=no"]
-    else:
-        command += ["-o", "ControlMaster=no"]
-    if node.config:
-        command += ["-F", str(folder / Path(node.config).expanduser())]
-    if node.identity:
-        command += ["-o", f"IdentityFile={_literal(folder / Path(node.identity).expanduser())}"]
-        command += ["-o", "IdentitiesOnly=yes"]
-    if node.known_hosts:
-        command += ["-o", f"UserKnownHostsFile={_literal(folder / Path(node.known_hosts).expanduser())}"]
-        command += ["-o", "GlobalKnownHostsFile=/dev/null"]
-    command += ["-p", str(node.port)] if node.port else []
-    command += ["-l", node.user] if node.user else []
-    return [*command, "--", node.host]
-
-
-def _is_open(node: SshNode, folder: Path) -> bool:
-    """Whether a connection of the user's own is open that ours can share: it may be the only way in (ssh(1), -O)."""
-    command = ssh_command(node, folder)
-    asked = [*command[:-2], "-O", "check", *command[-2:]]
-    try:
-        done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, timeout=CONNECT_TIMEOUT_S)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        # What is wrong with it is told where it is used.
-        return False
-    return done.returncode == 0
-
-
-def _literal(path: Path, expanded: str = "") -> str:
-    """A path as a value of ssh_config(5): in quotes, or a blank would end it, and with nothing that ssh expands but
-    what follows it, ``expanded``."""
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + expanded + '"'
 
 
 def python_command(node: NodeSection) -> list[str]:
@@ -89,14 +41,6 @@ def python_command(node: NodeSection) -> list[str]:
     command = ["sudo", "-n"] if node.sudo else []
     command += ["ip", "netns", "exec", node.namespace] if node.namespace else []
     return [*command, node.python, "-B", "-I", "-c", bootstrap(SILENCE_LIMIT_S)]
-
-
-def agent_command(node: NodeSection, folder: Path, control: Path | None) -> list[str]:
-    """How the agent is started from here; nobody is asked for a password."""
-    if isinstance(node, LocalNode):
-        return python_command(node)
-    ssh = ssh_command(node, folder, None if _is_open(node, folder) else control)
-    return [ssh[0], "-T", "-o", "BatchMode=yes", *ssh[1:], shlex.join(python_command(node))]
 
 
 class Host(AgentNode):
@@ -109,6 +53,7 @@ class Host(AgentNode):
     def __init__(self, name: str, section: NodeSection, folder: Path, console: Path, record: Record) -> None:
         super().__init__()
         self.name, self.console, self._section = name, console, section
+        self._kind = node_kind(section)
         self._until_stop = ExitStack()
         self._control = _control_folder(name, self._until_stop)
         ours, theirs = socket.socketpair()
@@ -116,7 +61,7 @@ class Host(AgentNode):
         try:
             with console.open("ab") as said:
                 self._process = subprocess.Popen(
-                    agent_command(section, folder, self._control),
+                    self._kind.command(section, python_command(section), folder, self._control),
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=said,
@@ -128,7 +73,7 @@ class Host(AgentNode):
             self._until_stop.close()
             if isinstance(error, SetupError):
                 raise SetupError(f"node {name}: {error}") from error
-            # A NUL in an argument is a ValueError, a home of nobody a RuntimeError.
+            # A NUL in an argument is a ValueError, the home of an unknown user a RuntimeError.
             if isinstance(error, OSError | ValueError | RuntimeError | subprocess.SubprocessError):
                 raise SetupError(f"node {name}: {explain(section, str(error))}") from error
             raise
@@ -151,14 +96,16 @@ class Host(AgentNode):
 
     def wait_ready(self) -> None:
         """Wait until the agent answers. Raises SetupError that says what ssh or the node's Python said."""
-        end_ns = time.monotonic_ns() + int(READY_TIMEOUT_S * 1e9)
-        while not self.channel.ready.wait(0.1):
-            over = self._process.poll() is not None or time.monotonic_ns() > end_ns
-            if over or not self.channel.alive():
-                heard = self.channel.strange()
-                self.stop()
-                said = f"{self.last_words()}; {heard}" if heard else self.last_words()
-                raise SetupError(f"node {self.name}: {explain(self._section, said)}")
+
+        def ready_or_gone() -> bool:
+            return self.channel.ready.wait(0.1) or not self.alive()
+
+        wait_until(ready_or_gone, READY_TIMEOUT_S, f"start of node {self.name}", strict=False, poll_s=0)
+        if not self.channel.ready.is_set():
+            heard = self.channel.strange()
+            self.stop()
+            said = f"{self.last_words()}; {heard}" if heard else self.last_words()
+            raise SetupError(f"node {self.name}: {explain(self._section, said)}")
 
     def _watch(self) -> None:
         while not self.channel.ready.wait(HEARTBEAT_S):
@@ -195,9 +142,7 @@ class Host(AgentNode):
             status: int | None = self._process.wait(LAST_WORDS_S)
         except subprocess.TimeoutExpired:
             status = None
-        ended = f"its {'ssh' if isinstance(self._section, SshNode) else 'Python'} ended with {status}; " * (
-            status is not None
-        )
+        ended = f"its {self._kind.carrier} ended with {status}; " * (status is not None)
         return f"{ended}it said: {console_tail(self.console) or 'nothing'}"
 
     def stop(self) -> None:
@@ -229,7 +174,7 @@ _MENDS = (
     (STRANGE, "something prints there at each login, terminal or not: look into its ~/.bashrc"),
     ("Host key verification failed", "its key is not the known one; if that is right, take the new one: ssh-keyscan"),
     ("Permission denied", "no key of yours opens it; try: ssh-copy-id {host}, or name the key as identity"),
-    ("Could not resolve hostname", "nobody knows the name; write [nodes.NAME] host, or ~/.ssh/config"),
+    ("Could not resolve hostname", "the name is not known; write [nodes.NAME] host, or ~/.ssh/config"),
     ("Connection refused", "nothing listens there; try: systemctl start ssh, on that host"),
     ("timed out", "it does not answer; is it on, and is the way open?"),
     ("No route to host", "it does not answer; is it on, and is the way open?"),
@@ -244,7 +189,7 @@ _MENDS = (
 
 def explain(section: NodeSection, said: str) -> str:
     """What a host's refusal means, and what mends it where that is known."""
-    host = section.host if isinstance(section, SshNode) else "this machine"
+    host = node_kind(section).called(section)
     advice = [mend.format(host=host) for sign, mend in _MENDS if sign in said]
     hint = f" ({advice[0]})" if advice else ""
     return f"{printable(host)} could not be made a node: {printable(said)}{hint}"

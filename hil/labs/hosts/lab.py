@@ -15,14 +15,15 @@ from hil.errors import HilError, NodeError, RemoteError, SetupError, Unsupported
 from hil.evidence.resources import Resource
 from hil.files import passing_folder
 from hil.interrupts import undisturbed
-from hil.labs.file import Adapter, HostCapture, HostsFile, MirrorCapture, Name, Namespace, NodeSection
-from hil.labs.hosts.capture import NodeCapture
+from hil.labs.hosts.file import Adapter, HostsFile, NodeSection
 from hil.labs.hosts.host import Host
+from hil.labs.hosts.kinds import POWERS, HostCapturePoint, Scene, capture_kind
 from hil.labs.node import Node, Record
 from hil.labs.pair import Pair
 from hil.labs.place import Place
+from hil.labs.power import Power
+from hil.labs.schema import Name, Namespace
 from hil.progress import say
-from hil.wire.point import NothingRecorded
 
 T = TypeVar("T")
 PORT_ACTIVE = 4
@@ -107,10 +108,10 @@ class HostLab:
             raise SetupError(f"the lab file names no adapter of node {name}")
         return self._adapters[name]
 
-    def pair(self, folder: Path, liar: str = "", *, used: bool = False) -> "HostPair":
+    def pair(self, folder: Path, mutant: str = "", *, used: bool = False) -> "HostPair":
         """A pair for one test, on nodes that live: one that was lost is connected anew. Raises HilError."""
-        if liar:
-            raise Unsupported(f"there is no wire here that could be {liar}")
+        if mutant:
+            raise Unsupported(f"there is no inline wire here that could be {mutant}")
         for name, node in list(self.nodes.items()):
             maker = self._makers[name]
             if self._living(name) is not maker or not node.alive():
@@ -126,6 +127,13 @@ class HostLab:
             self._makers[name] = self._connect(name, outside(self._section(name)))
             self._makers[name].wait_ready()
         return self._makers[name]
+
+    def power(self, name: str) -> Power:
+        """Power control of node ``name``. Raises Unsupported where the lab file has none, and SetupError."""
+        section = self._section(name).power
+        if section is None:
+            raise Unsupported(f"[nodes.{name}] has no section power, which says how the host is halted")
+        return POWERS.load(section.kind).connect(section, name, self._file.parent)
 
     def record(self, record: Record | None) -> None:
         """Who takes what workers say from now on."""
@@ -157,7 +165,7 @@ class HostLab:
             try:
                 self._living(name).system("restore", bench=self._bench)
             except HilError as error:
-                left.append(f"node {name} is not as it was: {told(name, error)}")
+                left.append(f"node {name} is not as it was: {reason(name, error)}")
         self._provisioned.clear()
         for node in {*self.nodes.values(), *self._makers.values()}:
             node.stop()
@@ -206,11 +214,11 @@ def on_each(lab: HostsFile, base: Path, work: Callable[[Host], T]) -> tuple[dict
                 with connected(attrs.evolve(lab, nodes={name: lab.nodes[name]}), base, folder) as nodes:
                     found[name] = work(nodes[name])
             except (HilError, OSError) as error:
-                failed[name] = told(name, error)
+                failed[name] = reason(name, error)
     return found, failed
 
 
-def told(name: str, error: Exception) -> str:
+def reason(name: str, error: Exception) -> str:
     """What is wrong with node ``name``, without its name; what the bench's own code on it refused has no traceback."""
     if isinstance(error, RemoteError) and error.kind in ("AdapterError", "AtWork", "NotReady"):
         return error.message
@@ -353,6 +361,7 @@ class HostPair(Pair):
         a, b = lab.places
         super().__init__(folder, (a, b))
         self._lab = lab
+        self._powers: dict[str, Power] = {}
         self.nodes = {"a": lab.nodes["a"], "b": lab.nodes["b"]}
         try:
             lab.record(self._record)
@@ -363,22 +372,18 @@ class HostPair(Pair):
             self.close()
             raise
 
-    def everybody(self) -> Mapping[str, Node]:
+    def all_nodes(self) -> Mapping[str, Node]:
         return self._lab.nodes
 
-    def _capture(self) -> NodeCapture | NothingRecorded:
-        section, path = self._lab.lab.capture, self.folder / "wire.pcapng"
-        macs = {place.name: place.mac for place in self.places}
-        if isinstance(section, MirrorCapture):
-            return NodeCapture(self._lab.nodes[section.node], section.method, section.netdev, path, macs)
-        if isinstance(section, HostCapture):
-            place = self.place(section.on)
-            soft = self._lab.lab.link.soft and not section.interface
-            sides = (section.on,) if soft and section.method == "packet-socket" else ()
-            interface = section.interface or place.netdev
-            node, polled = self._lab.nodes[section.on], not self._lab.lab.link.soft
-            return NodeCapture(node, section.method, interface, path, macs, sides, polled=polled)
-        return NothingRecorded(path)
+    def power(self, name: str) -> Power:
+        """As the lab file says; a node that a test leaves without power is given it again when the pair is closed."""
+        self._powers.setdefault(name, self._lab.power(name))
+        return self._powers[name]
+
+    def _capture(self) -> HostCapturePoint:
+        lab = self._lab.lab
+        scene = Scene(self._lab.nodes, self.places, lab.link.soft, self.folder / "wire.pcapng")
+        return capture_kind(lab).open(lab.capture, scene)
 
     def _conclude(self) -> None:
         if self.capture.tells_at_end:
@@ -390,7 +395,15 @@ class HostPair(Pair):
         return [found for found in super().resources(name, contexts=contexts) if found.device == device]
 
     def close(self) -> None:
-        """Stop the capture, and end every worker on the nodes that live."""
+        """Give nodes their power back, stop the capture, and end every worker on the nodes that live."""
+        powers, self._powers = self._powers, {}
+        try:
+            for power in powers.values():
+                power.resume()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         super().close()
         self._lab.record(None)
         for node in self._lab.nodes.values():

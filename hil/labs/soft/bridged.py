@@ -1,13 +1,13 @@
-"""Many clones on one switch, provisioned, with everything recorded."""
+"""Many clones on one bridge, provisioned, with everything recorded."""
 
 from pathlib import Path
 
 from hil.labs.pair import Pair
 from hil.labs.place import Place
-from hil.labs.soft.clone import SoftNode
 from hil.labs.soft.kinds import SoftGuest, start
+from hil.labs.soft.node import SoftNode
 from hil.labs.soft.pair import provision_all
-from hil.wire.bridge import SoftSwitch
+from hil.wire.bridge import Bridge
 
 
 def places(count: int) -> tuple[Place, ...]:
@@ -17,8 +17,8 @@ def places(count: int) -> tuple[Place, ...]:
     )
 
 
-class SwitchedNodes(Pair):
-    """Nodes ``n1`` to ``n<count>`` on a switch; evidence goes to ``folder``. Use as a context manager."""
+class BridgedNodes(Pair):
+    """Nodes ``n1`` to ``n<count>`` on a bridge; evidence goes to ``folder``. Use as a context manager."""
 
     def __init__(self, guest: SoftGuest, folder: Path, count: int, mtu: int = 1500) -> None:
         super().__init__(folder, places(count))
@@ -31,7 +31,7 @@ class SwitchedNodes(Pair):
             for clone in self.clones.values():
                 clone.wait_ready()
             self.nodes = self.clones
-            self.wire = SoftSwitch({name: clone.frames for name, clone in self.clones.items()}, folder / "wire.pcapng")
+            self.wire = Bridge({name: clone.frames for name, clone in self.clones.items()}, folder / "wire.pcapng")
             self._open.append(self.wire)
             provision_all(self.nodes, self.places, mtu)
             self._begin()

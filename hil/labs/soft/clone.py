@@ -1,95 +1,22 @@
-"""The nodes of a soft lab: what they share, and clones, which are made from a snapshot in a tenth of a second."""
+"""Clones: QEMU machines that are made from a snapshot in a tenth of a second, on their distribution's own kernel."""
 
 import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
-from hil.errors import NodeDied
-from hil.labs.channel import Channel
-from hil.labs.node import AgentNode, Record
-from hil.labs.soft.machine import Machine, Sockets
-from hil.labs.soft.snapshot import Snapshot, wait_for_migration
-
-# What only looks: whatever else is asked of the system role, another test may find its traces.
-# fmt: off
-LOOKS = frozenset((
-    "adapters", "counters", "general_services", "inspect", "kernel_log", "pending_changes", "port_counters",
-    "processes", "provenance", "resources", "standing", "survey", "versions", "wait_ready",
-))
-# fmt: on
-
-
-class SoftMachine(Protocol):
-    """The machine of a node in a soft lab, made for it and ended with it."""
-
-    console: Path
-    sockets: Sockets
-
-    @property
-    def pid(self) -> int: ...
-    def alive(self) -> bool: ...
-    def freeze(self) -> None: ...
-    def thaw(self) -> None: ...
-    def move_console(self, console: Path) -> None: ...
-    def memory_kib(self) -> dict[str, int]: ...
-    def last_words(self) -> str: ...
-    def stop(self) -> None: ...
-
-
-class SoftNode(AgentNode):
-    """A node whose machine is the bench's own. ``frames`` is the socket the wire joins. Use as a context manager.
-
-    ``changed``: what it was asked for more than to look. ``window``: see Channel. A subclass starts the machine.
-    """
-
-    def __init__(self, name: str, machine: SoftMachine, on_event: Record, window: int = 0) -> None:
-        super().__init__()
-        self.name, self.console = name, machine.console
-        self.changed: list[str] = []
-        self.machine, self.frames = machine, machine.sockets.frames
-        self.channel = Channel(
-            machine.sockets.agent,
-            f"node {name}",
-            lambda worker, event: on_event(name, worker, event),
-            machine.last_words,
-            window,
-        )
-
-    def wait_ready(self) -> None:
-        """Wait until calls can be made. Raises NodeError."""
-
-    def system(self, call: str, /, **arguments: Any) -> Any:
-        if call not in LOOKS:
-            self.changed.append(call if call != "run" else f"run {arguments['command'][0]}")
-        return super().system(call, **arguments)
-
-    def move_console(self, console: Path) -> None:
-        """Let the machine's console go on in another file. Raises NodeError."""
-        self.machine.move_console(console)
-        self.console = console
-
-    def end_workers(self, timeout_s: float) -> list[int]:
-        """End every worker but the one that serves ``system``; the exit status of each. Raises NodeError."""
-        running = [worker for worker in self.channel.workers() if worker != self._system]
-        for worker in running:
-            self.channel.kill(worker)
-        return [self.channel.wait_exit(worker, timeout_s) for worker in running]
-
-    def check_alive(self) -> None:
-        """Raises NodeDied unless the agent answers."""
-        if not self.machine.alive():
-            raise NodeDied(f"node {self.name}: {self.machine.last_words()}")
-        self.channel.clock()
-
-    def stop(self) -> None:
-        self.machine.stop()
-        self.channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+from hil.errors import SetupError
+from hil.labs.findings import Finding
+from hil.labs.node import Record
+from hil.labs.soft.doctor import kvm, qemu
+from hil.labs.soft.file import Guest
+from hil.labs.soft.image import Image
+from hil.labs.soft.kinds import GuestKind
+from hil.labs.soft.machine import Machine, qemu_version
+from hil.labs.soft.node import SoftNode
+from hil.labs.soft.snapshot import Snapshot, snapshot_for, wait_for_migration
 
 
 class Clone(SoftNode):
@@ -125,3 +52,30 @@ class Clone(SoftNode):
             machine.stop()
             raise
         super().__init__(name, machine, on_event)
+
+
+class CloneKind:
+    """Guests that are clones of a snapshot."""
+
+    schema = Guest
+    noun = "a clone"
+    own_kernel = True
+    waits = False
+
+    def prepare(self, guest: Guest, image: Image, cache: Path, *, second_net: bool) -> Snapshot:
+        return snapshot_for(image, cache, guest.memory_mib, guest.accelerator, user_net=second_net)
+
+    def start(self, name: str, made_from: Any, console: Path, record: Record, mtu: int) -> SoftNode:
+        return Clone(name, made_from, console, record)
+
+    def examine(self, guest: Guest, count: int) -> Iterator[Finding]:
+        yield qemu()
+        yield kvm(guest)
+
+    def made_with(self) -> dict[str, Any]:
+        with suppress(SetupError, OSError, subprocess.SubprocessError):
+            return {"qemu": qemu_version()}
+        return {}
+
+
+CLONE: GuestKind = CloneKind()

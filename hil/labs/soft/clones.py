@@ -11,8 +11,8 @@ from hil.errors import NodeError
 from hil.evidence.resources import kernel_log_of
 from hil.evidence.rules.kernel_log import complaints, starved
 from hil.labs.node import Record
-from hil.labs.soft.clone import SoftNode
 from hil.labs.soft.kinds import SoftGuest, start
+from hil.labs.soft.node import SoftNode
 
 END_TIMEOUT_S = 10.0
 Facts = dict[str, Any]
@@ -56,7 +56,7 @@ class Clones:
         self._record = record
         for name, node in self.nodes.items():
             node.move_console(console_of(folder, name))
-            # What came when nobody recorded is no evidence.
+            # Frames that came between two recordings are no evidence.
             drain(node.frames)
 
     def spoiled(self) -> str:

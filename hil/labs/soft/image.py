@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import json
 import lzma
-import os
 import re
 import shutil
 import stat
@@ -21,9 +20,9 @@ from pathlib import Path
 
 from hil.agent.parcel import code_files
 from hil.cache import building, damage, seal, sweep
-from hil.children import die_with_parent
 from hil.errors import ImageError
 from hil.labs.soft.cpio import CpioWriter
+from hil.labs.soft.debian import mmdebstrap
 from hil.progress import say, step
 
 SUITES = {"trixie": "librdmacm1t64", "bookworm": "librdmacm1"}
@@ -150,30 +149,10 @@ def _build(suite: str, variant: str, folder: Path) -> None:
 
 
 def _bootstrap(suite: str, variant: str, tar: Path) -> None:
-    program = shutil.which("mmdebstrap")
-    if program is None:
-        raise ImageError("mmdebstrap is missing; install it with: apt-get install mmdebstrap")
     include = ",".join([*PACKAGES, SUITES[suite], *VARIANTS[variant]])
     # The packages' names carry their versions; dpkg's own status file stays empty in this variant.
     note = 'ls "$1/var/cache/apt/archives" > "$1/hil-packages"'
-    command = [
-        program,
-        "--quiet",
-        "--variant=extract",
-        f"--include={include}",
-        f"--extract-hook={note}",
-        suite,
-        str(tar),
-    ]
-    # Its temporary files lie where a later bench sweeps, should this one be killed.
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TMPDIR": str(tar.parent)},
-        preexec_fn=die_with_parent,
-    )
+    done = mmdebstrap(suite, tar, ["--variant=extract", f"--include={include}", f"--extract-hook={note}"])
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()[-6:]
         raise ImageError(

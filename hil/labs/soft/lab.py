@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hil.labs.file import SoftPairFile
 from hil.labs.soft.clones import Clones
+from hil.labs.soft.file import SoftPairFile
 from hil.labs.soft.kinds import SoftGuest, soft_guest
 from hil.labs.soft.pair import SoftPair
 
@@ -26,15 +26,15 @@ class SoftLab:
         """What node a and node b are made from. Raises SetupError or OSError."""
         return soft_guest(self.lab.guest), soft_guest(self.lab.guest_b or self.lab.guest)
 
-    def pair(self, folder: Path, liar: str = "", *, used: bool = False) -> SoftPair:
+    def pair(self, folder: Path, mutant: str = "", *, used: bool = False) -> SoftPair:
         guests = self.guests()
         if not used:
-            return SoftPair(guests, folder, self.lab.link.mtu, liar)
+            return SoftPair(guests, folder, self.lab.link.mtu, mutant)
         if self._idle is not None and not self._idle.alive():
             self.close()
         idle, self._idle = self._idle, None
         try:
-            return SoftPair(guests, folder, self.lab.link.mtu, liar, idle, self._take_back)
+            return SoftPair(guests, folder, self.lab.link.mtu, mutant, idle, self._take_back)
         except BaseException:
             if idle is not None:
                 idle.stop()

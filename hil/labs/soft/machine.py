@@ -187,7 +187,7 @@ class Machine:
                     self._monitor.connect()
                 return self._monitor.cmd(command, **arguments)
             except KeyboardInterrupt:
-                # The command's task stays behind and fails when QEMU ends: nobody is left to be told of it.
+                # The command's task stays behind and fails when QEMU ends: there is no caller left to tell.
                 asyncio.get_event_loop().set_exception_handler(lambda *_: None)
                 raise
             except Exception as error:

@@ -14,8 +14,10 @@ from hil.evidence.journal import Exit
 from hil.labs.node import Node
 from hil.labs.pair import Pair
 from hil.labs.place import Place
+from hil.labs.power import Power
 from hil.labs.soft.clones import Clones
 from hil.labs.soft.kinds import SoftGuest
+from hil.labs.soft.node import MachinePower
 from hil.stopwatch import Phase
 from hil.wire.wire import Wire
 
@@ -28,7 +30,7 @@ PLACES = (
 class SoftPair(Pair):
     """Two soft nodes joined by the inline wire, made from a guest each.
 
-    ``liar`` names a wire that lies (hil.mutants.wires), for tests of the bench. ``used``: clones that another pair had,
+    ``mutant`` names a wire that is wrong on purpose (hil.mutants.wires). ``used``: clones that another pair had,
     taken instead of new ones; ``give_back`` gets those of this pair in the end, if its test passed
     and left them as it found them. ``parts_s``: seconds that each part of making it took.
     """
@@ -38,7 +40,7 @@ class SoftPair(Pair):
         guests: tuple[SoftGuest, SoftGuest],
         folder: Path,
         mtu: int = 1500,
-        liar: str = "",
+        mutant: str = "",
         used: Clones | None = None,
         give_back: Callable[[Clones], None] | None = None,
     ) -> None:
@@ -64,7 +66,7 @@ class SoftPair(Pair):
             part("nodes that answer")
             self.nodes = self.clones = self._clones.nodes
             frames = self.clones["a"].frames, self.clones["b"].frames
-            self.wire = self.inline = Wire(*frames, folder / "wire.pcapng", liar)
+            self.wire = self.inline = Wire(*frames, folder / "wire.pcapng", mutant)
             self._open.append(self.wire)
             for pid in (*(node.machine.pid for node in self.clones.values()), self.inline.pid):
                 stopwatch.watch(stopwatch.ProcessorTime(pid), new=used is None or pid == self.inline.pid)
@@ -79,6 +81,10 @@ class SoftPair(Pair):
         except BaseException:
             self.close()
             raise
+
+    def power(self, name: str) -> Power:
+        """Its machine is halted and goes on; one that was cut off does not come back."""
+        return MachinePower(self.clones[name])
 
     @stopwatch.phase(Phase.WRITING)
     def write(self, evidence: Evidence, judged: Judged | None = None) -> None:

@@ -1,25 +1,25 @@
 """Boot a node once, keep it as a snapshot, and know whether KVM works on this machine."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hil.agent.parcel import code_key
 from hil.cache import building, damage, in_use, keep_newest, seal, sweep
 from hil.errors import NodeError, SnapshotError
 from hil.labs.channel import Channel
+from hil.labs.soft.booting import wait_booted
 from hil.labs.soft.image import Image, write_code
 from hil.labs.soft.machine import Hardware, Machine, command_line, fresh_file, qemu_version
 from hil.progress import say, step
+from hil.waiting import wait_until
 
 KEPT = 4
+MIGRATION_TIMEOUT_S = 60.0
 BOOT_TIMEOUT_S = {"tcg": 240.0, "kvm": 30.0}
 
 
@@ -27,6 +27,7 @@ BOOT_TIMEOUT_S = {"tcg": 240.0, "kvm": 30.0}
 class Snapshot:
     """A booted node at rest: the files that clones are made from."""
 
+    kind: ClassVar[str] = "clone"
     hardware: Hardware
     ram: Path
     state: Path
@@ -70,18 +71,6 @@ def snapshot_for(
         _make(image, folder, memory_mib, accelerator, user_net)
     keep_newest(folder, KEPT)
     return _load(image, folder, memory_mib, accelerator, user_net)
-
-
-@contextmanager
-def only_one(cache: Path) -> Iterator[None]:
-    """Let one bench at a time build in ``cache``; the kernel gives the lock back when its holder dies."""
-    with (cache / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another bench that builds in {cache}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def working_accelerator(image: Image, cache: Path, memory_mib: int) -> str:
@@ -160,21 +149,15 @@ def _boot_and_save(hardware: Hardware, work: Path) -> None:
     machine = Machine(hardware, work / "ram", work / "console", share=True, incoming=False)
     channel = Channel(machine.sockets.agent, "the node being booted", lambda worker, event: None, machine.last_words)
     try:
-        _wait_ready(machine, channel, BOOT_TIMEOUT_S[hardware.accelerator])
+        try:
+            wait_booted("the node", machine, channel, BOOT_TIMEOUT_S[hardware.accelerator])
+        except NodeError as error:
+            raise SnapshotError(str(error)) from error
+        channel.clock()
         _save(machine, work / "state")
     finally:
         machine.stop()
         channel.close()
-
-
-def _wait_ready(machine: Machine, channel: Channel, timeout_s: float) -> None:
-    end_ns = time.monotonic_ns() + int(timeout_s * 1e9)
-    while not channel.ready.wait(0.2):
-        if not machine.alive():
-            raise SnapshotError(f"the node stopped while booting; {machine.last_words()}")
-        if time.monotonic_ns() > end_ns:
-            raise SnapshotError(f"the node did not boot within {timeout_s:.0f} s; {machine.last_words()}")
-    channel.clock()
 
 
 def _save(machine: Machine, state: Path) -> None:
@@ -186,12 +169,15 @@ def _save(machine: Machine, state: Path) -> None:
 
 def wait_for_migration(machine: Machine) -> None:
     """Wait until an outgoing or incoming migration has ended. Raises SnapshotError when it failed."""
-    end_ns = time.monotonic_ns() + 60 * 10**9
-    while time.monotonic_ns() < end_ns:
-        info = machine.monitor("query-migrate")
-        if info.get("status") == "completed":
-            return
-        if info.get("status") in {"failed", "cancelled"}:
-            raise SnapshotError(f"the snapshot failed: {info.get('error-desc', info)}; {machine.last_words()}")
-        time.sleep(0.005)
-    raise SnapshotError("the snapshot did not end within 60 s")
+    info = wait_until(
+        lambda: dict(machine.monitor("query-migrate")),
+        MIGRATION_TIMEOUT_S,
+        "the snapshot",
+        enough=lambda told: told.get("status") in {"completed", "failed", "cancelled"},
+        strict=False,
+        poll_s=0.005,
+    )
+    if info.get("status") in {"failed", "cancelled"}:
+        raise SnapshotError(f"the snapshot failed: {info.get('error-desc', info)}; {machine.last_words()}")
+    if info.get("status") != "completed":
+        raise SnapshotError(f"the snapshot did not end within {MIGRATION_TIMEOUT_S:.0f} s")

@@ -14,23 +14,30 @@ import signal
 import socket
 import subprocess
 import threading
-import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from hil.agent.agent import UNDER_WAY
 from hil.agent.parcel import code_key
 from hil.cache import building, damage, in_use, keep_newest, seal, sweep
 from hil.children import die_with_parent
-from hil.errors import NodeDied, PhaseTimeout, SetupError, SnapshotError
+from hil.errors import NodeDied, SetupError, SnapshotError
 from hil.labs.console import console_tail, memory_kib
+from hil.labs.findings import Finding
 from hil.labs.node import Record
-from hil.labs.soft.clone import SoftNode
+from hil.labs.soft.booting import wait_booted
 from hil.labs.soft.cpio import CpioWriter
+from hil.labs.soft.doctor import uml_kernel, uml_memory
+from hil.labs.soft.file import Guest
 from hil.labs.soft.image import INIT_BEGIN, Image, write_code
+from hil.labs.soft.kinds import GuestKind
 from hil.labs.soft.machine import Sockets, frame_sockets
-from hil.labs.soft.umlkernel import Kernel
+from hil.labs.soft.memory import NO_MEMORY_FOLDER, memory_folder
+from hil.labs.soft.node import SoftNode
+from hil.labs.soft.umlkernel import Kernel, kernel_for
 from hil.labs.soft.usernet import UserNet
 from hil.progress import say, step
 
@@ -64,6 +71,7 @@ exec python3 -m hil.agent.agent /dev/ttyS0
 class UmlGuest:
     """What nodes of this kind boot: a kernel and the root file system of ``image`` as ``initrd``."""
 
+    kind: ClassVar[str] = "uml"
     kernel: Kernel
     initrd: Path
     image: Image
@@ -130,20 +138,6 @@ def _compiled(guest: UmlGuest, place: Path) -> Path:
     finally:
         machine.stop()
     return shared / "compiled"
-
-
-NO_MEMORY_FOLDER = "neither /dev/shm nor $TMPDIR nor /tmp is a folder that can be written and is not mounted noexec"
-
-
-def memory_folder() -> Path | None:
-    """Where nodes keep their memory, in files without a name, or None where nothing will do.
-
-    User-Mode Linux runs code out of them, so that noexec is in the way; on a disk they would be written back.
-    """
-    for text in ("/dev/shm", os.environ.get("TMPDIR", ""), "/tmp"):
-        if text and os.access(text, os.W_OK | os.X_OK) and not os.statvfs(text).f_flag & os.ST_NOEXEC:
-            return Path(text)
-    return None
 
 
 def next_core() -> int:
@@ -314,11 +308,29 @@ class UmlNode(SoftNode):
 
     def wait_ready(self) -> None:
         """Wait until it has booted: what is said to it before is lost. Raises NodeDied and PhaseTimeout."""
-        end_ns = time.monotonic_ns() + int(BOOT_TIMEOUT_S * 1e9)
-        while not self.channel.ready.wait(0.2):
-            if not self.machine.alive():
-                raise NodeDied(f"node {self.name} stopped while booting; {self.machine.last_words()}")
-            if time.monotonic_ns() > end_ns:
-                raise PhaseTimeout(
-                    f"node {self.name} did not boot within {BOOT_TIMEOUT_S:.0f} s; {self.machine.last_words()}"
-                )
+        wait_booted(f"node {self.name}", self.machine, self.channel, BOOT_TIMEOUT_S)
+
+
+class UmlKind:
+    """Guests that are User-Mode Linux processes."""
+
+    schema = Guest
+    noun = "User-Mode Linux"
+    own_kernel = False
+    waits = True
+
+    def prepare(self, guest: Guest, image: Image, cache: Path, *, second_net: bool) -> UmlGuest:
+        return uml_guest_for(image, kernel_for(guest.kernel, cache), cache, guest.memory_mib)
+
+    def start(self, name: str, made_from: Any, console: Path, record: Record, mtu: int) -> SoftNode:
+        return UmlNode(name, made_from, console, record, mtu)
+
+    def examine(self, guest: Guest, count: int) -> Iterator[Finding]:
+        yield uml_kernel(guest)
+        yield uml_memory(count, guest.memory_mib)
+
+    def made_with(self) -> dict[str, Any]:
+        return {}
+
+
+UML: GuestKind = UmlKind()

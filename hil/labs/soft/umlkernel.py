@@ -19,8 +19,9 @@ from hil.agent.agent import MODULES_FOLDER
 from hil.cache import building, damage, keep_newest, seal, sweep
 from hil.children import die_with_parent
 from hil.errors import KernelError
-from hil.labs.file import KERNEL_PACKAGE
 from hil.labs.soft.cpio import CpioWriter
+from hil.labs.soft.debian import mmdebstrap
+from hil.labs.soft.file import KERNEL_PACKAGE
 from hil.labs.soft.image import module_dependencies
 from hil.progress import say, step
 
@@ -231,22 +232,8 @@ def _unpacked(source: str, work: Path) -> Path:
         "|| { apt-cache pkgnames linux-source- | sort | xargs echo hil-known:; exit 1; }; "
         'cd "$1" && apt-get -q download $p'
     )
-    program = shutil.which("mmdebstrap")
-    if program is None:
-        raise KernelError("mmdebstrap is missing; install it with: apt-get install mmdebstrap")
     tar = work / "source.tar"
-    command = [program, "--quiet", "--variant=custom", f"--customize-hook={script}", suite, str(tar)]
-    # Its temporary files lie where a later bench sweeps, should this one be killed.
-    environment = os.environ | {"TMPDIR": str(work)}
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=environment,
-        preexec_fn=die_with_parent,
-    )
+    done = mmdebstrap(suite, tar, ["--variant=custom", f"--customize-hook={script}"])
     if done.returncode != 0:
         told = done.stdout + done.stderr
         if known := re.search(r"hil-known:(.*)", told):

@@ -4,7 +4,6 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from hil.children import die_with_parent
 from hil.errors import NodeError, SetupError
 from hil.files import passing_folder
 from hil.labs.soft.machine import GUEST_ADDRESS
+from hil.waiting import wait_until
 
 ANSWER_TIMEOUT_S = 10.0
 SSH_PORT = 22
@@ -64,11 +64,12 @@ class UserNet:
             raise NodeError(f"port {port} cannot lead to the node: {answer}")
 
     def _wait_for(self, path: Path) -> None:
-        end_ns = time.monotonic_ns() + int(ANSWER_TIMEOUT_S * 1e9)
-        while not path.exists():
-            if self._process.poll() is not None or time.monotonic_ns() > end_ns:
-                raise NodeError(f"slirp4netns does not serve {path.name}: is the node's netdev up?")
-            time.sleep(0.01)
+        def there_or_gone() -> bool:
+            return path.exists() or self._process.poll() is not None
+
+        wait_until(there_or_gone, ANSWER_TIMEOUT_S, f"slirp4netns's socket {path.name}", strict=False, poll_s=0.01)
+        if not path.exists():
+            raise NodeError(f"slirp4netns does not serve {path.name}: is the node's netdev up?")
 
     def stop(self) -> None:
         """End it; safe to call twice."""

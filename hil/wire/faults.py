@@ -1,4 +1,4 @@
-"""Rules of the wire: which frame is picked, and what is done to it. Validated when made, told to the wire as JSON."""
+"""Faults of the wire: which frame is picked, and what is done to it. Validated when made, told to the wire as JSON."""
 
 import dataclasses
 import ipaddress
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hil.errors import RuleError
+from hil.capture.sides import SIDES
+from hil.errors import FaultError
 from hil.roce.psn import MASK as LAST_PSN
 from hil.roce.qpn import MASK as LAST_QPN
 
-SIDES = ("a", "b")
 LONGEST_NS = 600 * 10**9
 ETHERNET_HEADER = 14
 # More than any adapter's jumbo frames have.
@@ -22,7 +22,7 @@ CM_ATTRIBUTES, UD_SEND_ONLY = range(0x10, 0x1B), 0x64
 
 def _check(held: bool, mistake: str) -> None:
     if not held:
-        raise RuleError(mistake)
+        raise FaultError(mistake)
 
 
 def _whole(value: object, low: int, high: int) -> bool:
@@ -52,14 +52,14 @@ def only(number: int) -> Span:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Which frames a rule picks: those for which all that is given holds.
+    """Which frames a fault picks: those for which all that is given holds.
 
     ``side``: where the frame comes in. ``opcodes``: of the BTH. ``cm``: attribute ids of CM messages.
     ``source``, ``destination``: IP addresses. ``qpns``: the BTH's destination QP. ``comm_ids``: a CM message's local or
     remote one. ``psn``: how far the PSN is, modulo 2**24, from the first of the same stream; requests and responses of
     one direction of a connection are a stream each, and a REQ or REP begins those of its queue pair anew.
     ``retransmissions``: how often the same packet (its stream, opcode and PSN; for a CM message the transaction) came
-    before. Both count from when the first rule was set.
+    before. Both count from when the first fault was set.
 
     Of the frames that all this picks: ``occurrences``, counted from 1; of those each ``every``-th, beginning with the
     first; of those each with ``probability``, drawn with ``seed``.
@@ -102,7 +102,7 @@ class Match:
         self._check_together()
 
     def _check_together(self) -> None:
-        """No frame has all that is given: a rule that can never pick is a mistake."""
+        """No frame has all that is given: a fault that can never pick is a mistake."""
         strange = [value for value in self.cm if value not in CM_ATTRIBUTES]
         _check(not strange, f"no CM message has the attribute id {', '.join(map(hex, strange))}")
         _check(self.psn is None or self.psn.first <= LAST_PSN, f"no PSN is farther than {LAST_PSN} from the first")
@@ -223,11 +223,11 @@ _ACTIONS: dict[str, Callable[..., Action]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Fault:
     """What is done to which frames. ``name`` is what the timeline and the capture call it.
 
-    Rules are asked in the order they were set; the first that picks a frame acts on it, and later ones do not see it.
-    Raises RuleError, naming each thing that cannot be.
+    Faults are asked in the order they were set; the first that picks a frame acts on it, and later ones do not see it.
+    Raises FaultError, naming each thing that cannot be.
     """
 
     name: str
@@ -236,27 +236,27 @@ class Rule:
 
     def __post_init__(self) -> None:
         named = isinstance(self.name, str) and 0 < len(self.name) <= 200 and self.name.isprintable()
-        _check(named, f"a rule's name is 1 to 200 printable characters, not {self.name!r}")
-        _check(isinstance(self.action, Action), f"rule {self.name}: {self.action!r} is no action")
-        _check(isinstance(self.match, Match), f"rule {self.name}: {self.match!r} is no Match")
+        _check(named, f"a fault's name is 1 to 200 printable characters, not {self.name!r}")
+        _check(isinstance(self.action, Action), f"fault {self.name}: {self.action!r} is no action")
+        _check(isinstance(self.match, Match), f"fault {self.name}: {self.match!r} is no Match")
 
     def to_json(self) -> dict[str, Any]:
-        """The rule as ``from_json`` takes it."""
+        """The fault as ``from_json`` takes it."""
         action = {"kind": type(self.action).__name__} | dataclasses.asdict(self.action)
         return {"name": self.name, "action": action, "match": dataclasses.asdict(self.match)}
 
 
-def from_json(told: dict[str, Any]) -> Rule:
-    """The rule that ``Rule.to_json`` told. Raises RuleError for what no rule tells."""
+def from_json(told: dict[str, Any]) -> Fault:
+    """The fault that ``Fault.to_json`` told. Raises FaultError for what no fault tells."""
     try:
         if unknown := told.keys() - {"name", "action", "match"}:
             raise ValueError(f"it has no {', '.join(sorted(map(str, unknown)))}")
         facts = dict(told["action"])
         action = _ACTIONS[facts.pop("kind")](**facts)
         match = {name: _back(name, value) for name, value in told["match"].items()}
-        return Rule(told["name"], action, Match(**match))
+        return Fault(told["name"], action, Match(**match))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RuleError(f"no rule: {json.dumps(told, default=repr)[:200]}: {error}") from error
+        raise FaultError(f"no fault: {json.dumps(told, default=repr)[:200]}: {error}") from error
 
 
 def _back(name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Rules of the wire: which frame is picked, what is done to it, and what no rule can be. On recorded frames."""
+"""Faults of the wire: which frame is picked, what is done to it, and what no fault can be. On recorded frames."""
 
 import json
 import struct
@@ -15,29 +15,29 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
 from hil.capture.pcapng import CapturedFrame, read_pcapng
-from hil.errors import RuleError
+from hil.errors import FaultError
 from hil.roce.frames import CMREQ, MAD, CmAttribute, addresses, dissect
 from hil.roce.icrc import icrc
 from hil.roce.outline import Outline, outline
 from hil.testing.roce import Side, connect, disconnect, message
 from hil.wire.changes import change, checksum
-from hil.wire.picking import Rules
-from hil.wire.rules import (
+from hil.wire.faults import (
     Action,
     Corrupt,
     CutCable,
     Delay,
     Drop,
     Duplicate,
+    Fault,
     MarkEcn,
     Match,
     Reorder,
-    Rule,
     Span,
     Truncate,
     from_json,
     only,
 )
+from hil.wire.picking import Faults
 
 FOLDER = Path(__file__).parent / "captures"
 CAPTURES = sorted(path.name for path in FOLDER.glob("*.pcapng"))
@@ -59,10 +59,10 @@ def frames(name: str = "hard_close_ipv4.pcapng") -> list[CapturedFrame]:
 
 
 def picked(match: Match, captured: Sequence[CapturedFrame]) -> list[int]:
-    """Numbers of the frames that a rule with ``match`` picks."""
-    rules = Rules()
-    rules.add(Rule("it", Drop(), match))
-    return [f.number for f in captured if rules.decide(f.interface.removeprefix("side-"), f.data)[0] is not None]
+    """Numbers of the frames that a fault with ``match`` picks."""
+    faults = Faults()
+    faults.add(Fault("it", Drop(), match))
+    return [f.number for f in captured if faults.decide(f.interface.removeprefix("side-"), f.data)[0] is not None]
 
 
 def seen(frame: bytes) -> Outline:
@@ -91,8 +91,8 @@ def test_the_outline_and_scapy_see_the_same(name: str) -> None:
             continue
         bth, mad = packet[BTH], packet.getlayer(MAD)
         assert (found.opcode, found.dest_qp, found.psn) == (bth.opcode, bth.dqpn, bth.psn)
-        rule = Match(source=addresses(packet)[0], destination=addresses(packet)[1])
-        assert picked(rule, [frame]) == [frame.number]
+        fault = Match(source=addresses(packet)[0], destination=addresses(packet)[1])
+        assert picked(fault, [frame]) == [frame.number]
         assert struct.unpack_from("<I", frame.data, found.end) == (icrc(frame.data, found.end),)
         if mad is not None:
             message = mad.payload
@@ -125,7 +125,7 @@ def test_what_is_no_whole_roce_frame_has_no_outline(offset: int, value: int) -> 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_outline_or_a_change_raise(noise: bytes) -> None:
-    """Whatever a node sends, rules look at it and act on it."""
+    """Whatever a node sends, faults look at it and act on it."""
     head = first()
     for frame in (noise, head[: 14 + len(noise) % 60] + noise, head[:42] + noise, head[:-4] + noise):
         found = outline(frame)
@@ -163,9 +163,9 @@ def test_without_conditions_every_frame_is_picked() -> None:
     """Also those that are no RoCE, but for actions that only RoCE has room for."""
     captured = frames()
     assert len(picked(Match(), captured)) == len(captured)
-    rules = Rules()
-    rules.add(Rule("it", Corrupt()))
-    hits = [rules.decide("a", f.data)[0] for f in captured]
+    faults = Faults()
+    faults.add(Fault("it", Corrupt()))
+    hits = [faults.decide("a", f.data)[0] for f in captured]
     assert [hit is not None for hit in hits] == [outline(f.data) is not None for f in captured]
 
 
@@ -242,9 +242,9 @@ def life_of(one: Side, two: Side) -> list[bytes]:
 def test_a_frame_without_the_byte_that_is_to_be_changed_is_no_hit() -> None:
     """Acknowledgements end in front of it, SENDs have it."""
     captured = frames()
-    rules = Rules()
-    rules.add(Rule("it", Corrupt(offset=18)))
-    hit = {seen(f.data).opcode for f in captured if outline(f.data) and rules.decide("a", f.data)[0] is not None}
+    faults = Faults()
+    faults.add(Fault("it", Corrupt(offset=18)))
+    hit = {seen(f.data).opcode for f in captured if outline(f.data) and faults.decide("a", f.data)[0] is not None}
     assert SEND_ONLY in hit and ACKNOWLEDGE not in hit
 
 
@@ -257,15 +257,15 @@ def test_draws_are_the_seeds() -> None:
 
 
 def test_the_first_rule_that_picks_a_frame_acts_alone() -> None:
-    """A later rule does not see the frame; once the first is removed it does, and both keep their counts."""
-    rules, frame = Rules(), first()
-    one = rules.add(Rule("one", Drop(), Match(opcodes=(SEND_ONLY,))))
-    rules.add(Rule("two", Delay(5)))
-    names = [hit.name for _ in range(2) if (hit := rules.decide("a", frame)[0])]
-    assert rules.remove(one) and not rules.remove(one)
-    names += [hit.name for _ in range(1) if (hit := rules.decide("a", frame)[0])]
+    """A later fault does not see the frame; once the first is removed it does, and both keep their counts."""
+    faults, frame = Faults(), first()
+    one = faults.add(Fault("one", Drop(), Match(opcodes=(SEND_ONLY,))))
+    faults.add(Fault("two", Delay(5)))
+    names = [hit.name for _ in range(2) if (hit := faults.decide("a", frame)[0])]
+    assert faults.remove(one) and not faults.remove(one)
+    names += [hit.name for _ in range(1) if (hit := faults.decide("a", frame)[0])]
     assert names == ["one", "one", "two"]
-    told = [(r["name"], r["matched"], r["hits"], r["active"]) for r in rules.tell()]
+    told = [(r["name"], r["matched"], r["hits"], r["active"]) for r in faults.tell()]
     assert told == [("one", 2, 2, False), ("two", 1, 1, True)]
 
 
@@ -330,7 +330,7 @@ def test_an_ecn_mark_leaves_checksum_and_icrc_right(name: str) -> None:
     assert change(marked, MarkEcn(), at) == marked
 
 
-# --- what no rule can be ---------------------------------------------------------------------------------------------
+# --- what no fault can be ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda a: type(a).__name__)
@@ -343,9 +343,9 @@ def test_an_ecn_mark_leaves_checksum_and_icrc_right(name: str) -> None:
     ids=["data", "CM"],
 )
 def test_a_rule_comes_back_from_json(action: Action, match: Match) -> None:
-    """What the wire's process is told is the rule that was set."""
-    rule = Rule("all of it", action, match)
-    assert from_json(json.loads(json.dumps(rule.to_json()))) == rule
+    """What the wire's process is told is the fault that was set."""
+    fault = Fault("all of it", action, match)
+    assert from_json(json.loads(json.dumps(fault.to_json()))) == fault
 
 
 @pytest.mark.parametrize(
@@ -382,26 +382,26 @@ def test_a_rule_comes_back_from_json(action: Action, match: Match) -> None:
         (lambda: Truncate(65535), "keep is less than any frame has, 16384 bytes, not 65535"),
         (lambda: MarkEcn(4), "codepoint is from 0 to 3, not 4"),
         (lambda: CutCable(10**15), "for_ns is whole nanoseconds"),
-        (lambda: Rule("", Drop()), "a rule's name is 1 to 200 printable characters, not ''"),
-        (lambda: Rule("x", "drop"), "rule x: 'drop' is no action"),  # type: ignore[arg-type]
-        (lambda: Rule("x", Drop(), None), "rule x: None is no Match"),  # type: ignore[arg-type]
-        (lambda: from_json({"name": "x", "action": {"kind": "Explode"}, "match": {}}), "no rule: .*Explode"),
-        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {"colour": 1}}), "no rule: .*colour"),
+        (lambda: Fault("", Drop()), "a fault's name is 1 to 200 printable characters, not ''"),
+        (lambda: Fault("x", "drop"), "fault x: 'drop' is no action"),  # type: ignore[arg-type]
+        (lambda: Fault("x", Drop(), None), "fault x: None is no Match"),  # type: ignore[arg-type]
+        (lambda: from_json({"name": "x", "action": {"kind": "Explode"}, "match": {}}), "no fault: .*Explode"),
+        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {"colour": 1}}), "no fault: .*colour"),
         (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {}, "side": "a"}), "it has no side"),
     ],
 )
 def test_a_mistake_in_a_rule_is_named(make: object, told: str) -> None:
     """Before the wire hears of it, with the value that was wrong."""
-    with pytest.raises(RuleError, match=told):
+    with pytest.raises(FaultError, match=told):
         make()  # type: ignore[operator]
 
 
 def test_what_is_remembered_of_packets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many packets leave no more behind than is remembered, and the newest are."""
     monkeypatch.setattr("hil.wire.picking.REMEMBERED", 100)
-    rules, frame = Rules(), first()
-    rules.add(Rule("again", Drop(), Match(retransmissions=Span(1))))
+    faults, frame = Faults(), first()
+    faults.add(Fault("again", Drop(), Match(retransmissions=Span(1))))
     for psn in range(1000):
-        rules.decide("a", with_psn(frame, psn))
-    hits = [rules.decide("a", with_psn(frame, psn))[0] is not None for psn in (0, 999, 998)]
+        faults.decide("a", with_psn(frame, psn))
+    hits = [faults.decide("a", with_psn(frame, psn))[0] is not None for psn in (0, 999, 998)]
     assert hits == [False, True, True]
