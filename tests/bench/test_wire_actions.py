@@ -46,7 +46,7 @@ def say(bench: Bench, fault: Fault, message: bytes = b"hello over a bad wire") -
     hits = evidence.of("wire", "fault")
     assert [(e.fault, e.side, e.action) for e in hits] == [(fault.name, "a", str(fault.action))]
     captured = {f.number: f for f in read_pcapng(bench.pair.wire.path)}
-    assert captured[hits[0]["frame"]].comment == f"fault {fault.name!r}, hit 1: {fault.action}"
+    assert captured[hits[0].frame].comment == f"fault {fault.name!r}, hit 1: {fault.action}"
     return evidence
 
 
