@@ -145,6 +145,8 @@ def test_a_test_that_judged_nothing_keeps_its_verdict(tmp_path: Path) -> None:
     folder = edited(copied("pass_data", tmp_path), judged=None)
     edited(folder, "verdict.json", verdict="fail")
     assert again(folder).after is Verdict.FAIL
+    edited(edited(folder, problems=["node b does not live"]), "verdict.json", verdict="pass")
+    assert again(folder).after is Verdict.PASS and "node b does not live" in again(folder).note
     (folder / "verdict.json").unlink()
     assert again(folder).after is Verdict.INVALID
 
