@@ -114,7 +114,7 @@ def test_down_tells_what_could_not_be_given_back(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
         ended.join()
     assert done.returncode == 2 and done.stdout == "", done
-    assert done.stderr == f"hil: error: lab odd is down, and not all is as it was:\n{last_words}\n"
+    assert done.stderr == f"hil: error: lab odd is down, but not all changes were undone:\n{last_words}\n"
     assert list(folder.parent.iterdir()) == []
 
 
@@ -135,7 +135,7 @@ def test_a_lab_on_hosts_that_was_killed_is_told_once(making: Making, tmp_path: P
     teller = making.up if by == "up" else making.start("status")
     told, _ = teller.communicate(timeout=60)
     mending = f"hil lab restore {tmp_path}/lab.toml"
-    assert told == f"hil: lab slow was killed; undo what it changed on its hosts with: {mending}\n"
+    assert told == f"hil: lab slow was killed; undo its changes on the hosts with: {mending}\n"
     assert making.start("status").communicate(timeout=60)[0] == ""
 
 
