@@ -257,7 +257,7 @@ def test_a_frame_is_injected(joined: Joined) -> None:
     assert (frame.number, frame.interface, frame.comment) == (number, "to-a", "injected")
     assert [(e["kind"], e["side"], e["frame"]) for e in joined.wire.log()] == [("inject", "a", number)]
     for side, data in (("c", SENDS[0]), ("a", b"short")):
-        with pytest.raises(FaultError, match="a frame has a header, a side is a or b"):
+        with pytest.raises(FaultError, match="a frame has a header, and a side is a or b"):
             joined.wire.inject(side, data)
 
 
