@@ -116,7 +116,8 @@ def lab(pytestconfig: pytest.Config) -> str:
 
 
 def test_a_wheel_takes_no_name_that_is_not_its_own(wheel: Path) -> None:
-    """Only ``hil`` and its metadata are installed beside other packages. It includes the suite, the labs and the types."""
+    """Only ``hil`` and its metadata are installed beside other packages. It includes the suite, the labs
+    and the types."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"hil", "san_hil"}
     assert {"hil/py.typed", "hil/labs/examples/soft-pair.toml", "hil/testing/plugin.py"} <= set(names)
