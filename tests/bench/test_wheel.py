@@ -248,3 +248,14 @@ def test_power_control_of_one_s_own_is_used(run: Command, tmp_path: Path) -> Non
     assert "it needs power control" not in told and "it needs capture" in told, told
     done = run("python", "-c", SIGNALLED)
     assert done.stdout.split() == ["T", "S", "-9"], done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("example")
+def test_a_rule_of_one_s_own_judges_fresh_and_old_evidence(run: Command, lab: str, tmp_path: Path) -> None:
+    """Its finding is among those of a test, and ``hil judge`` finds the same again without a lab."""
+    one = "contract/test_hard_close.py::test_close_with_nothing_pending"
+    done = run("hil", "run", f"--lab={lab}", "--results=r", one)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every DREP follows its DREQ within one second" in (tmp_path / "r" / "verdicts.json").read_text()
+    done = run("hil", "judge", "r")
+    assert done.returncode == 0 and "0 verdicts of 1 and 0 findings of" in done.stdout, done.stdout + done.stderr
