@@ -1,4 +1,4 @@
-"""Folders that do not outlive who made them."""
+"""Folders that are removed when the process that made them ends."""
 
 import signal
 import subprocess
@@ -22,8 +22,8 @@ with passing_folder("hil-", Path(sys.argv[1])) as folder:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_a_passing_folder_goes_with_who_made_it_however_that_ends(tmp_path: Path, name: str) -> None:
-    """It is there, with what lies in it, while its maker lives, and soon afterwards is not."""
+def test_a_passing_folder_is_removed_after_any_end_of_its_process(tmp_path: Path, name: str) -> None:
+    """It exists with its files while the process runs, and is removed soon afterwards."""
     with subprocess.Popen([sys.executable, "-c", MAKER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as maker:
         assert maker.stdout is not None
         folder = Path(maker.stdout.readline().strip())
@@ -35,8 +35,8 @@ def test_a_passing_folder_goes_with_who_made_it_however_that_ends(tmp_path: Path
         time.sleep(0.02)
 
 
-def test_a_passing_folder_goes_when_its_block_ends(tmp_path: Path) -> None:
-    """At once, and with what lies in it."""
+def test_a_passing_folder_is_removed_when_its_block_ends(tmp_path: Path) -> None:
+    """It is removed at once, with its files."""
     with passing_folder("hil-", tmp_path) as folder:
         (folder / "inside").write_text("something")
     assert list(tmp_path.iterdir()) == []
