@@ -125,7 +125,7 @@ def test_a_wheel_takes_no_name_that_is_not_its_own(wheel: Path) -> None:
 
 
 def test_a_project_that_is_not_the_bench_s_is_left_alone(run: Command, tmp_path: Path) -> None:
-    """Its options, markers, fixtures and folders may have the same names. The plugin sets no handler, imports nothing."""
+    """Its options, markers, fixtures and folders may have the same names. No handler is set, and no module imported."""
     for name, text in STRANGERS.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -97,7 +97,7 @@ def test_an_unknown_name_gives_one_line(option: str, reason: str) -> None:
 
 
 def test_repetition_runs_only_with_its_option(tmp_path: Path) -> None:
-    """A test marked thorough is deselected and counted, and runs with the option. A mark without a reason is refused."""
+    """A test marked thorough is deselected and counted. It runs with the option. A mark without a reason is refused."""
     tests = tmp_path / "test_it.py"
     tests.write_text("import pytest\n@pytest.mark.thorough('again')\ndef test_a(): pass\ndef test_b(thorough): pass\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--hil-results={tmp_path}", str(tests)]
