@@ -82,8 +82,8 @@ def first(opcode: int = SEND_ONLY, cm: int = -1, name: str = "hard_close_ipv4.pc
 
 @pytest.mark.parametrize("name", CAPTURES)
 def test_the_outline_and_scapy_see_the_same(name: str) -> None:
-    """Addresses, opcode, QP, PSN, CM attribute, transaction and comm id are what scapy's layers find, and the ICRC is
-    where the outline says."""
+    """Addresses, opcode, QP, PSN, CM attribute, transaction and comm id equal those of scapy's layers. The ICRC is at
+    the outline's offset."""
     for frame in frames(name):
         packet, found = dissect(frame.data), outline(frame.data)
         assert (packet is None) == (found is None)
