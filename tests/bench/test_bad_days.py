@@ -1,6 +1,6 @@
 """Failures around a test: nodes that die, disks that fill, a bench that is killed. Each has one clear message.
 
-The bench runs as a user runs it: its own process, with tests written to a folder of their own.
+The bench runs as a user runs it: in its own process, with tests in their own folder.
 """
 
 import json

@@ -151,7 +151,7 @@ def assert_as_before(foreign: ForeignHosts, before: dict[str, str]) -> None:
 def test_the_contract_runs_unchanged_and_leaves_the_hosts_unchanged(foreign: ForeignHosts, tmp_path: Path) -> None:
     """Hard closes pass, other tests are unsupported with a reason. Then ip, rdma and ls print the same as before.
 
-    A witness that the bench knows nothing of saw no RoCE packet that the capture on host a lacks.
+    The wire's own capture, which is unknown to the bench, has no RoCE packet that the capture on host a lacks.
     """
     before = settled_look(foreign)
     results = tmp_path / "results"
@@ -195,10 +195,10 @@ def test_provisioning_is_undone(
     request: pytest.FixtureRequest,
     end: str,
 ) -> None:
-    """Addresses and MTU are given to both hosts: after "down", and after kill -9 and "restore", they are as before.
+    """Both hosts get addresses and an MTU. After "down", and after kill -9 and "restore", their state is as before.
 
     The controller may be killed while it has provisioned one host and not the other.
-    A third node, such as one that would record, is there for work by hand as well.
+    A third node, such as a recording node, can be used by hand too.
     """
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     before = settled_look(foreign)
@@ -244,7 +244,7 @@ def test_namespaces_are_made_for_a_run_and_taken_back(
 ) -> None:
     """On both hosts a netdev is moved into a namespace, with soft-RoCE on it; the nodes are inside. Then all is undone.
 
-    A netdev that somebody has soft-RoCE on stays where it is: its device would end.
+    A netdev with another user's soft-RoCE is not moved: its device would end.
     """
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     request.addfinalizer(lambda: Run("lab", "down").wait())
@@ -323,8 +323,8 @@ def test_a_capture_program_takes_the_packet_sockets_place(foreign: ForeignHosts,
 
 @pytest.mark.parametrize("interface", ["", "eth0"])
 def test_a_lab_may_be_in_a_vlan(foreign: ForeignHosts, tmp_path: Path, interface: str) -> None:
-    """Both adapters' netdevs are VLANs on their port's: addresses and MTU come and go, closes pass, and the port's own
-    frames, if those are recorded, are tagged."""
+    """Both adapters' netdevs are VLANs on their port's netdev. Addresses and MTU are set and restored, and closes pass.
+    Frames recorded on the port's netdev are tagged."""
     for host in foreign.hosts.values():
         host.run("/usr/bin/ip link add link eth0 name eth0.5 type vlan id 5; /usr/bin/ip link set eth0.5 up")
     try:

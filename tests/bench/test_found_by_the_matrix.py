@@ -1,6 +1,6 @@
 """Mutants of the provider and of the wire that only a fault of the wire reveals. A cell of the matrix names each.
 
-The matrix runs as a user runs it: its own process, on the real cell.
+The matrix runs as a user runs it: in its own process, on the real cell.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Provisioning killed at every step and undone, on this machine's kernel, in the test's own network namespace.
 
-Run as a program, this file is what goes on inside that namespace.
+As a program, this file runs the steps inside that namespace.
 """
 
 import difflib
@@ -44,9 +44,9 @@ def can_be_apart() -> bool:
 def test_killed_at_any_step_all_is_undone(case: str, tmp_path: Path) -> None:
     """A bare netdev, one in use and one moved to a namespace are restored; one that would lose facts is not changed.
 
-    IPv6 addresses are given back that the kernel drops below an MTU of 1280, or where a netdev goes down again.
+    IPv6 addresses that the kernel drops below an MTU of 1280, or when a netdev goes down, are restored.
 
-    Of nodes that are namespaces of one machine, each gives back its own netdevs, and not their namesakes.
+    If nodes are namespaces of one machine, each restores its own netdevs, and not those with the same names.
     """
     program = [sys.executable, __file__, case, str(tmp_path / "changes.jsonl")]
     done = subprocess.run(
@@ -208,7 +208,7 @@ def check_no_room(journal: Path) -> None:
         except AdapterError as error:
             assert "cannot be written: No space left on device" in str(error), error
         else:
-            raise AssertionError("there was room to note what is undone")
+            raise AssertionError("there was room to note the undone changes")
         assert [path.read_text() for path in paths] == before
     (journal.parent / "others").unlink()
     assert len(restore(journal)) == 4 and not journal.exists()
@@ -384,7 +384,7 @@ def check_lived_in(journal: Path) -> None:
     except AdapterError as error:
         assert "v0 is called w0 now" in str(error) and str(journal) in str(error), error
     else:
-        raise AssertionError("what is called otherwise now was taken for undone")
+        raise AssertionError("the renamed netdev was treated as restored")
     ip("link", "set", "w0", "name", "v0")
     assert {change["kind"] for change in restore(journal)} == {"Address", "LinkSetting"}
     assert Path("/proc/sys/net/ipv6/conf/v0/mtu").read_text() == "1400\n"
@@ -432,7 +432,7 @@ def check_a_namespace_of_two(journal: Path) -> None:
     except AdapterError as error:
         assert "namespace hil-a still holds v1" in str(error)
     else:
-        raise AssertionError("the namespace went with somebody's netdev in it")
+        raise AssertionError("the namespace was removed with another user's netdev in it")
     ip("-n", "hil-a", "link", "set", "v1", "netns", str(os.getpid()))
     restore(journal=journal)
     assert "hil-a" not in ip("netns") and {"v0", "v1"} <= {link["ifname"] for link in json.loads(ip("-j", "link"))}

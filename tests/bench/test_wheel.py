@@ -116,8 +116,7 @@ def lab(pytestconfig: pytest.Config) -> str:
 
 
 def test_a_wheel_takes_no_name_that_is_not_its_own(wheel: Path) -> None:
-    """Only ``hil`` and its metadata are installed beside other packages. It includes the suite, the labs
-    and the types."""
+    """Only ``hil`` and its metadata are installed beside other packages, with the suite, the labs and the types."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"hil", "san_hil"}
     assert {"hil/py.typed", "hil/labs/examples/soft-pair.toml", "hil/testing/plugin.py"} <= set(names)
@@ -126,7 +125,7 @@ def test_a_wheel_takes_no_name_that_is_not_its_own(wheel: Path) -> None:
 
 
 def test_a_project_that_is_not_the_bench_s_is_left_alone(run: Command, tmp_path: Path) -> None:
-    """Its options, markers, fixtures and folders may have the same names. The plugin sets no signal handler."""
+    """Its options, markers, fixtures and folders may have the same names. No handler is set, and no module imported."""
     for name, text in STRANGERS.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
