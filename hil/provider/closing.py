@@ -18,10 +18,10 @@ FLUSH_TIMEOUT_S = 2.0
 
 
 class Closing(Data):
-    """Stop, reset, flush, release, complete, close the handle, free: in this order."""
+    """The steps of a close, in order: stop, reset, flush, release memory, complete, close the handle, free."""
 
     def WSPCloseSocket(self, s: int, lpErrno: LpErrno) -> int:
-        """Always a hard close. WSAENETDOWN when the network is down: what is here is closed all the same (CLOSE-03)."""
+        """Always a hard close. WSAENETDOWN when the network is down; this end is closed all the same (CLOSE-03)."""
         return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._close_socket(s))
 
     def _close_socket(self, descriptor: int) -> int:
@@ -53,9 +53,9 @@ class Closing(Data):
             self._end_close(socket, connection)
 
     def _leave_to_deliverer(self, socket: SanSocket, connection: Connection | None) -> bool:
-        """Whether the thread that is in an up-call of ``socket`` does the rest of the close.
+        """Whether the thread that makes an up-call of ``socket`` does the rest of the close.
 
-        A close from inside an up-call must not wait for another up-call: that may hold a close that waits for ours.
+        A close from inside an up-call must not wait for another up-call, because a close in that one may wait for this.
         """
         with socket.lock:
             other = socket.deliverer is not None and socket.deliverer != threading.get_ident()
@@ -76,17 +76,17 @@ class Closing(Data):
             self._close_unused_devices()
 
     def _close_unused_devices(self) -> None:
-        # The kernel lets a device go only when nobody has it open any more.
+        # The kernel removes a device only when no process has it open.
         with self._lock:
             sockets = (*self._sockets.values(), *self._tearing)
-            # A close in another thread may take the connection away between two looks.
+            # A close in another thread may clear socket.connection, so each is read once.
             connections = [s.connection for s in sockets]
             used = {c.device.name for c in connections if c is not None}
             for name in [name for name in self._devices if name not in used]:
                 self._step(self._devices.pop(name).close)
 
     def _detach(self, socket: SanSocket, connection: Connection) -> None:
-        # Another thread may be about to ask this socket's CQ: from here on it finds none.
+        # Another thread may be about to poll this socket's CQ; from here on it finds no connection.
         with socket.lock:
             socket.connection = None
             self._free(connection)
@@ -100,21 +100,21 @@ class Closing(Data):
                 self._epoll.unregister(connection.fd)
 
     def _send_reset(self, socket: SanSocket) -> None:
-        # The QP is in ERR already, so nothing of the connection can follow the DREQ (CLOSE-36).
+        # The QP is in ERR already, so no packet of the connection can follow the DREQ (CLOSE-36).
         with socket.lock:
             if self._is_joined(socket) and socket.cm_id is not None:
                 self._linger(socket)
 
     def _is_joined(self, socket: SanSocket) -> bool:
-        """Whether the peer is still to be told: a connection that broke at this end may be whole at the other."""
+        """Whether the peer must be sent a DREQ: a connection that broke at this end may be intact at the other."""
         broke = socket.state is State.DISCONNECTED and socket.error is Code.WSAECONNABORTED
         return socket.state is State.CONNECTED or (broke and not socket.disconnected)
 
     def _linger(self, socket: SanSocket) -> None:
-        """Disconnect the socket's CM id and let it linger; the lock is held.
+        """Disconnect the socket's CM id and let the id linger; the caller holds the lock.
 
-        Destroying the id would also stop the retransmission of a lost DREQ: it lingers until its DISCONNECTED event,
-        and from here on that event is not the socket's any more.
+        Destroying the id would stop the retransmission of a lost DREQ, so the id lingers until its DISCONNECTED event.
+        From here on its events do not reach the socket.
         """
         cm_id, socket.cm_id = socket.cm_id, None
         assert cm_id is not None
@@ -129,7 +129,7 @@ class Closing(Data):
             self._end_lingering(key)
 
     def _flush(self, socket: SanSocket, connection: Connection) -> None:
-        """Wait for every posted request's completion, then end without one what the adapter did not flush."""
+        """Wait for the completions of all posted requests, then end the requests that the adapter did not flush."""
         end_ns = time.monotonic_ns() + int(FLUSH_TIMEOUT_S * 1e9)
         self._collect(socket)
         with socket.lock:
@@ -165,7 +165,7 @@ class Closing(Data):
             cm_id = self._lingering.pop(key, None)
         if cm_id is None:
             return
-        # Crossed DREQs: this answers the peer's with the DREP; after a DREP it fails, which is as well.
+        # When DREQs crossed, this sends the DREP for the peer's. After a DREP it fails, which is harmless.
         with contextlib.suppress(OSError):
             cm_id.disconnect()
         self._step(cm_id.destroy)

@@ -26,7 +26,7 @@ ACK_TIMEOUT_EXPONENT = 16
 
 
 class Connecting(Closing):
-    """WSPSocket to WSPAccept; a CM event ends each connect and begins each accept."""
+    """WSPSocket to WSPAccept. A CM event ends each connect and begins each accept."""
 
     # --- sockets -----------------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class Connecting(Closing):
                 socket.state = State.BOUND
                 with self._lock:
                     self._listeners.discard(socket)
-                # Whether the address is in use is the business of the switch and of TCP/IP (LISTEN-05).
+                # The switch and TCP/IP, not the provider, report an address in use (LISTEN-05).
                 raise Refused(Code.WSAENOBUFS) from error
         return 0
 
@@ -150,9 +150,10 @@ class Connecting(Closing):
         lpGQOS: object,
         lpErrno: LpErrno,
     ) -> int:
-        """``lpCallerData``: up to MAX_USER_DATA bytes for the acceptor, more is refused with WSAEINVAL (CONN-23).
+        """Begin to connect. QoS is ignored (CONN-24).
 
-        ``lpCalleeData`` is filled when the connect ends. QoS is ignored (CONN-24).
+        ``lpCallerData``: at most MAX_USER_DATA bytes for the acceptor, else WSAEINVAL (CONN-23). ``lpCalleeData``:
+        filled when the connect ends.
         """
         return self._answer(
             lpErrno, w.SOCKET_ERROR, lambda: self._connect(self._find(s), name, namelen, lpCallerData, lpCalleeData)
@@ -167,7 +168,7 @@ class Connecting(Closing):
         address = ipaddress.ip_address(name.sin_addr)
         if address.is_unspecified or name.sin_port == 0:
             raise Refused(Code.WSAEADDRNOTAVAIL)
-        # A connection to oneself never reaches a wire; TCP/IP serves it (CONN-26).
+        # A connection to an address of this machine never reaches a wire; TCP/IP serves it (CONN-26).
         if address.is_loopback or name.sin_addr in self._network.addresses():
             raise Refused(Code.WSAEADDRNOTAVAIL)
         with socket.lock:
@@ -203,10 +204,10 @@ class Connecting(Closing):
         self._wake()
 
     def _expire_connects(self) -> float | None:
-        """End connects that took too long (CONN-25); seconds until the next can, or None."""
+        """End connects that took too long (CONN-25); returns the seconds until the next time-out, or None."""
         now, due, first = time.monotonic(), [], None
         with self._lock:
-            # All connects have the same time, so the first that began is the first to go.
+            # All connects have the same time-out, so the oldest one ends first.
             while self._deadlines and first is None:
                 at, socket = self._deadlines[0]
                 if at > now and socket.state is State.CONNECTING:
@@ -247,7 +248,7 @@ class Connecting(Closing):
         return hello(socket.secret, self._handover_port(socket), socket.caller_data)
 
     def _handover_port(self, socket: SanSocket) -> int:
-        """The port where the peer may hand this connection over."""
+        """The port where a new process of the peer may take this connection over, or 0."""
         raise NotImplementedError
 
     def _on_response(self, socket: SanSocket, event: CmEvent) -> None:
@@ -271,14 +272,14 @@ class Connecting(Closing):
             self._tell_connect(socket, Code.OK)
 
     def _give_callee_data(self, socket: SanSocket, data: bytes) -> None:
-        # The switch's buffer is ours until the connect has ended, and not a moment longer (CONN-22).
+        # The provider may use the switch's buffer only until the connect has ended (CONN-22).
         place, socket.callee_data = socket.callee_data, None
         if place is not None:
             place.len = min(len(data), place.len)
             ctypes.memmove(place.buf, data, place.len)
 
     def _tell_connect(self, socket: SanSocket, code: Code) -> None:
-        # A hand-over is not the switch's connect: it waits in WSPSocket for its end (DUP-14, EVT-04).
+        # A hand-over is no connect of the switch: the switch waits for its end in WSPSocket (DUP-14, EVT-04).
         if not socket.taking:
             self._signal(socket, Event.FD_CONNECT, w.FD_CONNECT_BIT, code)
         socket.lock.notify_all()
@@ -325,7 +326,7 @@ class Connecting(Closing):
         dwCallbackData: int,
         lpErrno: LpErrno,
     ) -> int:
-        """The condition function is called in this thread, before the peer is told anything (ACC-01, ACC-02)."""
+        """The condition function is called in this thread, before anything is sent to the peer (ACC-01, ACC-02)."""
         return self._answer(
             lpErrno,
             w.INVALID_SOCKET,
@@ -355,7 +356,7 @@ class Connecting(Closing):
             answer = self._ask(listener, request, condition, peer, local, callback_data)
             socket = self._accept_request(listener, request, peer, local, answer)
         finally:
-            # Also when it failed: others may wait behind it.
+            # Also after a failure, because other requests may wait.
             self._after_accept(listener, request)
         if addr is not None and addrlen is not None:
             addr.sin_family, addr.sin_addr, addr.sin_port = peer.sin_family, peer.sin_addr, peer.sin_port
@@ -383,7 +384,7 @@ class Connecting(Closing):
         local: SockAddr,
         callback_data: int,
     ) -> bytes:
-        """What the condition function answers the connector with. Refuses unless it accepts."""
+        """The condition function's data for the connector. Refuses when the function does not accept."""
         if condition is None:
             return b""
         given = parse_hello(request.private_data)[1]
@@ -447,8 +448,8 @@ class Connecting(Closing):
             listener.asked.discard(request)
             if listener.event is not None and not listener.closing:
                 listener.event.ResetEvent()
-            # Resetting may have lost the news of requests that wait behind (ACC-07). Ruling: one that the condition
-            # function has just put off is no news to the switch, which comes back for it in its own time (ACC-16).
+            # The reset may have cleared the signal of other waiting requests (ACC-07). Ruling: a request that the
+            # condition function has just deferred is not signalled, because the switch comes back for it (ACC-16).
             if any(other is not request for other in listener.queue):
                 self._signal(listener, Event.FD_ACCEPT, w.FD_ACCEPT_BIT, Code.OK)
 
@@ -467,21 +468,22 @@ class Connecting(Closing):
             self._refuse(event.new_id)
 
     def _drop_withdrawn(self, listener: SanSocket) -> None:
-        # Whoever has given up takes no place from those who wait (LISTEN-12).
+        # A connector that has given up takes no place in the queue (LISTEN-12).
         for request in [queued for queued in listener.queue if queued.withdrawn()]:
             listener.queue.remove(request)
             self._refuse(request.new_id)
 
 
-# Any other reason, such as a time-out or a lack of resources, is no proof that TCP/IP would fail as well (CONN-08).
+# Any other reason, such as a time-out or a lack of resources, does not prove that TCP/IP would fail too (CONN-08).
 _REFUSALS = {REJ_INVALID_SERVICE_ID: Code.WSAECONNRESET, REJ_CONSUMER_DEFINED: Code.WSAECONNREFUSED}
 
 
 def connect_code(event: CmEvent) -> Code:
-    """The code a failed connect ends with (CONN-05 to CONN-09)."""
+    """The error code of a failed connect (CONN-05 to CONN-09)."""
     if event.kind is CmEventType.REJECTED:
         return _REFUSALS.get(event.status, Code.WSAETIMEDOUT)
-    # Address resolution is ARP or ND: when that fails, TCP/IP fails too (Q6); without a device on the route not so.
+    # Address resolution is ARP or ND: when it gets no answer, TCP/IP fails too (Q6).
+    # When the route has no RDMA device, TCP/IP may still work.
     unanswered = event.status in (-errno.ETIMEDOUT, -errno.EHOSTUNREACH)
     return Code.WSAEHOSTUNREACH if event.kind is CmEventType.ADDR_ERROR and unanswered else Code.WSAETIMEDOUT
 

@@ -1,4 +1,4 @@
-"""What every part of the provider stands on: its records, its threads' locks, and how a call answers."""
+"""The base of the provider: its records and locks, and how a call answers."""
 
 import contextlib
 import ipaddress
@@ -19,7 +19,7 @@ from hil.winsock.codes import Code, Event
 from hil.winsock.structures import WSPUPCALLTABLEEX, LpErrno, SockAddr
 
 FAMILIES = {w.AF_INET: 4, w.AF_INET6: 6}
-# Its completion channel, and those of its adapter (for commands and for asynchronous events), should it be the first.
+# A connection's completion channel, and for the first one of an adapter its command and asynchronous event descriptors.
 CONNECTION_DESCRIPTORS = 3
 
 Observer = Callable[..., None]
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class NetworkView(Protocol):
-    """What the provider asks of the network (hil.adapters.network)."""
+    """The part of ``hil.adapters.network.Network`` that the provider uses."""
 
     fd: int
 
@@ -45,13 +45,13 @@ class Refused(Exception):
 
 
 class Inside(threading.local):
-    """How many up-calls of completions the current thread is in."""
+    """``depth``: the number of completion up-calls that the current thread is in."""
 
     depth = 0
 
 
 class Core:
-    """Records and checks. ``observe(kind, **facts)`` is told of CM events, completions and memory."""
+    """Records and checks. ``observe(kind, **facts)`` is called for CM events, completions and memory."""
 
     def __init__(self, observe: Observer, network: NetworkView, settings: Settings | None = None) -> None:
         self._observe = observe
@@ -60,10 +60,10 @@ class Core:
         self._lock = threading.RLock()
         self._started = 0
         self._cleaning = False
-        # How many sockets are being made, between the check of the start and the record.
+        # The number of sockets that are being made and have no record yet.
         self._making = 0
         self._network_down = False
-        # No two providers of a machine use the same descriptors: a mix-up in the switch is seen.
+        # Two providers of a machine never use the same descriptors, so that a mix-up in the switch shows.
         self._descriptors = itertools.count((os.getpid() << 20) + 0x1001)
         self._wr_ids = itertools.count(1)
         self._upcalls = WSPUPCALLTABLEEX()
@@ -74,7 +74,7 @@ class Core:
         self._by_fd: dict[int, SanSocket] = {}
         self._by_secret: dict[bytes, SanSocket] = {}
         self._listeners: set[SanSocket] = set()
-        # What has been closed and is not all gone yet: sockets, and CM ids whose DREQ is not answered.
+        # Sockets whose close has not ended yet, and CM ids whose DREQ is not answered yet.
         self._tearing: set[SanSocket] = set()
         self._lingering: dict[int, CmId] = {}
         self._changed = threading.Condition(self._lock)
@@ -87,7 +87,7 @@ class Core:
 
     @property
     def cm_fd(self) -> int:
-        """The descriptor of the channel to the kernel's connection manager, once started."""
+        """The descriptor of the channel to the kernel's connection manager; valid after the start."""
         return self._channel.fd
 
     # --- answering -------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Core:
         return socket
 
     def _check_network(self) -> None:
-        # A port that comes back says so later than its netdev does: while it is down, ask.
+        # No notice follows when a port comes back later than its netdev, so the port is asked while it is down.
         if self._network_down:
             self._network_changed()
             if self._network_down:
@@ -175,20 +175,20 @@ class Core:
         return socket
 
     def _leave(self, socket: SanSocket) -> None:
-        """The close of ``socket`` begins: it cannot be found any more; the lock is held."""
+        """Begin the close of ``socket``: it cannot be found any more. The caller holds the lock."""
         self._tearing.add(socket)
         self._listeners.discard(socket)
         if self._by_secret.get(socket.secret) is socket:
             del self._by_secret[socket.secret]
 
     def _check_room(self, more: int = 1) -> None:
-        """Whether ``more`` sockets and a connection's descriptors can be had; else WSAEMFILE."""
+        """Refuses with WSAEMFILE unless there is room for ``more`` sockets and for a connection's descriptors."""
         with self._lock:
             if self._wake_write < 0:
                 raise Refused(Code.WSAENETDOWN)
             if len(self._sockets) + more > self._settings.max_sockets:
                 raise Refused(Code.WSAEMFILE)
-            # A connection needs descriptors of the process, too: without them it could not be made.
+            # A connection needs file descriptors of the process too.
             with contextlib.ExitStack() as tried:
                 try:
                     for _ in range(CONNECTION_DESCRIPTORS):
@@ -214,7 +214,7 @@ class Core:
             cm_id.destroy()
 
     def _step(self, work: Callable[..., object], *arguments: object) -> None:
-        # One step of a close that fails must not keep the others from being done.
+        # A step of a close that fails must not prevent the other steps.
         try:
             work(*arguments)
         except Exception:
@@ -232,13 +232,13 @@ class Core:
                 socket.event.SetEvent()
 
     def _kick(self, socket: SanSocket) -> None:
-        """Have the provider's thread deliver what waits at ``socket``: no up-call before the call has answered."""
+        """Have the provider's thread deliver the outcomes of ``socket``, so that no up-call precedes the return."""
         self._kicked.append(socket)
         self._wake()
 
     def _wake(self) -> None:
-        # After the end the number may be another file's. A full pipe wakes as well: nobody may wait here for the thread
-        # that empties it.
+        # After the end the descriptor may belong to another file. A full pipe wakes the thread too. This call must not
+        # wait for the thread that empties the pipe.
         with self._lock, contextlib.suppress(BlockingIOError):
             if self._wake_write >= 0:
                 os.write(self._wake_write, b"x")

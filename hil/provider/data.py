@@ -1,4 +1,4 @@
-"""Overlapped operations: posting them, their completions, and telling the switch."""
+"""Overlapped operations: posting them, their completions, and the up-calls to the switch."""
 
 import ctypes
 import select
@@ -19,7 +19,7 @@ MAX_MESSAGE = 1 << 20
 MAX_RDMA = 8 << 20
 RDMA_THRESHOLD = 4096
 WAIT_S = 0.02
-# What the local memory of an operation must permit (MEM-14).
+# The access that the local memory of an operation must permit (MEM-14).
 _NEED = {Kind.SEND: w.MEM_READ, Kind.RECV: w.MEM_WRITE, Kind.WRITE: w.MEM_READ, Kind.READ: w.MEM_WRITE}
 _TO_ADAPTER = {
     verbs.WC_SUCCESS: Code.OK,
@@ -29,14 +29,14 @@ _TO_ADAPTER = {
 
 
 def wait_readable(fd: int, timeout_s: float) -> bool:
-    """Whether ``fd`` became readable; unlike select it takes any number of descriptor."""
+    """Whether ``fd`` became readable in time. Unlike select, this works for descriptors above 1023."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(timeout_s * 1000))
 
 
 class Data(Memory):
-    """WSPSend, WSPRecv, WSPRdmaWrite, WSPRdmaRead, WSPGetOverlappedResult, and what completes them."""
+    """WSPSend, WSPRecv, WSPRdmaWrite, WSPRdmaRead, WSPGetOverlappedResult, and the handling of completions."""
 
     # --- posting -----------------------------------------------------------------------------------------------------
 
@@ -163,20 +163,20 @@ class Data(Memory):
 
     def _post(self, socket: SanSocket, kind: Kind, buffers: list[WSABUF], overlapped: WSAOVERLAPPED) -> int:
         with socket.lock:
-            # What arrived before the connection ended is still to be had (RECV-14).
+            # Messages that arrived before the connection ended can still be received (RECV-14).
             left = kind is Kind.RECV and socket.early.arrived and socket.state is State.DISCONNECTED
             connection = socket.connection if left and not socket.closing else self._connected(socket)
             length = sum(buffer.len for buffer in buffers)
             if kind is Kind.SEND and length > self._max_message(connection):
                 raise Refused(Code.WSAEMSGSIZE)
-            # The array is captured: it may change when the call has returned (Q7).
+            # The buffer array is copied, because it may change after the call has returned (Q7).
             parts = [WSABUF(buffer.len, buffer.buf) for buffer in buffers]
             registrations = [self._registration(socket, buffer, _NEED[kind]) for buffer in parts]
             operation = Operation(next(self._wr_ids), kind, overlapped, length, parts, registrations)
             return self._start(socket, operation)
 
     def _start(self, socket: SanSocket, operation: Operation) -> int:
-        """Begin ``operation``; the lock is held. Always pends (Q2)."""
+        """Begin ``operation``. It always pends (Q2). The caller holds the lock."""
         if len(operation.buffers) > verbs.MAX_SGE:
             raise Refused(Code.WSAENOBUFS)
         self._begin(socket, operation)
@@ -203,7 +203,7 @@ class Data(Memory):
             registration.in_use += 1
 
     def _feed(self, socket: SanSocket) -> None:
-        """Give the adapter what waits, in order, as far as its queues have room (SEND-11)."""
+        """Give the adapter the waiting operations, in order, as far as its queues have room (SEND-11)."""
         if socket.connection is None or socket.state is not State.CONNECTED or socket.closing:
             return
         held: set[bool] = set()
@@ -220,7 +220,8 @@ class Data(Memory):
         try:
             self._feed(socket)
         except Exception as error:
-            # What the adapter refuses with room in its queues it would refuse for ever, and nothing may overtake it.
+            # The adapter refused an operation although its queues have room, so it would refuse it again. No later
+            # operation may overtake it, so the connection ends.
             self._observe("feed failed", handle=socket.handle, error=repr(error))
             self._connection_broke(socket)
 
@@ -245,7 +246,7 @@ class Data(Memory):
     # --- early messages ----------------------------------------------------------------------------------------------
 
     def _post_early(self, socket: SanSocket, connection: Connection) -> None:
-        """Post the private receives of a new connection (NEG-03); before anything can arrive."""
+        """Post the private receives of a new connection, before any message can arrive (NEG-03)."""
         early, count = socket.early, self._settings.early_messages
         if not count:
             return
@@ -258,7 +259,7 @@ class Data(Memory):
             wr_id = next(self._wr_ids)
             early.slots[wr_id] = address
             connection.post_recv(wr_id, [(address, early.size, early.mr.lkey)])
-        # To those that came with a socket handed over with messages unread (DUP-14).
+        # A socket that was handed over with unread messages has unclaimed ones already (DUP-14).
         early.unclaimed += count
 
     def _early_arrived(self, socket: SanSocket, completion: Completion) -> None:
@@ -300,7 +301,7 @@ class Data(Memory):
                 self._take(socket, completion)
             if socket.waiting:
                 self._feed_rest(socket)
-            # The adapter will say nothing of what it never got.
+            # The adapter reports no completion for operations that it never got.
             if socket.state is State.DISCONNECTED and not socket.closing:
                 self._fail_waiting(socket)
             socket.lock.notify_all()
@@ -325,7 +326,7 @@ class Data(Memory):
         self._finish(socket, operation)
         code = self._completion_code(socket, completion)
         if operation.kind is Kind.RECV and completion.status == verbs.WC_LOC_QP_OP_ERR and not socket.closing:
-            # So soft-RoCE calls a message that is longer than its receive (RECV-07).
+            # Soft-RoCE reports a message that is longer than its receive in this way (RECV-07).
             code = Code.WSAEMSGSIZE
         done = completion.length if operation.kind is Kind.RECV else operation.length
         socket.outcomes.append(Outcome(operation, code, 0 if code else done))
@@ -336,7 +337,7 @@ class Data(Memory):
         if completion.status == verbs.WC_WR_FLUSH_ERR:
             return self._flush_code(socket)
         self._connection_broke(socket)
-        # What fails while we close is cancelled as far as the switch is concerned (CLOSE-13).
+        # An operation that fails during a close is reported to the switch as cancelled (CLOSE-13).
         return self._flush_code(socket) if socket.closing else _TO_ADAPTER.get(completion.status, Code.WSAECONNABORTED)
 
     def _connection_broke(self, socket: SanSocket) -> None:
@@ -356,7 +357,7 @@ class Data(Memory):
                 registration.in_use -= 1
 
     def _fail_waiting(self, socket: SanSocket) -> None:
-        """End what the adapter does not have; the lock is held."""
+        """End the operations that the adapter does not have. The caller holds the lock."""
         for operation in [o for o in socket.pending.values() if not o.posted]:
             self._finish(socket, operation)
             socket.outcomes.append(Outcome(operation, self._flush_code(socket), 0))
@@ -366,9 +367,10 @@ class Data(Memory):
     # --- telling the switch ------------------------------------------------------------------------------------------
 
     def _deliver(self, socket: SanSocket, *, wait: bool = False) -> None:
-        """Make the up-calls of outcomes in order, one thread at a time, without the lock.
+        """Make the up-calls of the outcomes in order, one thread at a time, without holding the lock.
 
-        A close from inside an up-call drains what is left itself, before WPUCloseSocketHandle.
+        ``wait``: wait for another thread's up-call. A close from inside an up-call delivers the remaining outcomes
+        itself, before WPUCloseSocketHandle.
         """
         me, rest = threading.get_ident(), None
         with socket.lock:
@@ -383,7 +385,7 @@ class Data(Memory):
         try:
             while True:
                 with socket.lock:
-                    # From the moment a close began the outcomes are its own: memory goes before completions (CLOSE-17).
+                    # Once a close has begun, only the close delivers: it releases memory first (CLOSE-17).
                     if not socket.outcomes or (socket.closing and not wait):
                         rest = self._deliver_no_more(socket, me if again else None)
                         return
@@ -398,7 +400,7 @@ class Data(Memory):
                 rest()
 
     def _deliver_no_more(self, socket: SanSocket, deliverer: int | None) -> Callable[[], None] | None:
-        """Hand the up-calls to whoever waits; the rest of a close that was left to this thread."""
+        """Let a waiting thread make the up-calls; returns the rest of a close that was left to this thread."""
         rest, socket.rest = socket.rest, None
         socket.deliverer = deliverer
         socket.lock.notify_all()
@@ -448,7 +450,7 @@ class Data(Memory):
         self._check_open(socket)
         if not 0 <= overlapped.hEvent < w.INVALID_HANDLE_VALUE:
             raise Refused(Code.WSA_INVALID_HANDLE)
-        # Whoever asks is told of what the adapter has done, even if no other thread ran (OVL-16).
+        # The completions are collected first, so the answer is right even if no other thread ran (OVL-16).
         self._progress_of(socket)
         while wait and overlapped.Internal == w.WSS_OPERATION_IN_PROGRESS and not socket.closing:
             self._wait_a_little(socket)
@@ -471,5 +473,5 @@ class Data(Memory):
             with socket.lock:
                 socket.lock.wait(WAIT_S)
             return
-        # A close in another thread may take the descriptor away: then this returns at once.
+        # When a close in another thread closes the descriptor, this returns at once.
         wait_readable(fd, WAIT_S)

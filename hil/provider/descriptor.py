@@ -1,6 +1,6 @@
-"""The descriptor of a buffer for the peer's RDMA, which the switches carry unread (RMEM-01)."""
+"""The descriptor of a buffer for the peer's RDMA; the switches carry it without reading it (RMEM-01)."""
 
 import struct
 
-# What the peer's provider needs: rkey, address, length.
+# rkey, address, length in bytes.
 DESCRIPTOR = struct.Struct("!IQQ")

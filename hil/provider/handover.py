@@ -1,9 +1,10 @@
 """Duplicating sockets: handing a connection or a listener over to another process (DUP).
 
-A verbs queue pair cannot be shared between processes, so the new process connects anew: to a listener every provider
-keeps for this, with the secret the peer's provider knows the connection by. The peer's provider moves its socket to the
-new connection, keeps registrations and pending receives, and ends the old connection itself: its switch notices
-nothing (DUP-15, DUP-16). Until then the former process keeps the old connection's CM id, silent.
+A verbs queue pair cannot be shared between processes, so the new process makes a new connection. It connects to a
+listener that every provider keeps for hand-overs, and sends the secret by which the peer's provider knows the
+connection. The peer's provider moves its socket to the new connection, keeps registrations and pending receives, and
+ends the old connection. Its switch does not notice (DUP-15, DUP-16). Until then the former process keeps the CM id of
+the old connection and sends nothing.
 """
 
 import errno
@@ -40,11 +41,11 @@ class HandOver(Connecting):
     def WSPDuplicateSocket(
         self, s: int, dwProcessId: int, lpProtocolInfo: WSAPROTOCOL_INFOW | None, lpErrno: LpErrno
     ) -> int:
-        """Stores a token for process ``dwProcessId`` in ``lpProtocolInfo.dwProviderReserved``.
+        """Store a token for process ``dwProcessId`` in ``lpProtocolInfo.dwProviderReserved``.
 
-        Pending receives complete with success and zero bytes, their memory is released (DUP-05, DUP-06); after that
-        only WSPCloseSocket may follow. WSAEINVAL for a socket that is neither connected nor listening, one with sends
-        or RDMA in progress, a process that does not exist, or a peer that takes no hand-overs.
+        Pending receives complete with success and zero bytes, and their memory is released (DUP-05, DUP-06). Afterwards
+        only WSPCloseSocket is allowed. WSAEINVAL for a socket that is neither connected nor listening, for a socket
+        with sends or RDMA in progress, for a process that does not exist, and for a peer that takes no hand-overs.
         """
         return self._answer(
             lpErrno, w.SOCKET_ERROR, lambda: self._duplicate(self._find(s), dwProcessId, lpProtocolInfo)
@@ -69,7 +70,7 @@ class HandOver(Connecting):
         return 0
 
     def _part_with(self, socket: SanSocket, pid: int, token: int, file: TextIO) -> None:
-        """Quiet the socket and leave its state behind ``token``; the lock is held."""
+        """Suspend the socket and store its state under ``token``. The caller holds the lock."""
         state = _state_of(socket)
         self._suspend_listener(socket) if socket.state is State.LISTENING else self._suspend(socket)
         state["early"] = [message.hex() for message in socket.early.arrived]
@@ -79,14 +80,14 @@ class HandOver(Connecting):
             tokens.revoke(token)
             self._give_up(socket)
             raise Refused(Code.WSAENOBUFS) from error
-        # They are the new process's now: back here, the socket must not find them a second time.
+        # The early messages belong to the new process now. A socket that comes back must not find them again.
         socket.early = Early()
         if socket.cm_id is not None:
             with self._lock:
                 self._handed[socket.cm_id.key] = (time.monotonic() + self._settings.handover_timeout_s, token)
 
     def _give_up(self, socket: SanSocket) -> None:
-        # The connection can be neither kept nor handed over: the peer must not wait for ever.
+        # The connection can be neither kept nor handed over, and the peer must not wait for ever.
         if socket.cm_id is not None:
             socket.state, socket.error = State.DISCONNECTED, Code.WSAECONNABORTED
             self._answer_reset(socket)
@@ -95,7 +96,7 @@ class HandOver(Connecting):
         connection = socket.connection
         assert connection is not None
         socket.state = State.HANDED_OVER
-        # ERR says nothing to the peer, and makes the adapter give the receives back.
+        # ERR sends nothing to the peer, and makes the adapter return the receives.
         connection.to_error()
         self._drain(socket, connection)
         for operation in list(socket.pending.values()):
@@ -108,7 +109,7 @@ class HandOver(Connecting):
         self._detach(socket, connection)
 
     def _suspend_listener(self, socket: SanSocket) -> None:
-        # Two processes cannot listen on one service id: until the new one does, connectors are refused (DUP-19).
+        # Two processes cannot listen on one service id, so connectors are refused until the new one listens (DUP-19).
         socket.state = State.HANDED_OVER
         socket.happened &= ~int(Event.FD_ACCEPT)
         for request in list(socket.queue):
@@ -119,7 +120,7 @@ class HandOver(Connecting):
         self._release_cm_id(socket)
 
     def _drain(self, socket: SanSocket, connection: Connection) -> None:
-        """Wait until the adapter has given back everything posted; the lock is held."""
+        """Wait until the adapter has returned all posted operations. The caller holds the lock."""
         end_ns = time.monotonic_ns() + int(FLUSH_TIMEOUT_S * 1e9)
         self._collect(socket)
         while (socket.early.slots or any(o.posted for o in socket.pending.values())) and time.monotonic_ns() < end_ns:
@@ -133,7 +134,7 @@ class HandOver(Connecting):
         return super()._flush_code(socket)
 
     def _release_cm_id(self, socket: SanSocket) -> None:
-        # A former descriptor closes without harm to the connection, also before the new process has it (CLOSE-46).
+        # Closing a former descriptor leaves the connection alone, also before the new process has it (CLOSE-46).
         with socket.lock, self._lock:
             cm_id = socket.cm_id
             if cm_id is not None and cm_id.key in self._handed:
@@ -144,7 +145,10 @@ class HandOver(Connecting):
         super()._release_cm_id(socket)
 
     def _expire_handed(self) -> float | None:
-        """Reset connections that were handed over and never taken (DUP-22); seconds until the next, or None."""
+        """Reset connections that were handed over and never taken (DUP-22).
+
+        Returns the seconds until the next one is due, or None.
+        """
         with self._lock:
             now = time.monotonic()
             due = [key for key, (at, _) in self._handed.items() if at <= now]
@@ -166,9 +170,9 @@ class HandOver(Connecting):
     # --- in the process that takes it --------------------------------------------------------------------------------
 
     def _take_over(self, token: int) -> int:
-        """The descriptor of the socket behind ``token``: the former one where this process still has it (DUP-11).
+        """The descriptor of the socket of ``token``: the former descriptor where this process still has it (DUP-11).
 
-        Where that fails the token can be tried again, as long as the connection lives: a token is used when it has
+        After a failure the token can be tried again while the connection lives: a token is used up only when it has
         given a socket (DUP-21, DUP-24).
         """
         self._check_network()
@@ -195,7 +199,7 @@ class HandOver(Connecting):
         return socket
 
     def _hand_over_again(self, socket: SanSocket) -> None:
-        """A former descriptor that could not be taken back is what it was before: handed over."""
+        """Return a former descriptor that could not be taken back to its state HANDED_OVER."""
         with socket.lock:
             connection = socket.connection
             if connection is not None:
@@ -207,7 +211,7 @@ class HandOver(Connecting):
 
     def _restore(self, socket: SanSocket, state: dict[str, Any]) -> None:
         with socket.lock:
-            # The last WSPCleanup may have come in between.
+            # The last WSPCleanup may have closed the socket meanwhile.
             if socket.closing:
                 raise Refused(Code.WSAENETDOWN)
             cm_id = None if state["backlog"] else self._new_id()
@@ -237,7 +241,7 @@ class HandOver(Connecting):
                 socket.taking = False
 
     def _connect_anew(self, socket: SanSocket, cm_id: CmId, local: SockAddr, remote: SockAddr) -> None:
-        """Connect to the peer's provider, and wait for it; the lock is held. Raises OSError when it cannot be had."""
+        """Connect to the peer's provider and wait for it. Raises OSError on a failure. The caller holds the lock."""
         cm_id.bind(local.sin_addr, 0)
         self._begin_connect(socket, SockAddr(socket.family, remote.sin_addr, socket.peer.handover_port))
         end = time.monotonic() + self._settings.connect_timeout_s + 1
@@ -248,7 +252,7 @@ class HandOver(Connecting):
             raise ConnectionError("the peer's provider did not take the connection")
 
     def _leave_old(self, socket: SanSocket) -> None:
-        """A former descriptor is taken back before the peer ended the old connection: its id lingers meanwhile."""
+        """Let the CM id of a former descriptor linger until the peer has ended the old connection."""
         if socket.cm_id is not None:
             with self._lock:
                 self._handed.pop(socket.cm_id.key, None)
@@ -321,7 +325,7 @@ class HandOver(Connecting):
         self._observe("qp", handle=socket.handle, qp_num=connection.qp_num)
         socket.send_room, socket.recv_room, socket.reads = SEND_DEPTH, RECV_DEPTH, 0
         self._repost_early(socket.early, connection)
-        # What was parked goes before what waited behind it.
+        # Parked operations precede those that waited behind them.
         socket.waiting.extendleft(reversed(parked))
         receives = [operation for operation in parked if operation.kind is Kind.RECV]
         for operation in receives:
@@ -335,7 +339,7 @@ class HandOver(Connecting):
         self._observe("handover", handle=socket.handle, event="resumed", receives=len(receives))
 
     def _repost_early(self, early: Early, connection: Connection) -> None:
-        """The private receives that the old queue pair gave back unused, and those it never gave back."""
+        """Post again the private receives that the old queue pair returned unused or never returned."""
         addresses, early.flushed = [*early.flushed, *early.slots.values()], []
         early.slots.clear()
         for address in addresses:
@@ -344,14 +348,14 @@ class HandOver(Connecting):
             connection.post_recv(wr_id, [(address, early.size, early.mr.lkey)])
 
     def _lost(self, socket: SanSocket) -> None:
-        """The connection is lost as by a reset: it was neither kept nor moved."""
+        """End the socket's connection as after a reset, because it could be neither kept nor moved."""
         socket.parked = None
         socket.state, socket.error = State.DISCONNECTED, Code.WSAECONNRESET
         self._fail_waiting(socket)
 
 
 def _reserved_token() -> tuple[int, TextIO]:
-    """Before anything is done to the socket: a shortage leaves the connection as it was (DUP-21)."""
+    """Reserve a token before the socket is changed, so that a shortage leaves the connection as it was (DUP-21)."""
     try:
         return tokens.reserve()
     except (OSError, tokens.BadToken) as error:

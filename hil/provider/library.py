@@ -1,4 +1,4 @@
-"""The provider as its loader sees it: what it publishes of itself, and a library with one entry point."""
+"""The provider as its loader sees it: its entry in the catalogue, and a library with one entry point."""
 
 from collections.abc import Callable
 from uuid import UUID
@@ -8,8 +8,8 @@ from hil.winsock import codes as w
 from hil.winsock.catalogue import Catalogue
 from hil.winsock.structures import WSAPROTOCOL_INFOW
 
-# Hidden from applications: only the switch may load it (INST-01). No datagrams, no QoS, and its handles are the
-# switch's, not the system's (INST-03 to INST-05).
+# The entry is hidden from applications, because only the switch may load the provider (INST-01). It offers no datagrams
+# and no QoS, and its handles belong to the switch, not to the system (INST-03 to INST-05).
 PROTOCOL_INFO = WSAPROTOCOL_INFOW(
     w.AF_INET,
     w.SOCK_STREAM,
@@ -27,7 +27,7 @@ def install(catalogue: Catalogue, info: WSAPROTOCOL_INFOW = PROTOCOL_INFO) -> No
 
 
 class Library:
-    """WSPStartupEx is all that a SAN service provider exports (STARTUP-01)."""
+    """The library of a SAN service provider; it exports only WSPStartupEx (STARTUP-01)."""
 
     def __init__(self, provider: SanProvider) -> None:
         self.WSPStartupEx: Callable[..., int] = provider.WSPStartupEx

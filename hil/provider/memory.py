@@ -25,7 +25,7 @@ _PRESENT, _FRAME = 1 << 63, (1 << 55) - 1
 
 
 class Memory(Core):
-    """WSPRegisterMemory and its kin. Every socket has a PD of its own, so a key is good for its peer only (RMEM-06)."""
+    """WSPRegisterMemory and its relatives. Each socket has its own PD, so a key works for its peer only (RMEM-06)."""
 
     def WSPRegisterMemory(
         self, s: int, lpBuffer: int, dwBufferLength: int, dwFlags: int, lpErrno: LpErrno
@@ -60,7 +60,7 @@ class Memory(Core):
 
     def _new_registration(self, socket: SanSocket, address: int, length: int, flags: int, access: int) -> Registration:
         assert socket.connection is not None
-        # A range of no bytes, or past the end of the address space, is nobody's memory.
+        # An empty range, or one past the end of the address space, is no memory.
         if length <= 0 or address <= 0 or address + length > 1 << 64:
             raise Refused(Code.WSAEFAULT)
         try:
@@ -72,16 +72,19 @@ class Memory(Core):
         return Registration(mr.lkey + 1, address, length, flags, mr, frames=frames)
 
     def _observe_region(self, socket: SanSocket, key: int, length: int) -> None:
-        # What an audit finds left behind is named by this entry.
+        # An audit names leftover memory by this entry.
         self._observe("mr", handle=socket.handle, event="registered", key=key, length=length)
 
     def WSPDeregisterMemory(self, s: int, Handle: int, lpErrno: LpErrno) -> int:
         return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._deregister(self._find(s, network=False), Handle))
 
     def _deregister(self, socket: SanSocket, handle: int) -> int:
-        """Ruling: MEM-12 refuses what would *release* memory in use, and only the last deregistration releases
-        (MEM-10), so one that lowers the count alone is granted. WSPDeregisterRdmaMemory keeps the same rule (RMEM-13,
-        RMEM-14), and the switch is held to it as well (hil.switch.obligations, SWITCH-10)."""
+        """Lower the count of a registration, and release its memory with the last one.
+
+        Ruling: MEM-12 forbids to *release* memory in use. Only the last deregistration releases (MEM-10), so one that
+        only lowers the count is granted. WSPDeregisterRdmaMemory follows the same ruling (RMEM-13, RMEM-14), and so
+        must the switch (hil.switch.obligations, SWITCH-10).
+        """
         with socket.lock:
             self._check_open(socket)
             found = next((r for r in socket.registrations if r.handle == handle), None)
@@ -105,9 +108,9 @@ class Memory(Core):
         lpdwDescriptorLength: list[int] | None,
         lpErrno: LpErrno,
     ) -> int:
-        """Stores the descriptor into ``lpRdmaBufferDescriptor`` and its length into ``lpdwDescriptorLength[0]``.
+        """Store the descriptor in ``lpRdmaBufferDescriptor`` and its length in ``lpdwDescriptorLength[0]``.
 
-        WSAEFAULT with too little space, the length needed being stored (RMEM-02).
+        WSAEFAULT when the space is too small; the needed length is stored all the same (RMEM-02).
         """
         space, room = lpRdmaBufferDescriptor, lpdwDescriptorLength
 
@@ -164,12 +167,12 @@ class Memory(Core):
         with socket.lock:
             self._check_open(socket)
             found = socket.exposed.get(descriptor)
-            # Verbs say nothing of the peer's transfers; this end's own, from or into the same memory, are known.
+            # Verbs report nothing about the peer's transfers. This end's own transfers with the same memory are known.
             if found is None or (found.count == 1 and _in_transfer(socket, found)):
                 raise Refused(Code.WSAEINVAL)
             found.count -= 1
             if not found.count:
-                # An adapter takes a key back only by deregistration, so what the peer could reach is never cached.
+                # Only deregistration revokes a key, so memory that the peer could reach is never cached.
                 del socket.exposed[descriptor]
                 found.mr.close()
         return 0
@@ -177,11 +180,11 @@ class Memory(Core):
     # --- the cache ---------------------------------------------------------------------------------------------------
 
     def WSPMemoryRegistrationCacheCallback(self, lpvAddress: int, Size: int, lpErrno: LpErrno) -> int:
-        """Forget every cached registration of the range, for all sockets (CACHE-07).
+        """Release every cached registration that overlaps the range, for all sockets (CACHE-07).
 
-        Ruling on CACHE-08: a live registration is what the cache cannot release, whether it came out of the cache or
-        will go there, so a range with one gives WSAEFAULT; WSAEINVAL is for a range the adapter knows nothing of. The
-        switch is about to let the pages go, and only WSAEFAULT tells it that an adapter still reaches them.
+        Ruling on CACHE-08: the cache cannot release a live registration, so a range with one gives WSAEFAULT. A range
+        without any registration gives WSAEINVAL. The switch is about to release the pages, and only WSAEFAULT says that
+        an adapter can still reach them.
         """
         return self._answer(lpErrno, w.SOCKET_ERROR, lambda: self._uncache_range(lpvAddress, Size))
 
@@ -203,7 +206,7 @@ class Memory(Core):
             return list(self._sockets.values()) if self._started else []
 
     def _release_cached(self, address: int, length: int) -> int:
-        """Forget what of the range is cached for any socket; how many registrations that were."""
+        """Release the cached registrations that overlap the range, for all sockets; returns their number."""
         count = 0
         for socket in self._all_sockets():
             with socket.lock:
@@ -214,7 +217,7 @@ class Memory(Core):
         return count
 
     def _with_room(self, register: Callable[[], T]) -> T:
-        """Register, and if there is no room, again without the cache: it must never be the reason for a refusal."""
+        """Register; when there is no room, release the cache and try again: the cache must never cause a refusal."""
         try:
             return register()
         except Refused as refused:
@@ -240,8 +243,8 @@ class Memory(Core):
         return None
 
     def _forget_remapped(self, socket: SanSocket) -> None:
-        # A pinned page stays in its frame, so another frame behind the address means that the application gave the
-        # memory back and mapped anew: the adapter would still reach the old pages (CACHE-09, CACHE-11).
+        # A pinned page stays in its frame. Another frame at the address means that the application released the memory
+        # and mapped it again, while the adapter would still reach the old pages (CACHE-09, CACHE-11).
         for known in list(socket.cache):
             if page_frames(known.address, known.length) != known.frames:
                 socket.cache.remove(known)
@@ -257,7 +260,7 @@ class Memory(Core):
         raise Refused(Code.WSAEFAULT)
 
     def _give_back_memory(self, socket: SanSocket) -> None:
-        """Deregister everything at the adapter; the switch's registrations stay, for it to deregister."""
+        """Deregister all memory at the adapter; the records stay for the switch to deregister."""
         for registration in [*socket.registrations, *socket.exposed.values(), *socket.cache]:
             self._step(registration.mr.close)
         if socket.early.mr is not None:
@@ -281,7 +284,7 @@ def _in_transfer(socket: SanSocket, registration: Registration) -> bool:
 
 
 def page_frames(address: int, length: int) -> bytes | None:
-    """The physical frames behind a range, 8 bytes a page, as the kernel tells them to CAP_SYS_ADMIN; else None."""
+    """The physical frames of a range, 8 bytes a page; None without CAP_SYS_ADMIN, which the kernel demands."""
     first, last = address // mmap.PAGESIZE, (address + length - 1) // mmap.PAGESIZE
     count = last - first + 1
     try:

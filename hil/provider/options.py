@@ -14,7 +14,7 @@ from hil.winsock.codes import Code
 from hil.winsock.structures import WSABUF, WSAOVERLAPPED, LpErrno, SockAddr
 
 _OPTION = struct.Struct("=I")
-# Level of each option the contract knows; the value's type is a 32-bit unsigned integer for all (OPT-14).
+# All options are of the level SOL_SOCKET, and their values are 32-bit unsigned integers (OPT-14).
 _READABLE = {w.SO_MAX_MSG_SIZE, w.SO_MAX_RDMA_SIZE, w.SO_RDMA_THRESHOLD_SIZE, w.SO_DEBUG}
 _SETTABLE = {w.SO_DEBUG: (0, 1)}
 _QOS_CODES = {w.SIO_GET_QOS, w.SIO_GET_GROUP_QOS, w.SIO_SET_QOS, w.SIO_SET_GROUP_QOS}
@@ -33,7 +33,7 @@ class Options(HandOver):
         optlen: list[int] | None,
         lpErrno: LpErrno,
     ) -> int:
-        """Stores the value into ``optval`` and its length into ``optlen[0]``; in any state of the socket (OPT-10)."""
+        """Store the value in ``optval`` and its length in ``optlen[0]``, in any state of the socket (OPT-10)."""
         return self._answer(
             lpErrno, w.SOCKET_ERROR, lambda: self._get_option(self._find(s), level, optname, optval, optlen)
         )
@@ -93,9 +93,9 @@ class Options(HandOver):
         lpThreadId: object,
         lpErrno: LpErrno,
     ) -> int:
-        """The GUID comes as its text in ``lpvInBuffer``; the result is appended to ``lpvOutBuffer``.
+        """``lpvInBuffer`` holds a GUID as text. The result is appended to ``lpvOutBuffer``.
 
-        With ``lpOverlapped`` the result is there when the operation completes.
+        With ``lpOverlapped`` the result is in place when the operation completes.
         """
 
         def work() -> int:
@@ -155,7 +155,7 @@ class Options(HandOver):
 
     def _address_list(self, socket: SanSocket, out: list[Any] | None, room: int, returned: list[int]) -> int:
         version = FAMILIES[socket.family]
-        # The switch asks when TCP/IP told it of a change.
+        # The switch asks after TCP/IP has reported a change.
         known = self._network.addresses(afresh=True)
         addresses = sorted(a for a in known if ipaddress.ip_address(a).version == version)
         # SOCKET_ADDRESS_LIST: a count, then {pointer, length} and the sockaddr of each (64-bit layout).

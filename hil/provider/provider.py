@@ -1,7 +1,8 @@
 """The SAN service provider: Winsock Direct sockets as RC queue pairs.
 
-The dispatch functions keep their documented names and argument order. Each stores its code in ``lpErrno`` and returns
-its sentinel. A thread of the provider's own turns CM events and completions into network events and up-calls.
+The dispatch functions have their documented names and argument order. A function that fails stores its code in
+``lpErrno`` and returns its sentinel. The provider's own thread turns CM events and completions into network events and
+up-calls.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ _CONNECT_FAILURES = {
 
 
 class Provider(Options):
-    """A provider of one process; ``Core`` says what it is made with."""
+    """The provider of one process; see ``Core`` for its arguments."""
 
     # --- start and end -----------------------------------------------------------------------------------------------
 
@@ -50,14 +51,17 @@ class Provider(Options):
         lpUpcallTable: WSPUPCALLTABLEEX,
         lpProcTable: dict[str, Callable[..., Any]] | None,
     ) -> int:
-        """Returns the error code itself (STARTUP-03); fills ``lpProcTable`` with the 17 dispatch functions."""
-        # The highest version the caller can do, major in the low byte: whoever can do more can do 2.2.
+        """Start the provider; returns the error code itself (STARTUP-03).
+
+        Fills ``lpProcTable`` with the 17 dispatch functions.
+        """
+        # The caller's highest version, with the major number in the low byte. A caller of a higher one supports 2.2.
         if (wVersionRequested & 0xFF, wVersionRequested >> 8) < (2, 2):
             return Code.WSAVERNOTSUPPORTED
         if lpWSPData is None or lpProcTable is None:
             return Code.WSAEFAULT
         with self._lock:
-            # The last WSPCleanup may still be on its way in another thread.
+            # The last WSPCleanup may still run in another thread.
             if not self._changed.wait_for(lambda: not self._cleaning, LINGER_TIMEOUT_S):
                 return Code.WSASYSNOTREADY
             if self._started >= self._settings.max_clients:
@@ -76,9 +80,9 @@ class Provider(Options):
         return Code.OK
 
     def WSPCleanup(self, lpErrno: LpErrno) -> int:
-        """Counted against WSPStartupEx; the last one closes what is open and frees everything (CLEAN-03, CLEAN-04).
+        """End one WSPStartupEx; the last call closes all sockets and frees everything (CLEAN-03, CLEAN-04).
 
-        WSAENETDOWN when the network is down: the call counts, and everything is freed, all the same (ERR-04).
+        WSAENETDOWN when the network is down; the call counts and frees all the same (ERR-04).
         """
         return self._answer(lpErrno, w.SOCKET_ERROR, self._clean_up)
 
@@ -90,7 +94,7 @@ class Provider(Options):
             last = not self._started
             if last:
                 self._cleaning = True
-                # What another thread is making is closed with the rest (CLOSE-24, CLEAN-07).
+                # A socket that another thread is making is closed with the others (CLOSE-24, CLEAN-07).
                 self._changed.wait_for(lambda: not self._making, LINGER_TIMEOUT_S)
             left = list(self._sockets.values()) if last else []
             for socket in left:
@@ -164,7 +168,7 @@ class Provider(Options):
         dwFlags: int,
         lpErrno: LpErrno,
     ) -> int:
-        """A new descriptor; with a token in ``lpProtocolInfo.dwProviderReserved`` that of the duplicated socket."""
+        """A new descriptor, or with a token in ``lpProtocolInfo.dwProviderReserved`` the duplicated socket's."""
         token = lpProtocolInfo.dwProviderReserved if lpProtocolInfo is not None else 0
 
         def work() -> int:
@@ -179,7 +183,7 @@ class Provider(Options):
     def _progress(self) -> None:
         while not self._ending:
             for fd, _ in self._epoll.poll(self._next_deadline()):
-                # A bug in one handler must not silence every socket: it is recorded, and judged as a fail.
+                # A bug in one handler must not stop all sockets. It is recorded, and judged as a fail.
                 try:
                     self._on_readable(fd)
                 except Exception:
@@ -240,7 +244,7 @@ class Provider(Options):
     def _on_failure(self, socket: SanSocket, event: CmEvent) -> None:
         with socket.lock:
             if socket.state is State.CONNECTED:
-                # The acceptor's connection was never confirmed by the connector.
+                # The connector never confirmed the accepted connection.
                 self._on_disconnected(socket, event)
             else:
                 self._connect_ended(socket, connect_code(event))
@@ -252,7 +256,7 @@ class Provider(Options):
             else:
                 self._refuse(event.new_id)
         elif event.kind is CmEventType.ESTABLISHED:
-            # Closed before the connector's RTU had come: only now can the DREQ be sent.
+            # The socket was closed before the connector's RTU arrived; only now can the DREQ be sent.
             with self._lock:
                 cm_id = self._lingering.get(event.id_key)
             if cm_id is not None:
@@ -271,7 +275,7 @@ class Provider(Options):
             if was is State.CONNECTED:
                 socket.state, socket.error = State.DISCONNECTED, Code.WSAECONNRESET
             self._forget_handed(event.id_key)
-            # The close may have let the id linger between the event's arrival and here.
+            # A close may have let the id linger since the event arrived.
             self._end_lingering(event.id_key)
             if was is not State.CONNECTED or socket.closing:
                 self._answer_reset(socket)
@@ -284,11 +288,11 @@ class Provider(Options):
         self._progress_of(socket)
 
     def _flush_at_peer(self, connection: Connection) -> None:
-        # librdmacm moves only QPs that it made itself; until this, posted receives stay pending for ever.
+        # librdmacm moves only QPs that it made itself. Without this, posted receives would stay pending for ever.
         connection.to_error()
 
     def _on_device_removal(self, socket: SanSocket, event: CmEvent) -> None:
-        """The adapter goes: everything on it must be given back now; the descriptor stays (CLOSE-28, PROXY-05)."""
+        """The adapter is being removed: release all its objects now; the descriptor stays (CLOSE-28, PROXY-05)."""
         self._network_changed()
         with socket.lock:
             was, connection = socket.state, socket.connection
@@ -298,7 +302,7 @@ class Provider(Options):
                 socket.state, socket.error = State.DISCONNECTED, Code.WSAENETDOWN
             if connection is not None:
                 connection.device.removed = True
-            # A close that has begun gives everything back itself: nothing may be taken away from under it.
+            # A close that has begun releases everything itself, and must not lose objects that it still uses.
             if connection is not None and not socket.closing:
                 self._unwatch(connection)
                 self._step(connection.to_error)

@@ -1,7 +1,7 @@
-"""The seam of the provider under test: the names by which a node's worker makes one.
+"""The extension point of the provider under test.
 
-Somebody else's provider is a factory with the shape of ``ProviderFactory``. The command ``hil run
---provider PACKAGE.MODULE:FACTORY`` brings the Python files of its top-level package to both nodes and calls it there.
+A provider from another package is a factory with the shape of ``ProviderFactory``. The command ``hil run
+--provider PACKAGE.MODULE:FACTORY`` copies the Python files of its top-level package to both nodes and calls it there.
 """
 
 import inspect
@@ -27,12 +27,12 @@ class SanProvider(Protocol):
         UpCallTable: Any,
         lpProcTable: dict[str, Callable[..., Any]] | None,
     ) -> int:
-        """Start the provider for one client of the switch; a Windows Sockets error code, 0 when it is started.
+        """Start the provider for one client of the switch; returns 0, or a Windows Sockets error code.
 
-        The worker's thread that serves the controller's call makes this call, and other threads may make another one at
-        the same time (STARTUP-12). ``lpProcTable`` is filled with the seventeen functions of the dispatch table by
-        their documented names; each takes its documented arguments in order and is called from any thread.
-        ``UpCallTable`` is ``hil.winsock.structures.WSPUPCALLTABLEEX``. Raises nothing: what goes wrong is a code.
+        The call comes in the worker's thread that serves the controller's call. Other threads may make the same call at
+        the same time (STARTUP-12). The provider fills ``lpProcTable`` with the seventeen functions of the dispatch
+        table, by their documented names. Each function takes its documented arguments in order; any thread may call it.
+        ``UpCallTable`` is a ``hil.winsock.structures.WSPUPCALLTABLEEX``. Raises nothing: an error is a code.
         """
 
 
@@ -42,12 +42,11 @@ class ProviderFactory(Protocol):
     The worker calls it once for each load of the provider, in the thread that serves the controller's call. Verbs
     objects that the provider makes belong to this process. An exception ends the test as invalid.
 
-    ``journal``: the provider tells here of what it does below its functions. The rules over evidence read the kinds
-    ``qp``, ``mr``, ``cm`` and ``wc``; ``hil/evidence/journal.py`` has their facts. ``network``: the IP addresses of the
-    node's RDMA devices, and notice of their changes. ``settings``: an instance of ``Settings``, the factory's own class
-    or ``hil.provider.settings.Settings`` where it has none; times are in seconds.
-    ``protocol_info``: the catalogue's entry that the provider installs (INST-01 to INST-05); the bench's own where it
-    has none.
+    ``journal``: the provider reports here the work below its functions. The rules over evidence read the kinds ``qp``,
+    ``mr``, ``cm`` and ``wc``; ``hil/evidence/journal.py`` has their facts. ``network``: the IP addresses of the node's
+    RDMA devices, and notices of their changes. ``settings``: an instance of the factory's class ``Settings``, or of
+    ``hil.provider.settings.Settings`` when the factory has none; times are in seconds. ``protocol_info``: the entry of
+    the catalogue that the provider installs (INST-01 to INST-05), or the bench's own when the factory has none.
     """
 
     Settings: ClassVar[type[Any]]
@@ -57,11 +56,11 @@ class ProviderFactory(Protocol):
 
 
 class NoSuchSetting(Exception):
-    """A test sets something that the provider under test has no setting for; the text begins with the names."""
+    """A test uses settings that the provider under test does not have; the text begins with their names."""
 
 
 def settings_of(factory: Any, values: Mapping[str, Any]) -> Any:
-    """The factory's settings with these values; the others keep their defaults. Raises NoSuchSetting."""
+    """The factory's settings with ``values``; other settings keep their defaults. Raises NoSuchSetting."""
     cls = getattr(factory, "Settings", Settings)
     known = inspect.signature(cls).parameters
     if unknown := sorted(values.keys() - known.keys()):

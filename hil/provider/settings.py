@@ -1,4 +1,4 @@
-"""What can be set of a provider before it is started."""
+"""The settings of a provider, fixed before its start."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 class Settings:
     """Optional features and limits of a provider.
 
-    ``rdma_read``, ``cache``: whether WSPRdmaRead and the registration cache are offered (RDMA-14, CACHE-01).
-    ``early_messages``: private receives for messages that come before the switch posted any, for adapters without flow
-    control of their own (NEG-03); 0 leaves it to the transport. ``rnr_retry_count``: 7 is for ever.
-    ``connect_timeout_s``: after which a connect ends with WSAETIMEDOUT (CONN-25). ``handover_timeout_s``: after which a
-    connection that was handed over and never taken is reset (DUP-22); at most 600, the lifetime of tokens.
-    ``max_clients`` bounds WSPStartupEx, ``max_sockets`` the descriptors, ``max_bound`` the bound sockets,
-    ``max_listeners`` the listening ones.
+    - ``rdma_read``, ``cache``: whether WSPRdmaRead and the registration cache are offered (RDMA-14, CACHE-01).
+    - ``early_messages``: the number of private receives for messages that arrive before the switch posts a receive, for
+      adapters without flow control of their own (NEG-03); 0 leaves early messages to the transport.
+    - ``rnr_retry_count``: 7 means for ever.
+    - ``connect_timeout_s``: a connect that takes longer ends with WSAETIMEDOUT (CONN-25).
+    - ``handover_timeout_s``: a connection that was handed over and not taken in this time is reset (DUP-22); at most
+      600, the lifetime of tokens.
+    - ``max_clients``, ``max_sockets``, ``max_bound``, ``max_listeners``: the most calls of WSPStartupEx, descriptors,
+      bound sockets, and listening sockets.
     """
 
     rdma_read: bool = True

@@ -1,4 +1,4 @@
-"""The records behind descriptors: sockets, operations, registrations."""
+"""The records of descriptors: sockets, operations, registrations."""
 
 import secrets
 import threading
@@ -16,7 +16,7 @@ from hil.winsock.structures import WSABUF, WSAEVENT, WSAOVERLAPPED, SockAddr
 
 
 class State(Enum):
-    """Where a socket is in its life."""
+    """The states of a socket."""
 
     CREATED = "created"
     BOUND = "bound"
@@ -30,8 +30,11 @@ class State(Enum):
 
 @dataclass(slots=True, eq=False)
 class Registration:
-    """Registered memory. ``handle`` is the MR's lkey plus one, so never NULL; ``count`` live registrations; ``frames``
-    the physical pages behind it when it was made, None where they cannot be known."""
+    """Registered memory.
+
+    ``handle``: the MR's lkey plus one, so never NULL. ``count``: the number of live registrations. ``in_use``: the
+    number of operations that use it. ``frames``: its physical pages when it was made, None when unknown.
+    """
 
     handle: int
     address: int
@@ -61,7 +64,10 @@ class Kind(Enum):
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """An overlapped operation. ``remote``: rkey and address of an RDMA transfer; ``posted``: the adapter has it."""
+    """An overlapped operation. ``length``: in bytes. ``remote``: rkey and address of an RDMA transfer.
+
+    ``posted``: the adapter has it.
+    """
 
     wr_id: int
     kind: Kind
@@ -80,7 +86,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an operation ended, to be told to the switch."""
+    """The end of an operation, to be reported to the switch. ``transferred``: in bytes."""
 
     operation: Operation
     code: Code
@@ -95,8 +101,11 @@ class Request:
     private_data: bytes
 
     def withdrawn(self) -> bool:
-        """Whether the connector has given up (ACC-17): the kernel keeps that to itself until a request is accepted,
-        but has no attributes for a connection that cannot come to be any more."""
+        """Whether the connector has given up (ACC-17).
+
+        The kernel reports it only after an accept, but it has no attributes for a connection that has become
+        impossible.
+        """
         try:
             self.new_id.qp_attr(INIT)
         except OSError:
@@ -106,10 +115,11 @@ class Request:
 
 @dataclass(slots=True)
 class Early:
-    """Private receives for early messages: ``unclaimed`` of them still belong to receives the switch will post.
+    """Private receives for early messages.
 
-    The first messages of a connection land in them, one each; the first receives of the switch take one each, so both
-    sides count down together and later receives go straight to the adapter (NEG-05, NEG-06).
+    The first messages of a connection fill one private receive each, and the first receives of the switch take one
+    message each. ``unclaimed`` counts the private receives that the switch's receives have not claimed; at 0 further
+    receives go to the adapter directly (NEG-05, NEG-06).
     """
 
     slots: dict[int, int] = field(default_factory=dict)
@@ -117,7 +127,7 @@ class Early:
     memory: Any = None
     mr: Any = None
     unclaimed: int = 0
-    # Where the receives were that came back unused with an old queue pair.
+    # Addresses of the receives that an old queue pair returned unused.
     flushed: list[int] = field(default_factory=list)
     arrived: deque[bytes] = field(default_factory=deque)
     waiting: deque[Operation] = field(default_factory=deque)
@@ -125,7 +135,7 @@ class Early:
 
 @dataclass(slots=True, eq=False)
 class SanSocket:
-    """One socket. ``lock`` guards everything here and is never held during an up-call (OVL-25)."""
+    """One socket. ``lock`` guards all fields, and is never held during an up-call (OVL-25)."""
 
     descriptor: int
     handle: int
@@ -133,7 +143,7 @@ class SanSocket:
     state: State = State.CREATED
     closing: bool = False
     error: Code = Code.WSAENOTCONN
-    # CM has told of the connection's end: no DREP is to come.
+    # The CM has reported the connection's end, so no DREP will come.
     disconnected: bool = False
     local: SockAddr | None = None
     remote: SockAddr | None = None
@@ -141,7 +151,7 @@ class SanSocket:
     connection: Connection | None = None
     backlog: int = 0
     queue: deque[Request] = field(default_factory=deque)
-    # Requests that condition functions are being asked about: they keep their places in the queue.
+    # Requests that a condition function is deciding about; they keep their places in the queue.
     asked: set[Request] = field(default_factory=set)
     options: dict[int, int] = field(default_factory=dict)
     event: WSAEVENT | None = None
@@ -150,7 +160,7 @@ class SanSocket:
     event_codes: list[int] = field(default_factory=lambda: [0] * FD_MAX_EVENTS)
     caller_data: bytes = b""
     callee_data: WSABUF | None = None
-    # Operations by wr_id; those in ``waiting`` are not the adapter's yet.
+    # Operations by wr_id. The adapter does not have those in ``waiting`` yet.
     pending: dict[int, Operation] = field(default_factory=dict)
     waiting: deque[Operation] = field(default_factory=deque)
     parked: list[Operation] | None = None
@@ -161,12 +171,12 @@ class SanSocket:
     early: Early = field(default_factory=Early)
     outcomes: deque[Outcome] = field(default_factory=deque)
     deliverer: int | None = None
-    # The rest of a close, when the deliverer is to do it.
+    # The rest of a close that the delivering thread must do.
     rest: Callable[[], None] | None = None
     registrations: list[Registration] = field(default_factory=list)
     exposed: dict[bytes, Registration] = field(default_factory=dict)
     cache: list[Registration] = field(default_factory=list)
-    # The connection's name with us and with the peer's provider, kept through hand-overs (DUP-02).
+    # The connection's names here (secret) and at the peer's provider (peer); hand-overs keep them (DUP-02).
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_SIZE))
     peer: Peer = field(default_factory=Peer)
     lock: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))

@@ -1,7 +1,8 @@
-"""The connection manager: librdmacm by ctypes.
+"""The connection manager: librdmacm through ctypes.
 
-pyverbs' CMEvent hides the event's status (a refusal's reason, a DREQ that timed out), the channel's descriptor and the
-addresses of a new id, and blocks with the GIL held. The structures here are librdmacm's public ABI (rdma_cma.h).
+pyverbs is not used here. Its CMEvent hides the event's status (the reason of a REJ, a DREQ that timed out), the
+channel's descriptor and the addresses of a new id, and it blocks with the GIL held. The structures here are librdmacm's
+public ABI (rdma_cma.h).
 """
 
 import ctypes as c
@@ -19,7 +20,7 @@ from typing import Any
 AF_INET, AF_INET6 = socket.AF_INET, socket.AF_INET6
 RDMA_PS_TCP = 0x0106
 _OPTION_ID, _OPTION_REUSEADDR, _OPTION_ACK_TIMEOUT = 0, 1, 3
-# Transport retries: soft-RoCE takes 7, the most, for retrying for ever, and a lost connection must end (RECV-15).
+# Transport retries. Soft-RoCE retries for ever with 7, the maximum, and a lost connection must end (RECV-15).
 RETRY_COUNT = 6
 
 
@@ -61,7 +62,7 @@ class ConnParam(c.Structure):
 
 
 def conn_param(qp_num: int, private_data: bytes, *, rnr_retry_count: int) -> ConnParam:
-    """The parameters of a connection whose QP is ``qp_num``; keep the result alive during the call."""
+    """The parameters of a connection with QP ``qp_num``; the caller must keep them alive during its call."""
     param = ConnParam(
         responder_resources=4,
         initiator_depth=4,
@@ -75,7 +76,7 @@ def conn_param(qp_num: int, private_data: bytes, *, rnr_retry_count: int) -> Con
 
 
 class _CmId(c.Structure):
-    # struct rdma_cm_id up to port_num; rdma_addr is two sockaddr_storage and 40 bytes of native address.
+    # struct rdma_cm_id up to port_num. Its rdma_addr is two sockaddr_storage and 40 bytes of native address.
     _fields_ = [
         ("verbs", c.c_void_p),
         ("channel", c.c_void_p),
@@ -155,7 +156,7 @@ class QpAttr(c.Structure):
 
 
 _IdPointer = c.POINTER(_CmId)
-# What an id's ``context`` holds: its key.
+# Keys of ids; an id's ``context`` holds its key.
 _keys = itertools.count(1)
 _lib = c.CDLL("librdmacm.so.1", use_errno=True)
 _lib.rdma_create_event_channel.restype = c.POINTER(c.c_int)
@@ -201,16 +202,16 @@ def parse_sockaddr(data: bytes) -> tuple[str, int]:
 
 
 class CmId:
-    """A connection manager id. Methods raise OSError with the errno of librdmacm, EBADF once it is destroyed.
+    """A connection manager id. Methods raise OSError with librdmacm's errno, and EBADF after ``destroy``.
 
-    Any thread may call them: one thread's ``destroy`` waits for another's call, and never takes memory away from it.
-    ``key`` names the id for good. Its address would not: another id soon has that of one that is gone, and would be
-    taken for it by an event that was read a moment before.
+    Any thread may call the methods: ``destroy`` waits for a call in another thread, and then frees the memory. ``key``
+    is never used for another id. An address is: librdmacm soon reuses the address of a destroyed id, so an event that
+    was read a moment earlier would be taken for the new id's.
     """
 
     def __init__(self, pointer: "c._Pointer[_CmId]", key: int) -> None:
         self.key = key
-        # A copy of the pointer: one read from an event lives in the event's memory, which goes with its ack.
+        # A copy of the pointer, because a pointer in an event is freed with the event at its ack.
         self._pointer: c._Pointer[_CmId] | None = c.cast(c.cast(pointer, c.c_void_p), _IdPointer)
         self._lock = threading.Lock()
 
@@ -243,7 +244,7 @@ class CmId:
             return bool(self._alive("has_device").contents.verbs)
 
     def device_name(self) -> str:
-        """Name of the RDMA device the id is bound to (struct ibv_context begins with the device pointer)."""
+        """The name of the id's RDMA device (struct ibv_context begins with the device pointer)."""
         with self._lock:
             context = c.cast(self._alive("device_name").contents.verbs, c.POINTER(c.c_void_p))
             return _device_name(context[0])
@@ -253,7 +254,7 @@ class CmId:
         self._call("rdma_bind_addr", sockaddr(address, port))
 
     def set_ack_timeout(self, exponent: int) -> None:
-        """Local ACK time-out of 4.096 us * 2**exponent, where the kernel has the option."""
+        """Set the local ACK time-out to 4.096 us * 2**exponent, where the kernel has the option."""
         self._set_option(_OPTION_ACK_TIMEOUT, c.c_uint8(exponent))
 
     def _set_option(self, option: int, value: Any) -> None:
@@ -277,25 +278,28 @@ class CmId:
         self._call("rdma_accept", c.byref(param))
 
     def establish(self) -> None:
-        """Send the RTU of a connection whose QP is not librdmacm's."""
+        """Send the RTU of a connection whose QP librdmacm did not make."""
         self._call("rdma_establish")
 
     def reject(self, private_data: bytes = b"") -> None:
         self._call("rdma_reject", private_data or None, len(private_data))
 
     def disconnect(self) -> None:
-        """Send the DREQ, or the DREP when the peer's DREQ came first."""
+        """Send the DREQ, or the DREP when the peer's DREQ has arrived."""
         self._call("rdma_disconnect")
 
     def qp_attr(self, state: int) -> tuple[QpAttr, int]:
-        """Attributes and mask to bring an outside QP into ``state`` (INIT 1, RTR 2, RTS 3)."""
+        """Attributes and mask that bring a QP not made by librdmacm into ``state`` (INIT 1, RTR 2, RTS 3)."""
         attr, mask = QpAttr(), c.c_int(0)
         attr.qp_state = state
         self._call("rdma_init_qp_attr", c.byref(attr), c.byref(mask))
         return attr, mask.value
 
     def destroy(self) -> None:
-        """Every event of the id was acknowledged when it was read, so this cannot block on one. Once is enough."""
+        """Destroy the id; a second call does nothing.
+
+        It cannot block on an event, because every event is acknowledged when it is read.
+        """
         with self._lock:
             pointer, self._pointer = self._pointer, None
             if pointer is not None:
@@ -304,7 +308,7 @@ class CmId:
 
 @dataclass(frozen=True, slots=True)
 class CmEvent:
-    """One event, already acknowledged. ``status`` is an errno (negative) or a refusal's reason (positive)."""
+    """One event, already acknowledged. ``status``: a negative errno, or the positive reason of a REJ."""
 
     kind: CmEventType
     status: int
@@ -316,7 +320,7 @@ class CmEvent:
 
 
 class CmChannel:
-    """An event channel that never blocks: poll ``fd``, then call ``next_event``."""
+    """An event channel that never blocks; poll ``fd``, then call ``next_event``. Raises OSError."""
 
     def __init__(self) -> None:
         self._channel = _lib.rdma_create_event_channel()
@@ -332,7 +336,7 @@ class CmChannel:
         return CmId(pointer, key)
 
     def next_event(self) -> CmEvent | None:
-        """The next event, or None when none is waiting."""
+        """The next event, or None when no event waits. Raises OSError."""
         pointer = c.POINTER(_CmEvent)()
         if _lib.rdma_get_cm_event(self._channel, c.byref(pointer)) != 0:
             if c.get_errno() in (errno.EAGAIN, errno.EINTR):
@@ -345,7 +349,7 @@ class CmChannel:
         size = event.param.private_data_len
         data = c.string_at(event.param.private_data, size) if carries and event.param.private_data and size else b""
         if is_request:
-            # librdmacm has given it the listener's.
+            # librdmacm gave the new id the listener's context.
             event.id.contents.context = next(_keys)
         key = event.id.contents.context or 0
         copy = CmEvent(

@@ -1,6 +1,6 @@
-"""Verbs objects of one socket: PD, CQ with its channel, QP, MRs; made by pyverbs, closed in order.
+"""The verbs objects of one socket: PD, CQ with its channel, QP, MRs; made by pyverbs, closed in order.
 
-Nothing here blocks: the completion channel's descriptor is polled before pyverbs, which holds the GIL, is asked.
+No call here blocks: pyverbs holds the GIL, so the completion channel's descriptor is polled first.
 """
 
 import errno
@@ -32,15 +32,15 @@ INIT, RTR, RTS, ERR = 1, 2, 3, 6
 WC_SUCCESS, WC_LOC_LEN_ERR, WC_LOC_QP_OP_ERR, WC_LOC_PROT_ERR, WC_WR_FLUSH_ERR = 0, 1, 2, 4, 5
 LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ = 1, 2, 4
 CHANNEL_TRIES = 100
-# 61 ms (9.7.5.2.8). The connection manager leaves 0, which is 655 ms: so much would a late receive cost, and as the
-# ACK time-out of soft-RoCE runs meanwhile, a receiver that is only late would use up the few retries (NEG-02).
+# 61 ms (9.7.5.2.8). The connection manager leaves 0, which means 655 ms: a late receive would cost that much. The ACK
+# time-out of soft-RoCE runs meanwhile, so a late receiver would also use up the few retries (NEG-02).
 MIN_RNR_TIMER = 25
 _fd_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A work completion: ``status`` is ibv_wc_status, ``length`` in bytes (0 unless it succeeded)."""
+    """A work completion. ``status``: an ibv_wc_status. ``length``: in bytes, 0 unless the work succeeded."""
 
     wr_id: int
     status: int
@@ -49,7 +49,7 @@ class Completion:
 
 
 def device_names() -> list[str]:
-    """Names of the RDMA devices libibverbs sees; empty without any."""
+    """The names of the RDMA devices that libibverbs sees."""
     try:
         return [device.name.decode() for device in d.get_device_list()]
     except Exception:
@@ -57,7 +57,7 @@ def device_names() -> list[str]:
 
 
 class Device:
-    """An open device, shared by the sockets of a provider."""
+    """An open device; the sockets of a provider share it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -66,16 +66,16 @@ class Device:
         self.max_message: int = self.context.query_port(1).max_msg_sz
         """The largest message of port 1, in bytes."""
         self.removed = False
-        """Whether the kernel has announced that the device goes away."""
+        """Whether the kernel has announced the removal of the device."""
 
     def close(self) -> None:
         self.context.close()
 
 
 def _channel_with_fd(context: Any) -> tuple[Any, int]:
-    # pyverbs hides the descriptor before version 59: the kernel gives the lowest free number, which we learn first.
-    # Another thread may open a file in between and get that number, so it is looked at: no channel but ours can have
-    # come there, for all of them are made and closed under this lock.
+    # pyverbs before version 59 hides the descriptor. The kernel uses the lowest free number, which an open file finds.
+    # Another thread may get that number in between, so the descriptor is checked. A channel at that number is the new
+    # one, because all channels are made and closed under this lock.
     for _ in range(CHANNEL_TRIES):
         with _fd_lock:
             fd = os.open("/dev/null", os.O_RDONLY)
@@ -96,9 +96,9 @@ def _is_channel(fd: int) -> bool:
 
 
 class Connection:
-    """PD, channel, CQ and QP of one socket, bound to ``cm_id``'s device. Methods raise OSError or PyverbsError.
+    """PD, channel, CQ and QP of one socket on the device of ``cm_id``. Methods raise OSError or PyverbsError.
 
-    ``extra``: further receives that the QP must hold beside the switch's RECV_DEPTH.
+    ``extra``: the number of receives that the QP must hold in addition to the switch's RECV_DEPTH.
     """
 
     def __init__(self, device: Device, cm_id: CmId, extra: int = 0) -> None:
@@ -111,7 +111,7 @@ class Connection:
         self.cq.req_notify()
         self._poller = select.poll()
         self._poller.register(self.fd, select.POLLIN)
-        # pyverbs does not survive the use of what is closed, so every use and the close take turns.
+        # pyverbs crashes when a closed object is used, so uses and the close exclude each other.
         self._lock = threading.Lock()
         self._closed = False
         self._make_qp()
@@ -123,7 +123,7 @@ class Connection:
         self._error = False
 
     def replace_qp(self, cm_id: CmId) -> None:
-        """Destroy the QP and make another for ``cm_id`` in the same PD, so that keys and registrations stay good."""
+        """Replace the QP by a new one for ``cm_id`` in the same PD, so that keys and registrations stay valid."""
         with self._lock:
             self.qp.close()
             self._cm_id = cm_id
@@ -137,7 +137,7 @@ class Connection:
         self._modify(RTS)
 
     def to_error(self) -> None:
-        """Stop all work: nothing is sent from now on and every posted request flushes."""
+        """Stop all work: the QP sends nothing more, and every posted request is flushed."""
         with self._lock:
             if not self._error and not self._closed:
                 self._error = True
@@ -200,10 +200,10 @@ class Connection:
                 element.close()
 
     def take_events(self) -> None:
-        """Consume an event that waits at ``fd``, if one does, and ask for the next one.
+        """Consume the event that waits at ``fd``, if there is one, and request the next one.
 
-        Whoever saw ``fd`` readable may come late: another thread has taken the event, or the descriptor has become
-        another connection's meanwhile.
+        The caller may have seen ``fd`` readable some time ago. Meanwhile another thread may have taken the event, or
+        the descriptor may have become another connection's.
         """
         with self._lock:
             if self._closed or not self._poller.poll(0):
@@ -213,7 +213,7 @@ class Connection:
             self.cq.req_notify()
 
     def poll(self) -> list[Completion]:
-        """All completions now in the CQ, oldest first; none once it is closed."""
+        """All completions in the CQ, the oldest first; empty after ``close``."""
         found: list[Completion] = []
         with self._lock:
             while not self._closed:
@@ -230,7 +230,7 @@ class Connection:
             self.qp.close()
 
     def close(self) -> None:
-        """Close what is left, children first: QP, CQ, channel, PD."""
+        """Close the remaining objects, children first: QP, CQ, channel, PD."""
         with self._lock:
             self._closed = True
             self.qp.close()
@@ -242,7 +242,7 @@ class Connection:
     def _modify(self, state: int) -> None:
         attr, mask = self._cm_id.qp_attr(state)
         if state == INIT:
-            # A connector's kernel does not know yet that the peer may read. Each registration says who may do what.
+            # A connector's kernel does not know yet that the peer may read. Each registration limits the access.
             attr.qp_access_flags |= REMOTE_WRITE | REMOTE_READ
         if state == RTR:
             attr.min_rnr_timer = MIN_RNR_TIMER
@@ -288,7 +288,7 @@ def _pyverbs_attr(attr: QpAttr) -> Any:
     if ah.is_global:
         route = GlobalRoute(_gid(bytes(ah.dgid)), ah.sgid_index)
         made = AHAttr(dlid=ah.dlid, sl=ah.sl, port_num=ah.port_num or 1, is_global=1, gr=route)
-        # The constructor does not take all of the route over; the properties do.
+        # The constructor ignores parts of the route; the properties set them.
         made.sgid_index, made.flow_label = ah.sgid_index, ah.flow_label
         made.hop_limit, made.traffic_class = ah.hop_limit, ah.traffic_class
         result.ah_attr = made

@@ -460,7 +460,7 @@ def test_answers_of_which_the_capture_has_none_are_no_pass() -> None:
     answered = [frame for frame in frames if kind(frame) != "RC" or frame.interface == "side-a"]
     connection = one(answered)
     assert connection.verdict is INVALID
-    assert any("nothing answers what 10.0.0.1 sent" in doubt for doubt in connection.doubts)
+    assert any("packets of 10.0.0.1 get no answer" in doubt for doubt in connection.doubts)
     assert one(frames).verdict is PASS
 
 

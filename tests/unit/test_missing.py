@@ -75,7 +75,7 @@ def test_what_a_test_put_on_the_link_is_no_connection(tmp_path: Path) -> None:
 
 def test_of_very_many_the_first_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest is counted; a file that is none is an error."""
-    monkeypatch.setattr("hil.evidence.rebuild.missing.TOLD", 1)
+    monkeypatch.setattr("hil.evidence.rebuild.missing.MAX_LISTED", 1)
     frames = recorded("reset")
     first, further = missing(tmp_path, without(frames, place(frames, "REQ"), place(frames, "DREQ")))
     assert first.startswith("between ") and further in ("and 1 more", "and 2 more")

@@ -1,4 +1,4 @@
-"""What came after a message that ends a connection: counted where its place is certain, else kept apart."""
+"""Packets after a message that ends a connection, counted apart by whether their place in the order is certain."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -9,16 +9,16 @@ from hil.evidence.rebuild.rows import Kind, Row
 from hil.evidence.rebuild.window import Copy
 from hil.roce.layers.cm import CmAttribute
 
-# A packet this close behind its sender's DREQ was in the adapter's queue when the DREQ went into another.
+# A packet this close behind its sender's DREQ was in one queue of the adapter when the DREQ went into another.
 UNDER_WAY_NS = 100_000
 LATE_KEPT = 16
-# After a DREP or a REJ it is both ends that must be silent, after a DREQ its sender.
+# After a DREP or a REJ both ends must be silent, after a DREQ its sender.
 BOTH = -1
 
 
 @dataclass(slots=True, eq=False)
 class _Late:
-    """Packets after an event: how many, the longest time after it, and the first of them."""
+    """Packets after an event: their number, the longest time after it, and the first of them."""
 
     count: int = 0
     latest_ns: int = 0
@@ -39,9 +39,9 @@ class _Late:
 class _Following:
     """Counts the packets after an event.
 
-    ``interfaces`` are those that the event was seen at, with when. Only there it is certain what came after it, and how
-    long after: two interfaces may have a clock each, or be of two captures that were merged. ``perhaps`` are packets
-    that are second copies where anything is there twice, ``unsure`` those whose place is not certain.
+    ``interfaces``: the interfaces that the event was seen at, with its times. The order is certain only there: two
+    interfaces may have different clocks, or come from two merged captures. ``perhaps``: packets that are second copies
+    if the capture holds any packet twice. ``unsure``: the number of packets whose place is uncertain.
     """
 
     begun_ns: int
@@ -52,12 +52,15 @@ class _Following:
     _marked: tuple[_Late, _Late] = field(default_factory=lambda: (_Late(), _Late()))
 
     def mark(self) -> None:
-        """A message that ends the connection is sent, perhaps once more."""
+        """Remember the counts at a message that ends the connection, sent for the first time or again."""
         self._marked = replace(self.late), replace(self.perhaps)
 
     def doubt(self) -> None:
-        """The message is there twice: what came since may be so too, and have been sent in front of it, unless it was
-        under way in any case."""
+        """The message is a second copy: count the packets since ``mark`` as unsure.
+
+        They may be second copies too, of packets in front of the message. Packets that were under way in any case keep
+        their count.
+        """
         before, before_perhaps = self._marked
         for found, known in ((self.late, before), (self.perhaps, before_perhaps)):
             if found.latest_ns > UNDER_WAY_NS and found.count > known.count:
@@ -70,7 +73,7 @@ class _Following:
 
 
 class Aftermath:
-    """Follows what each end sends after its own DREQ, and both after a DREP or a REJ."""
+    """Counts the packets of each end after its own DREQ, and of both ends after a DREP or a REJ."""
 
     def __init__(self) -> None:
         self._after: dict[tuple[CmAttribute, int], _Following] = {}
@@ -86,9 +89,9 @@ class Aftermath:
         return any(event in (CmAttribute.DREQ, CmAttribute.DREP) for event, _ in self._after)
 
     def note(self, event: CmAttribute, sender: int, row: Row, interface: int, *, new: bool, seen: Copy) -> bool:
-        """A CM message; whether what follows is counted from here on.
+        """Take a CM message in; returns whether packets are counted from it on.
 
-        A ``new`` DREP or REJ begins the count anew. ``seen``: whether it is a second copy in the capture.
+        ``new``: it was not sent before; a new DREP or REJ restarts the count. ``seen``: whether it is a second copy.
         """
         if event not in (CmAttribute.DREQ, CmAttribute.DREP, CmAttribute.REJ):
             return False
@@ -106,10 +109,10 @@ class Aftermath:
         return True
 
     def late(self, sender: int, row: Row, interface: int, *, copy: bool, taken: bool, jumped_ns: int) -> None:
-        """A data packet, which is no second copy for certain; ``copy``: it may be one, ``taken``: adapters take it.
+        """Count a data packet that is not certainly a second copy.
 
-        ``jumped_ns`` is when PSNs last went on from elsewhere: behind the event, the queue pairs' numbers may be
-        another connection's.
+        ``copy``: it may be one. ``taken``: adapters accept it. ``jumped_ns``: when PSNs last jumped. After a jump
+        behind the event, the queue pair numbers may belong to another connection.
         """
         what = NAMES.get(row.operation, "packet") if row.kind == Kind.REQUEST else "answer"
         number, time_ns, psn = row.number, row.time_ns, row.psn
@@ -124,23 +127,23 @@ class Aftermath:
                 (following.perhaps if copy else following.late).add(step, row.time_ns - begun_ns)
 
     def _begun_ns(self, following: _Following, sender: int, row: Row, interface: int) -> int | None:
-        """When the event was, by the clock that ``row`` was seen by; None where that clock tells nothing of it."""
+        """The event's time by the clock of ``row``'s interface, or None when that clock did not see the event."""
         if interface in following.interfaces:
             return following.interfaces[interface]
         own = self._after.get((CmAttribute.DREQ, sender))
         if own is not None and interface in own.interfaces:
-            # What its sender sent last is certain here, and whatever it sent later comes later still.
+            # This interface saw the sender's own DREQ, so the sender's later packets are certain here.
             return max(own.interfaces[interface], following.begun_ns)
         under_way = 0 <= row.time_ns - following.begun_ns <= UNDER_WAY_NS
         return following.begun_ns if under_way else None
 
     def steps(self) -> Iterator[Step]:
-        """The packets that may be late, as far as they are kept."""
+        """The kept packets that may be late."""
         for following in self._after.values():
             yield from following.late.steps
             yield from following.perhaps.steps
 
     def facts(self, event: CmAttribute, sender: int = BOTH, *, mirrored: bool) -> After:
-        """What came after that end's DREQ, or after a DREP or REJ; ``mirrored``: packets are there twice."""
+        """The packets after the DREQ of ``sender``, or after a DREP or REJ. ``mirrored``: the capture has copies."""
         following = self._after.get((event, sender))
         return After() if following is None else following.facts(mirrored=mirrored)

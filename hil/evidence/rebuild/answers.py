@@ -1,4 +1,4 @@
-"""What an end must be answered with packets of data: the PSNs that its READs and atomics take (9.7.3.1)."""
+"""The answers that an end waits for: READs and atomics take a PSN for each packet of their answer (9.7.3.1)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,8 +10,11 @@ EXPECTED_KEPT = 1024
 
 @dataclass(slots=True)
 class _Expected:
-    """One READ or atomic: the PSN of its next answer, and how many answers it has from there; -1 while the MTU is not
-    known that ``length`` bytes are divided by."""
+    """One READ or atomic that is not fully answered.
+
+    ``psn``: of its next answer. ``count``: the number of answers from there, or -1 while the MTU that divides
+    ``length`` bytes is unknown.
+    """
 
     psn: int
     count: int
@@ -20,27 +23,31 @@ class _Expected:
 
     def left(self, mtu: int) -> int:
         if self.count < 0:
-            # At least one, where nothing tells.
+            # An unknown MTU: at least one answer.
             return max(1, -(-self.length // mtu)) if mtu > 0 else 1
         return self.count
 
 
 @dataclass(slots=True)
 class Answers:
-    """Answers that an end waits for, the oldest first. RC answers in order (9.7.5): one that is behind others shows
-    that those were sent."""
+    """Answers that an end waits for, the oldest first.
+
+    RC answers in order (9.7.5), so an answer shows that all earlier answers were sent.
+    """
 
     waiting: list[_Expected] = field(default_factory=list)
 
     def expect(self, psn: int, count: int, length: int, *, read: bool = True) -> None:
-        """A READ, or an atomic, from ``psn`` on: with ``count`` answers, or -1 while that is not known. ``read``: its
-        answer is not the one packet that FLUSH and ATOMIC WRITE have."""
+        """Add a request with ``count`` answers from ``psn`` on, -1 when their number is unknown.
+
+        ``read``: a READ or an atomic, not a FLUSH or ATOMIC WRITE.
+        """
         self.waiting.append(_Expected(psn, count, length, read))
         if len(self.waiting) > EXPECTED_KEPT:
             del self.waiting[0]
 
     def passed_over(self, psn: int, mtu: int) -> Iterator[tuple[int, int]]:
-        """Answers in front of ``psn`` that did not come, as (first PSN, the PSN behind the last)."""
+        """Drop the missing answers in front of ``psn``; yields them as (first PSN, the PSN behind the last)."""
         while self.waiting:
             oldest = self.waiting[0]
             ahead = psn - oldest.psn & MASK
@@ -55,9 +62,10 @@ class Answers:
             del self.waiting[0]
 
     def came(self, psn: int, mtu: int, *, last: bool) -> bool:
-        """The answer ``psn`` came, ``last`` of its READ; none in front of it is waited for any more.
+        """Take the answer ``psn`` in; ``last``: it is the last one of its READ.
 
-        Whether it may be a READ's or an atomic's."""
+        Returns whether it may belong to a READ or an atomic.
+        """
         if not self.waiting or self.waiting[0].psn != psn:
             return True
         oldest = self.waiting[0]

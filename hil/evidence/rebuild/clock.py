@@ -1,4 +1,4 @@
-"""Times of a capture made usable: clocks that were set back are continued, small steps back are sorted out."""
+"""Corrects the times of a capture: clocks that were set back are continued, small steps back are sorted."""
 
 from dataclasses import dataclass, field
 
@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 from hil.capture.bulk import Batch
 
-# What several receive queues, a mirror port or another order of the file put out of order is below this, and the times
-# tell; more is a clock that was set, and the order of the file tells.
+# A smaller step back comes from several receive queues, a mirror port or the order of the file: the times are right.
+# A larger one comes from a clock that was set: the order of the file is right.
 JUMP_NS = 60_000_000_000
-# Far beyond any date, and small enough that a sum of two fits a column of 64 bits.
+# Beyond any date; the sum of two such times still fits into 64 bits.
 LATEST_NS = 1 << 61
 JUMPS_LOOKED_AT = 64
-# Times that go on in finer steps need no measuring.
+# Times with finer steps are not measured further.
 FINE_NS = 1_000
-# In percent: so many steps may be smaller than a coarse clock's, where it was set or another interface's comes between.
+# Percent of a coarse clock's steps that may be smaller than its own: it was set, or another interface interferes.
 SMALL_STEPS = 2
 
 
@@ -23,10 +23,10 @@ SMALL_STEPS = 2
 class Clock:
     """Follows the capture's clock through the batches.
 
-    ``jumps`` counts steps of one interface's clock back by more than a minute: from there on times are continued, by
-    an offset. ``disordered`` counts packets that are earlier than one in front of them, up to ``disorder_ns``: within a
-    batch they are sorted by their times. ``unsorted_ns`` is how far a packet is earlier than one of an earlier batch.
-    ``packets`` counts all, ``untimed`` those without a time.
+    ``jumps``: steps of one interface's clock back by more than a minute; later times get an offset. ``disordered``:
+    packets that are earlier than one in front of them, by up to ``disorder_ns``; a batch is sorted by time.
+    ``unsorted_ns``: the longest time by which a packet is earlier than one of an earlier batch. ``packets``: all
+    packets. ``untimed``: packets without a time.
     """
 
     jumps: int = 0
@@ -44,12 +44,12 @@ class Clock:
     _highest: int = 0
 
     def times_ns(self, batch: Batch) -> NDArray[np.int64]:
-        """Times of the rows of ``batch``, with clocks that were set back continued."""
+        """The times of the rows of ``batch``; clocks that were set back are continued."""
         self._measure(batch.time_ns)
         times = np.clip(batch.time_ns, 0, LATEST_NS)
         before = np.concatenate(([self._last if self._last >= 0 else times[0]], times[:-1]))
         following = np.concatenate((times[1:], times[-1:]))
-        # A single late packet comes back to where the clock was; a clock that was set does not.
+        # Behind a single late packet the times go on as before; behind a clock that was set they do not.
         back = (times - before < -JUMP_NS) & (following - before < -JUMP_NS)
         shifts = np.zeros_like(times)
         for place in np.flatnonzero(back)[:JUMPS_LOOKED_AT].tolist():
@@ -63,15 +63,15 @@ class Clock:
         return continued
 
     def continued(self, time_ns: int) -> int:
-        """The time of a frame behind the last batch, continued as its times are; 0 without one."""
+        """The time of a frame behind the last batch, continued in the same way; 0 for a frame without a time."""
         return min(max(time_ns, 0), LATEST_NS) + self._offset if time_ns >= 0 else 0
 
     @property
     def grain_ns(self) -> int:
-        """The step in which the times go on; LATEST_NS when they tell nothing: they are absent, or all the same."""
+        """The step of the clock; LATEST_NS when times are absent or all equal, so that they give no order."""
         if not self._step_ns or self.untimed:
             return LATEST_NS
-        # Where most packets have the time of the one before, the clock goes on in steps, equal ones or not.
+        # When most packets have the time of the packet before, the clock is coarse, even with unequal steps.
         return max(self._step_ns, self._burst_ns if 2 * self._alike > self.packets else 0)
 
     def _measure(self, times: NDArray[np.int64]) -> None:
@@ -88,7 +88,10 @@ class Clock:
             self._burst_ns = min(self._burst_ns or LATEST_NS, 2 * int(np.percentile(moved, SMALL_STEPS)))
 
     def _set_back(self, batch: Batch, times: NDArray[np.int64], place: int) -> bool:
-        """Whether the interface itself had been later; else another capture was appended, whose times are right."""
+        """Whether the interface's own clock was set back.
+
+        If the interface had not been later, another capture was appended, and its times are right.
+        """
         interface = batch.interface[place]
         same = np.flatnonzero(batch.interface[:place] == interface)
         latest = int(times[same[-1]]) if len(same) else self._latest.get(int(interface), -1)

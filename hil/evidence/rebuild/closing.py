@@ -1,4 +1,4 @@
-"""What the shared rules over a disconnect say of a rebuilt connection."""
+"""Applies the shared rules over a disconnect to a rebuilt connection."""
 
 from collections.abc import Iterator
 
@@ -16,14 +16,14 @@ from hil.evidence.rebuild.facts import After, CmFacts, ConnectionFacts, Step
 from hil.evidence.rebuild.management import address_of, patience_ns
 from hil.roce.layers.cm import CmAttribute
 
-# What Linux's RDMA CM uses, for captures that lack the REQ.
+# The retries of Linux's RDMA CM, for captures without the REQ.
 USUAL_CM_RETRIES = 15
 
 
 def disconnect_facts(facts: ConnectionFacts, closer: int, uncertain_ns: int = 0) -> Disconnect:
-    """What the shared rules over a disconnect by end ``closer`` need.
+    """The facts that the shared rules need about a disconnect by end ``closer``.
 
-    What follows by less than ``uncertain_ns`` may not follow.
+    A packet that follows by at most ``uncertain_ns`` is not counted, because it may not follow.
     """
     dreqs = sorted((d for d in of_kind(facts, CmAttribute.DREQ) if d.sender == closer), key=lambda sent: sent.place)
     dreps = sorted(of_kind(facts, CmAttribute.DREP), key=lambda sent: sent.last_place)
@@ -45,7 +45,7 @@ def disconnect_facts(facts: ConnectionFacts, closer: int, uncertain_ns: int = 0)
 
 
 def closers(facts: ConnectionFacts) -> list[CmFacts]:
-    """The first DREQ of each end that sent one, in the order of time: of two the closes crossed."""
+    """The first DREQ of each end that sent one, in the order of time. Two DREQs mean that the closes crossed."""
     dreqs = sorted(of_kind(facts, CmAttribute.DREQ), key=lambda sent: sent.place)
     return [next(d for d in dreqs if d.sender == sender) for sender in dict.fromkeys(d.sender for d in dreqs)]
 
@@ -59,7 +59,7 @@ def _too_late(after: After, uncertain_ns: int) -> tuple[int, ...]:
 
 
 def _last_of(facts: ConnectionFacts, side: int) -> Step | None:
-    """The last packet of one end."""
+    """The last packet that end ``side`` sent."""
     sent = (facts.ends[side].requests.last_request, facts.ends[1 - side].requests.last_response)
     return max(filter(None, sent), key=lambda step: step.place, default=None)
 
@@ -84,14 +84,14 @@ def findings_of(facts: ConnectionFacts, ending: Ending, uncertain_ns: int = 0) -
 
 
 def answered(facts: ConnectionFacts) -> bool:
-    """Whether a DREP of the other end came after an end's DREQ. Of two DREQs that cross one answer is enough."""
+    """Whether a DREP of the other end came after an end's DREQ. For two DREQs that cross, one answer is enough."""
     return any(
         drep.last_time_ns >= dreq.message.time_ns for dreq in closers(facts) for drep in answers_to(facts, dreq.sender)
     )
 
 
 def gave_up(facts: ConnectionFacts, dreq: CmFacts) -> bool:
-    """Whether the capture shows that no DREP came: the closer sent its DREQ as often as it ever would, and waited."""
+    """Whether the capture shows that no DREP came: the closer sent its DREQ as often as allowed, and waited."""
     wait_ns, retries = patience(facts)
     waited = facts.until_ns - dreq.last_time_ns > 2 * wait_ns
     unanswered = not answers_to(facts, dreq.sender)
@@ -100,14 +100,14 @@ def gave_up(facts: ConnectionFacts, dreq: CmFacts) -> bool:
 
 
 def deaf(facts: ConnectionFacts, dreq: CmFacts) -> bool:
-    """Whether the peer of the DREQ's sender had stopped answering before it."""
+    """Whether the peer had stopped answering before the DREQ."""
     return exhausted(facts, dreq.sender, dreq)
 
 
 def patience(facts: ConnectionFacts) -> tuple[int, int]:
-    """(how long the CM waits for an answer in ns, how often it tries again)."""
+    """How long the CM waits for an answer, in ns, and how often it tries again."""
     requests = of_kind(facts, CmAttribute.REQ)
-    told = requests[0].message if requests else None
-    exponent = max(told.local_timeout, told.remote_timeout) if told else -1
-    retries = told.max_cm_retries if told else -1
+    request = requests[0].message if requests else None
+    exponent = max(request.local_timeout, request.remote_timeout) if request else -1
+    retries = request.max_cm_retries if request else -1
     return patience_ns(exponent), retries if retries >= 0 else USUAL_CM_RETRIES

@@ -1,4 +1,4 @@
-"""One connection while its packets go by: two ends, the CM's messages between them, and what came after the end."""
+"""One connection while its packets are read: two ends, the CM messages between them, the packets after the end."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -16,7 +16,7 @@ MESSAGES_KEPT, WAYS_KEPT = 64, 64
 
 @dataclass(slots=True, eq=False)
 class End:
-    """One end of a live connection; -1 is not known. ``requester`` is the direction of its own requests."""
+    """One end of a live connection; unknown values are -1. ``requester``: the direction of its own requests."""
 
     gid: int
     requester: Requester
@@ -51,8 +51,10 @@ class _Sent:
 
 
 class Connection:
-    """A connection that may still get packets. ``gids`` are the addresses of its ends, ``segment`` is where the
-    first of its packets was; each end may send in one of its own."""
+    """A connection that may still get packets.
+
+    ``gids``: the addresses of its ends. ``segment``: the segment of its first packet; each end may send in another.
+    """
 
     def __init__(self, segment: Segment, gids: tuple[int, int], window: Window, row: Row) -> None:
         self.segments = [segment, segment]
@@ -74,13 +76,13 @@ class Connection:
         self._aftermath = Aftermath()
 
     def lane(self, sender: int) -> "Lane":
-        """The flow of packets that end ``sender`` sends."""
+        """A new lane for the packets that end ``sender`` sends."""
         made = Lane(self, sender, watched=self._aftermath.begun, unpaired=sender == 0 and self.ends[0].qpn < 0)
         self.lanes.append(made)
         return made
 
     def flow(self, sender: int) -> Flow:
-        """How packets that end ``sender`` sends are addressed."""
+        """The addresses of packets that end ``sender`` sends."""
         end, other = self.ends[sender], self.ends[1 - sender]
         return Flow(self.segments[sender], end.gid, other.gid, other.qpn)
 
@@ -89,24 +91,26 @@ class Connection:
         return macs in self._ways[sender]
 
     def come_by(self, sender: int, macs: tuple[int, int], *, in_order: bool) -> None:
-        """A packet of end ``sender`` goes between other MAC addresses than those before. Where it does not go on
-        ``in_order`` from them, it may be another network's."""
+        """Note a packet of end ``sender`` between new MAC addresses.
+
+        When it does not continue the earlier packets ``in_order``, it may belong to another network.
+        """
         self.several_ways |= bool(self._ways[sender]) and not in_order
         if len(self._ways[sender]) < WAYS_KEPT:
             self._ways[sender].add(macs)
 
     def note_elsewhere(self, flow: Flow) -> None:
-        """Packets like those of ``flow`` are in another VLAN or network."""
+        """Note that packets like those of ``flow`` are in another VLAN or network."""
         for sender in (0, 1):
             self.elsewhere[sender] |= self.flow(sender)[1:] == flow[1:]
 
     def comm_key(self, sender: int) -> tuple[Segment, int, int, int]:
-        """What tells the comm id of end ``sender`` from all others."""
+        """The comm id of end ``sender`` with its segment and addresses, which is unique."""
         end, other = self.ends[sender], self.ends[1 - sender]
         return self.segments[sender], end.gid, other.gid, end.comm_id
 
     def heard(self, sender: int) -> bool:
-        """Whether end ``sender`` sent anything yet."""
+        """Whether a packet or CM message of end ``sender`` was seen."""
         lanes = any(lane.packets for lane in self.lanes if lane.sender == sender)
         return lanes or any(sent.sender == sender for sent in self._sent)
 
@@ -121,7 +125,7 @@ class Connection:
         return max((self._last, *(lane.last for lane in self.lanes if lane.last)), key=lambda row: row.position)
 
     def leave_lanes(self) -> None:
-        """Take what the lanes counted and let go of them: their flows are another's, or addressed anew."""
+        """Add the counts of the lanes and drop them, because their flows get other addresses or another connection."""
         for lane in self.lanes:
             self.ends[lane.sender].packets_sent += lane.packets
             self._last = max((self._last, lane.last or self._last), key=lambda row: row.position)
@@ -134,33 +138,33 @@ class Connection:
         return self._aftermath.released
 
     def repeats(self, message: CmMessage) -> bool:
-        """Whether ``message`` was sent before, or is the first of its kind."""
+        """Whether ``message`` was sent before or is the first with its attribute."""
         kind = [sent.message for sent in self._sent if sent.message.attribute is message.attribute]
         return not kind or any(_same(known, message) for known in kind)
 
     def copy(self, message: CmMessage, sender: int, row: Row, *, patient: bool = True) -> Copy:
-        """Whether ``message``, in ``row``, is a second copy in the capture of one that this connection has.
+        """Whether ``message``, in ``row``, is the capture's second copy of an earlier message of this connection.
 
-        ``patient``: its sender waits for an answer before it sends it again.
+        ``patient``: its sender waits for an answer before it sends the message again.
         """
         known = self._earlier(message, sender)
         if known is None:
             return Copy.NO
         patient_ns = self._patience_ns() if patient else 0
         seen = self.window.copy(known.position, row, patient_ns=patient_ns)
-        # Its bytes may be kept no more.
+        # UNSURE may mean that the earlier bytes are no longer kept; then the time decides.
         return Copy.YES if seen is Copy.UNSURE and row.time_ns - known.last_time_ns < patient_ns else seen
 
     def _patience_ns(self) -> int:
-        """How long the CM waits for an answer, at least, before it sends a message again."""
-        told = [t for sent in self._sent for t in (sent.message.local_timeout, sent.message.remote_timeout) if t > 0]
-        return least_patience_ns(min(told, default=-1))
+        """The shortest time that the CM waits for an answer before it sends a message again."""
+        sent = [t for sent in self._sent for t in (sent.message.local_timeout, sent.message.remote_timeout) if t > 0]
+        return least_patience_ns(min(sent, default=-1))
 
     def _earlier(self, message: CmMessage, sender: int) -> _Sent | None:
         return next((sent for sent in self._sent if sent.sender == sender and _same(sent.message, message)), None)
 
     def note(self, message: CmMessage, sender: int, row: Row) -> bool:
-        """A CM message of this connection; whether it is another one than those before."""
+        """Take a CM message of this connection in; returns whether it differs from the messages before."""
         self._last = row
         known, seen = self._earlier(message, sender), self.copy(message, sender, row)
         if known is None:
@@ -168,7 +172,7 @@ class Connection:
                 self._sent.append(_Sent(message, sender, row.position, 1, row.number, row.time_ns))
             self._learn(message, sender)
         elif (whole := _completed(known.message, message)) != known.message:
-            # Another mirror, with a longer snap length.
+            # A copy from another mirror, which has a longer snap length.
             known.message = whole
             self._learn(whole, sender)
         if self._aftermath.note(
@@ -196,7 +200,7 @@ class Connection:
             other.comm_id = message.remote_comm_id
         if message.attribute in (CmAttribute.REQ, CmAttribute.REP):
             end.qpn = message.qpn if end.qpn < 0 else end.qpn
-            # It is the first PSN that its receiver is to use (12.7.30).
+            # The message gives the first PSN that its receiver must use (12.7.30).
             if message.psn >= 0:
                 other.requester.start_at(message.psn)
         if message.attribute is CmAttribute.DREQ and other.qpn < 0:
@@ -206,15 +210,17 @@ class Connection:
                 known.requester.mtu = message.mtu if known.requester.mtu < 0 else known.requester.mtu
 
     def late(self, sender: int, row: Row, seen: Copy, *, taken: bool = True) -> None:
-        """A data packet after a message that ends the connection; a second copy was sent before it. ``taken``: its
-        receiver takes it."""
+        """Count a data packet after a message that ends the connection. ``taken``: its receiver accepts it.
+
+        A second copy is not counted, because the packet was sent before the message.
+        """
         if seen is not Copy.YES:
             jumped_ns = max(end.requester.jumped_ns for end in self.ends)
             interface = self.window.interface(row)
             self._aftermath.late(sender, row, interface, copy=seen is Copy.UNSURE, taken=taken, jumped_ns=jumped_ns)
 
     def join(self, other: "Connection") -> None:
-        """Take ``other``, of which only its end 0 was seen sending, as the opposite direction of this one."""
+        """Take ``other``, of which only end 0 sent packets, as the opposite direction of this connection."""
         self.ends[0].qpn = other.ends[1].qpn
         self.ends[0].requester.take_over(other.ends[1].requester)
         self.adopt(other, 1)
@@ -238,14 +244,14 @@ class Connection:
         self.first = min(self.first, other.first, key=lambda row: row.position)
 
     def facts(self, until_ns: int) -> ConnectionFacts:
-        """What is known now; ``until_ns`` is the time of the capture's last packet."""
+        """The facts of the connection so far. ``until_ns``: the time of the capture's last packet."""
         self.leave_lanes()
         messages = tuple(CmFacts(s.message, s.sender, s.times, s.last_number, s.last_time_ns) for s in self._sent)
         after = self._aftermath
         mirrored = any(end.requester.copies for end in self.ends)
         steps = self.ladder.steps()
-        told = {step.last_number for step in steps}
-        late = [step for step in after.steps() if step.number not in told]
+        listed = {step.last_number for step in steps}
+        late = [step for step in after.steps() if step.number not in listed]
         steps = tuple(sorted({*steps, *late}, key=lambda step: (step.time_ns, step.last_number)))
         return ConnectionFacts(
             vlans=(vlans_of(self.segments[0].tags), vlans_of(self.segments[1].tags)),
@@ -292,7 +298,7 @@ class Lane:
 
     @property
     def disorder(self) -> int:
-        """Grows with each packet of this lane that does not go on from those before."""
+        """The number of times that this lane's packets did not continue the earlier ones."""
         return self.requester.disorder + self.answered.disorder
 
     def __init__(self, connection: Connection, sender: int, *, watched: bool, unpaired: bool) -> None:
@@ -309,19 +315,19 @@ class Lane:
 
 
 def _same(one: CmMessage, other: CmMessage) -> bool:
-    """Whether ``other`` is ``one`` sent again; what a snap length cut off either tells nothing."""
-    return all(a == b or -1 in (a, b) for a, b in zip(_told(one), _told(other), strict=True))
+    """Whether ``other`` is ``one`` sent again. Fields that a snap length cut off are not compared."""
+    return all(a == b or -1 in (a, b) for a, b in zip(_identity(one), _identity(other), strict=True))
 
 
 def _completed(known: CmMessage, other: CmMessage) -> CmMessage:
-    """``known`` with what was cut off it and not off ``other``, which is the same message."""
-    told = {name: getattr(other, name) for name in _MAY_BE_CUT if getattr(known, name) in (-1, (-1, -1))}
-    return replace(known, **told)
+    """``known``, with the fields that were cut off taken from ``other``, which is the same message."""
+    missing = {name: getattr(other, name) for name in _MAY_BE_CUT if getattr(known, name) in (-1, (-1, -1))}
+    return replace(known, **missing)
 
 
 _MAY_BE_CUT = [field.name for field in fields(CmMessage) if field.name not in ("attribute", "number", "time_ns")]
 
 
-def _told(message: CmMessage) -> tuple[int, ...]:
+def _identity(message: CmMessage) -> tuple[int, ...]:
     ids = message.local_comm_id, message.remote_comm_id, message.transaction_id
     return (message.attribute, *ids, message.qpn, message.psn, message.reason)

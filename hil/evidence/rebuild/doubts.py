@@ -1,4 +1,4 @@
-"""Why a capture cannot carry a pass, and what is worth knowing of it all the same."""
+"""Doubts, which say why a capture cannot carry a pass, and notes, which do not affect the verdict."""
 
 from collections.abc import Iterator
 from itertools import islice, pairwise
@@ -11,27 +11,27 @@ from hil.evidence.rebuild.file import FileFacts
 from hil.evidence.rebuild.management import CM_TIME_UNIT_NS, REP_ANSWERED, UNRELIABLE_CONNECTED
 from hil.roce.layers.cm import CmAttribute
 
-# Out of order by less than this at the seam of two batches is what sorting within a batch leaves.
+# Each batch is sorted by itself, so packets at the border of two batches may stay out of order by less than this.
 SORTED_ANYWAY_NS = 10_000_000
-# Adapters answer in microseconds. Their timers are far slower, so a packet may be lost and not yet sent again; only
-# where no answer at all is there, is it in doubt whether the capture would show one.
+# Adapters answer in microseconds. Their retry timers are far slower, so a lost packet may not be sent again yet.
+# A longer time counts as a doubt only when the capture shows no answer at all.
 ANSWERED_WITHIN_NS = 10_000_000
-# A timer's usual length, where the REQ does not tell.
+# The usual length of a retry timer, for captures without the REQ.
 SENT_AGAIN_WITHIN_NS = 4_000_000_000
-# So many damages, and interfaces that dropped frames, are told one by one.
-TOLD = 10
+# The most damages, and interfaces that dropped frames, that are listed one by one.
+MAX_LISTED = 10
 
 
 def doubts_of(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
-    """Why the capture cannot carry a pass for this connection."""
+    """The reasons why the capture cannot carry a pass for this connection."""
     yield from doubts_about_the_start(facts, ending)
     twice = mirrored(facts)
     for end in facts.ends:
         yield from doubts_about_direction(end.requests, end.address, twice=twice)
     if facts.elsewhere:
-        yield "packets to its queue pairs are in another VLAN or network as well: they may be its own"
+        yield "packets to its queue pairs are in another VLAN or network as well: they may belong to it"
     if facts.evicted:
-        yield "too many connections live at once: this one was let go before its end"
+        yield "too many connections are live at once: this one was dropped before its end"
     if ending in (Ending.OPEN, Ending.SILENCE):
         yield "no tear-down of it is in the capture"
     dreqs = closers(facts)
@@ -46,7 +46,7 @@ def doubts_of(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
 
 
 def _doubts_about_no_answer(facts: ConnectionFacts) -> Iterator[str]:
-    """Of a connection of which only a REQ is there."""
+    """Doubts about a connection of which the capture shows only a REQ."""
     wait_ns, retries = patience(facts)
     times = of_kind(facts, CmAttribute.REQ)[0].times_sent
     if facts.until_ns - facts.last_ns <= 2 * wait_ns:
@@ -56,7 +56,7 @@ def _doubts_about_no_answer(facts: ConnectionFacts) -> Iterator[str]:
 
 
 def doubts_about_the_order(facts: ConnectionFacts) -> Iterator[str]:
-    """Of a REQ, its REP and the RTU to it each answers the one before."""
+    """Doubts about the order of CM messages: a REP answers a REQ, an RTU a REP, a DREP a DREQ."""
     kinds = (CmAttribute.REQ, CmAttribute.REP, CmAttribute.RTU)
     found = [(kind.name, of_kind(facts, kind)) for kind in kinds]
     for (earlier, one), (later, other) in pairwise([(name, sent) for name, sent in found if sent]):
@@ -71,36 +71,37 @@ def drep_too_early(facts: ConnectionFacts) -> bool:
 
 
 def _doubts_about_silence(facts: ConnectionFacts, side: int) -> Iterator[str]:
-    """Nothing answers what an end sent, for long, and it does not mind."""
+    """Doubts about an end whose packets get no answer for long, and that does not send them again."""
     end, requests = facts.ends[side], facts.ends[side].requests
     last, sent = requests.last_request, of_kind(facts, CmAttribute.REQ)
     if last is None or not requests.unacknowledged or tries_of(facts, side, perhaps=True):
         return
-    # A NAK for good is an answer, and there is none behind it.
+    # A fatal NAK is an answer, and the last one.
     if requests.fatal_nak or (sent and sent[0].message.transport == UNRELIABLE_CONNECTED):
         return
-    # A response that brings nothing forward is one all the same, such as a part of a READ's.
+    # A response without progress, such as a part of a READ's response, is an answer too.
     answered_ns = requests.last_response.time_ns if requests.last_response else 0
     begun_ns = max(requests.unacknowledged[0].time_ns, answered_ns)
-    # Whoever closed answers no more.
+    # An end that closed does not answer any more.
     closed = [dreq.message.time_ns for dreq in closers(facts) if dreq.sender != side]
     heard = [dreq.message.time_ns for dreq in closers(facts)[:1]]
     quiet_ns = min([max([last.time_ns, *heard]), *closed]) - begun_ns
-    # It may have sent all that at once, to an end that was about to close; not one after the other without any answer.
+    # An end may send several packets at once to an end that is about to close.
+    # It does not send them one after the other without any answer.
     went_on_ns = 0 if requests.acknowledgements else min([last.time_ns, *closed]) - begun_ns
     if quiet_ns > _sent_again_ns(sent) or went_on_ns > ANSWERED_WITHIN_NS:
-        what = f"nothing answers what {end.address} sent, for {quiet_ns / 1e6:.0f} ms, and it sent none of it again"
-        yield f"{what}: lost, or missing in the capture"
+        what = f"packets of {end.address} get no answer for {quiet_ns / 1e6:.0f} ms, and it sends none of them again"
+        yield f"{what}: packets were lost, or are missing in the capture"
 
 
 def _sent_again_ns(requests: list[CmFacts]) -> int:
-    """When an end sends again what nobody answers, at the latest (9.7.6.1.3: up to four times the REQ's time-out)."""
+    """The longest time until an end repeats an unanswered packet (9.7.6.1.3: up to four times the REQ's time-out)."""
     exponent = requests[0].message.ack_timeout if requests else -1
     return max(ANSWERED_WITHIN_NS, 4 * CM_TIME_UNIT_NS << exponent) if exponent > 0 else SENT_AGAIN_WITHIN_NS
 
 
 def doubts_about_answers(facts: ConnectionFacts) -> Iterator[str]:
-    """A DREP answers a DREQ of the other end, and a DREQ wants one."""
+    """Doubts about a DREP without its DREQ, and about a DREQ without its DREP."""
     dreqs = closers(facts)
     if {drep.sender for drep in of_kind(facts, CmAttribute.DREP)} - {1 - dreq.sender for dreq in dreqs}:
         yield "the DREQ that the DREP answers is missing in the capture"
@@ -120,7 +121,7 @@ def _unanswered(facts: ConnectionFacts, dreq: CmFacts) -> str:
 def doubts_about_the_start(facts: ConnectionFacts, ending: Ending) -> Iterator[str]:
     requests, replies = of_kind(facts, CmAttribute.REQ), of_kind(facts, CmAttribute.REP)
     established = ending not in (Ending.REFUSED, Ending.NOT_ESTABLISHED)
-    # An RTU or a REJ of the REP answers one.
+    # An established connection had a REP, and so had one whose REJ rejects a REP.
     replied = established or any(sent.message.answered == REP_ANSWERED for sent in of_kind(facts, CmAttribute.REJ))
     if not requests and not replies:
         yield "it began before the capture: neither REQ nor REP is there"
@@ -134,7 +135,7 @@ def doubts_about_the_start(facts: ConnectionFacts, ending: Ending) -> Iterator[s
     elif any(sent.message.psn < 0 for sent in (*requests, *replies)) or any(s.message.cut for s in requests):
         yield "a snap length cuts CM messages in front of their first PSN or their retry counts"
     if facts.inferred and min(end.qpn for end in facts.ends) < 0 and established:
-        yield "only one of its directions is in the capture, or the other could not be told from its like"
+        yield "only one of its directions is in the capture, or the other one cannot be identified"
     elif facts.inferred:
         yield "its directions were paired by addresses and acknowledgements only"
 
@@ -145,11 +146,11 @@ def doubts_about_direction(requests: DirectionFacts, address: str, *, twice: boo
     if missed:
         yield f"{counted(missed, 'packet')} of {address}'s PSNs missing in the capture, {first.get(Where.MISSED, '')}"
     if unknown:
-        told = first.get(Where.UNKNOWN, "")
-        yield f"{counted(unknown, 'packet')} of {address} missing, lost on the wire or in the capture, {told}"
+        place = first.get(Where.UNKNOWN, "")
+        yield f"{counted(unknown, 'packet')} of {address} missing, lost on the wire or in the capture, {place}"
     if requests.strange:
-        yield f"{counted(requests.strange, 'packet')} of {address}'s PSNs that are none of its own"
-    # Where nothing is there twice for certain, what may be a second copy is a retransmission.
+        yield f"{counted(requests.strange, 'packet')} of {address} with PSNs of another stream"
+    # In a capture without certain second copies, a packet that may be one counts as a retransmission.
     if twice and requests.unsure_copies:
         yield f"{counted(requests.unsure_copies, 'packet')} of {address}: retransmissions or a mirror's second copies"
 
@@ -158,7 +159,7 @@ def notes_of(facts: ConnectionFacts) -> Iterator[str]:
     if of_kind(facts, CmAttribute.REP) and not any(end.packets_sent for end in facts.ends):
         yield "no data of it is in the capture, only the CM's messages"
     if facts.vlans[0] != facts.vlans[1]:
-        yield "its two directions are in different VLANs: the CM's messages tell that they are one connection"
+        yield "its two directions are in different VLANs: the CM's messages show that they are one connection"
     for end in facts.ends:
         requests = end.requests
         if lost := requests.gaps_by.get(Where.LOST, 0):
@@ -172,13 +173,13 @@ def notes_of(facts: ConnectionFacts) -> Iterator[str]:
 
 
 def file_doubts(facts: FileFacts) -> list[str]:
-    """Why nothing in this file can be said for sure."""
-    doubts = [f"the file is damaged: {problem}" for problem in facts.problems[:TOLD]]
-    if len(facts.problems) > TOLD:
-        doubts.append(f"the file is damaged in {len(facts.problems) - TOLD} more places or more")
-    doubts += [f"interface {name} dropped {count} frames" for name, count in islice(facts.dropped.items(), TOLD)]
-    if len(facts.dropped) > TOLD:
-        doubts.append(f"and {len(facts.dropped) - TOLD:,} more interfaces dropped frames")
+    """The reasons why the file cannot carry a pass for any of its connections."""
+    doubts = [f"the file is damaged: {problem}" for problem in facts.problems[:MAX_LISTED]]
+    if len(facts.problems) > MAX_LISTED:
+        doubts.append(f"the file is damaged in {len(facts.problems) - MAX_LISTED} more places or more")
+    doubts += [f"interface {name} dropped {count} frames" for name, count in islice(facts.dropped.items(), MAX_LISTED)]
+    if len(facts.dropped) > MAX_LISTED:
+        doubts.append(f"and {len(facts.dropped) - MAX_LISTED:,} more interfaces dropped frames")
     for link, count in sorted(facts.other_links.items()):
         name = f" ({NAMES[link]})" if link in NAMES else ""
         doubts.append(f"{counted(count, 'frame')} of link type {link}{name}, which is not read")
@@ -198,14 +199,14 @@ def file_doubts(facts: FileFacts) -> list[str]:
 
 
 def file_notes(facts: FileFacts) -> list[str]:
-    """What is worth knowing of the file."""
+    """Notes about the file, which do not affect a verdict."""
     notes = []
     if facts.clock.jumps == 1:
         notes.append("the clock steps back once by more than a minute: times are continued from there")
     if facts.joined:
-        notes.append("captures are joined in it: what depends on an order is not judged; verify them one by one")
+        notes.append("the file joins several captures: their order is not judged; verify them one by one")
     if emitted := facts.tally.emitted:
-        notes.append(f"{counted(emitted, 'packet')} that the wire emitted passed over: what the nodes sent is judged")
+        notes.append(f"{counted(emitted, 'packet')} that the wire emitted passed over: only the nodes' are judged")
     if facts.clock.disordered:
         notes.append(
             f"{facts.clock.disordered} packets are out of order, by up to {facts.clock.disorder_ns / 1e6:.3f} ms"

@@ -1,4 +1,4 @@
-"""How a connection ended: by whom, where, and in words."""
+"""How a connection ended: the kind of ending, the end that caused it, the place, and a description."""
 
 from collections.abc import Iterator
 from enum import Enum
@@ -7,11 +7,11 @@ from hil.evidence.rebuild.facts import CmFacts, ConnectionFacts, DirectionFacts
 from hil.evidence.rebuild.management import reason_name
 from hil.roce.layers.cm import CmAttribute
 
-# Fewer tries than this are a retransmission, not the end, where no message of the CM says how many there may be.
+# Without a CM message that gives the number of retries, fewer tries than this are a retransmission, not an end.
 FEWEST_TRIES = 2
-# As an RNR retry count: for ever (9.7.5.2.8).
+# The RNR retry count that means for ever (9.7.5.2.8).
 FOR_EVER = 7
-# After so long without a packet a connection is called silent, not open.
+# After this time without a packet a connection counts as silent, not as open.
 SILENT_NS = 10_000_000_000
 
 
@@ -28,7 +28,7 @@ class Ending(Enum):
 
 
 def counted(count: int, noun: str) -> str:
-    """A number with its noun."""
+    """A number with its noun, in the plural unless it is 1."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
@@ -37,15 +37,15 @@ def of_kind(facts: ConnectionFacts, attribute: CmAttribute) -> list[CmFacts]:
 
 
 def answers_to(facts: ConnectionFacts, closer: int) -> list[CmFacts]:
-    """The DREPs that may answer a DREQ of end ``closer``: those of the other end."""
+    """The DREPs of the other end, which may answer a DREQ of end ``closer``."""
     return [drep for drep in of_kind(facts, CmAttribute.DREP) if drep.sender != closer]
 
 
-# How, by which end (-1 by none), in which frame and when, and in words.
-_Told = tuple[Ending, int, tuple[int, int] | None, str]
+# The ending, the end that caused it (-1: none), its frame and time in ns, and its description.
+_Conclusion = tuple[Ending, int, tuple[int, int] | None, str]
 
 
-def ending_of(facts: ConnectionFacts) -> _Told:
+def ending_of(facts: ConnectionFacts) -> _Conclusion:
     dreqs = sorted(of_kind(facts, CmAttribute.DREQ), key=lambda sent: sent.place)
     first = dreqs[0] if dreqs else None
     refusal = _refusal(facts) if first is None else None
@@ -60,20 +60,20 @@ def ending_of(facts: ConnectionFacts) -> _Told:
     return _no_ending(facts)
 
 
-def _refusal(facts: ConnectionFacts) -> _Told | None:
+def _refusal(facts: ConnectionFacts) -> _Conclusion | None:
     refusals = of_kind(facts, CmAttribute.REJ)
     if not refusals or any(end.requests.packets for end in facts.ends):
         return None
-    told = refusals[0].message
-    return Ending.REFUSED, refusals[0].sender, (told.number, told.time_ns), f"REJ: {reason_name(told.reason)}"
+    rej = refusals[0].message
+    return Ending.REFUSED, refusals[0].sender, (rej.number, rej.time_ns), f"REJ: {reason_name(rej.reason)}"
 
 
-def _failure(facts: ConnectionFacts, dreq: CmFacts | None) -> _Told | None:
-    """What broke first before any DREQ: a queue pair that was refused something, or retries that were used up."""
-    return min(_failures(facts, dreq), key=lambda told: (told[2] or (0, 0))[::-1], default=None)
+def _failure(facts: ConnectionFacts, dreq: CmFacts | None) -> _Conclusion | None:
+    """The first failure before any DREQ: a fatal NAK, or retries that were used up."""
+    return min(_failures(facts, dreq), key=lambda found: (found[2] or (0, 0))[::-1], default=None)
 
 
-def _failures(facts: ConnectionFacts, dreq: CmFacts | None) -> Iterator[_Told]:
+def _failures(facts: ConnectionFacts, dreq: CmFacts | None) -> Iterator[_Conclusion]:
     for side, end in enumerate(facts.ends):
         requests, then = end.requests, _dreq_words(facts, dreq)
         nak, last = requests.fatal_nak, requests.last_request
@@ -93,7 +93,7 @@ def _crossed(facts: ConnectionFacts, dreqs: list[CmFacts]) -> str:
     return f"; the other end's own DREQ in frame {other.message.number}, {_answer_words(facts, other)}, crosses it"
 
 
-def _no_ending(facts: ConnectionFacts) -> _Told:
+def _no_ending(facts: ConnectionFacts) -> _Conclusion:
     requests, replies = of_kind(facts, CmAttribute.REQ), of_kind(facts, CmAttribute.REP)
     silent = not any(end.packets_sent for end in facts.ends) and not of_kind(facts, CmAttribute.RTU)
     if requests and not replies and silent:
@@ -108,22 +108,24 @@ def _no_ending(facts: ConnectionFacts) -> _Told:
 
 
 def tries_of(facts: ConnectionFacts, side: int, *, perhaps: bool = False) -> int:
-    """How often end ``side`` sent its oldest packet again since anything brought it forward.
+    """How often end ``side`` sent its oldest packet again since the last progress.
 
-    What may be second copies counts where nothing is there twice for certain, or ``perhaps``.
+    Packets that may be second copies count in a capture without certain second copies, and with ``perhaps``.
     """
     requests = facts.ends[side].requests
     return requests.unanswered_tries + (requests.unsure_tries if perhaps or not mirrored(facts) else 0)
 
 
 def mirrored(facts: ConnectionFacts) -> bool:
-    """Whether anything of the connection is there twice for certain."""
+    """Whether the capture certainly holds second copies of the connection's packets."""
     return any(end.requests.copies for end in facts.ends)
 
 
 def exhausted(facts: ConnectionFacts, side: int, dreq: CmFacts | None, *, perhaps: bool = False) -> bool:
-    """Whether end ``side`` gave up, or ``perhaps`` did: it sent its oldest packet again as often as it may, and nothing
-    brought it forward."""
+    """Whether end ``side`` gave up: it sent its oldest packet again as often as it may, without progress.
+
+    ``perhaps``: whether it may have given up.
+    """
     requests = facts.ends[side].requests
     last, heard, tries = requests.last_request, requests.last_response, tries_of(facts, side, perhaps=perhaps)
     if last is None or (dreq is not None and dreq.place <= last.place):
@@ -132,19 +134,21 @@ def exhausted(facts: ConnectionFacts, side: int, dreq: CmFacts | None, *, perhap
     refused = min(requests.rnr_since_progress, tries)
     if refused == tries:
         return rnr_count != FOR_EVER and tries >= _fewest(rnr_count)
-    # Being refused is being answered. The answer behind the last request may be a second copy of one in front of it.
+    # An RNR NAK is an answer. An answer behind the last request may be a second copy of one in front of it.
     silent = heard is None or heard.place < last.place or (perhaps and mirrored(facts))
     return silent and tries - refused >= _fewest(count)
 
 
 def retry_counts(facts: ConnectionFacts, side: int) -> tuple[int, int]:
-    """How often end ``side`` may try again without an answer, and when the receiver is not ready; -1 where no message
-    tells (12.7.38, 12.7.41: the REQ's RNR retry count is for its receiver, the REP's for the active end)."""
+    """The retry count and the RNR retry count of end ``side``; -1 when the capture lacks the message.
+
+    The REQ's RNR retry count is for its receiver, the REP's for the active end (12.7.38, 12.7.41).
+    """
     requests, replies = of_kind(facts, CmAttribute.REQ), of_kind(facts, CmAttribute.REP)
-    told = replies if side == 0 else requests
+    sources = replies if side == 0 else requests
     return (
         requests[0].message.retry_count if requests else -1,
-        told[0].message.rnr_retry_count if told else -1,
+        sources[0].message.rnr_retry_count if sources else -1,
     )
 
 

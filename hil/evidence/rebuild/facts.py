@@ -1,4 +1,4 @@
-"""What is known of a rebuilt connection, as facts: counts, gaps, messages, and the steps of its ladder."""
+"""The facts of a rebuilt connection: counts, gaps, messages, and the steps of its ladder."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ STEPS_KEPT_FIRST, STEPS_KEPT_LAST = 24, 40
 class Step(NamedTuple):
     """One line of a connection's ladder: a message, an acknowledgement, a CM message.
 
-    ``number`` and ``last_number`` are the frames it begins and ends in, ``sender`` is the end (0 or 1), ``size`` is in
-    bytes, ``syndrome`` an acknowledgement's. Absent values are -1.
+    ``number``, ``last_number``: the frames that it begins and ends in. ``sender``: the end, 0 or 1. ``size``: in bytes.
+    ``syndrome``: of an acknowledgement. Absent values are -1.
     """
 
     number: int
@@ -29,7 +29,7 @@ class Step(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where it is in time: what is compared to tell what came first. A file's order need not be that of time."""
+        """Time and frame number, to be compared for the order of steps. The order of frames may differ from that."""
         return self.time_ns, self.number
 
 
@@ -37,7 +37,7 @@ RawStep = tuple[int, int, int, int, str, int, int, int, int]
 
 
 class Where(Enum):
-    """Where packets went that the capture does not show in their place."""
+    """Where packets went that are missing in their place in the capture."""
 
     LOST = "lost on the wire"
     MISSED = "missing in the capture"
@@ -50,8 +50,10 @@ GAP_PSNS_KEPT = 1 << 16
 
 @dataclass(slots=True)
 class Gap:
-    """PSNs from ``start`` up to but not including ``end`` that were skipped in frame ``number``; ``early``: they were
-    acknowledged before they came."""
+    """The PSNs from ``start`` up to but not including ``end``, which frame ``number`` skipped.
+
+    ``early``: they were acknowledged before they came. ``asked``: a NAK asked for them.
+    """
 
     start: int
     end: int
@@ -64,7 +66,7 @@ class Gap:
     acknowledged: bool = False
 
     def fill(self, psn: int, time_ns: int) -> None:
-        """``psn``, which is in it, came after all. Of a gap too long to be filled not all is kept."""
+        """Note that ``psn``, which is in the gap, came late. At most GAP_PSNS_KEPT are kept."""
         if len(self.came) < GAP_PSNS_KEPT:
             self.came.add(psn)
         self.last_fill_ns = time_ns
@@ -72,7 +74,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class GapFacts:
-    """A gap with its conclusion."""
+    """A gap, with the conclusion where its packets went."""
 
     first_psn: int
     packets: int
@@ -82,13 +84,12 @@ class GapFacts:
 
 @dataclass(frozen=True, slots=True)
 class DirectionFacts:
-    """The requests of one end, and what the other end answered.
+    """The requests of one end, and the answers of the other end.
 
-    ``packets`` and ``payload`` (bytes) count each PSN once; ``retransmissions`` are packets sent again in ``resends``
-    runs, of which ``go_backs`` were longer than one packet. ``unanswered_tries`` counts runs from one PSN since the
-    last progress, ``unsure_tries`` those that may be second copies. ``unacknowledged`` are messages in flight
-    at the end, the oldest first and capped; their number is ``messages_in_flight``. ``naks`` maps a NAK code's name to
-    its number of packets.
+    ``packets`` and ``payload`` (bytes) count each PSN once. ``retransmissions``: packets sent again, in ``resends``
+    runs, of which ``go_backs`` were longer than one packet. ``unanswered_tries``: runs from the same PSN since the last
+    progress. ``unsure_tries``: such runs that may be second copies. ``messages_in_flight``: unacknowledged messages at
+    the end; ``unacknowledged`` holds the oldest of them. ``naks``: the number of NAKs by the name of their code.
     """
 
     first_psn: int
@@ -128,7 +129,7 @@ class DirectionFacts:
 
 @dataclass(frozen=True, slots=True)
 class EndFacts:
-    """One end: its address, QPN and CM id (-1 when the capture does not tell), and the direction of its requests."""
+    """One end: its address, QPN and CM id (-1 when unknown), and the direction of its requests."""
 
     address: str
     qpn: int
@@ -141,9 +142,9 @@ class EndFacts:
 
 @dataclass(frozen=True, slots=True)
 class After:
-    """Packets that came after an event: how many, the first of them, and the longest time after it.
+    """Packets after an event: their number, the first of them, and the longest time after it.
 
-    ``unsure`` counts those that may as well be second copies of packets in front of it; they are not in ``count``.
+    ``unsure``: further packets, which may be second copies of packets in front of the event.
     """
 
     count: int = 0
@@ -158,7 +159,7 @@ class After:
 
 @dataclass(frozen=True, slots=True)
 class CmFacts:
-    """A CM message as the connection saw it: from which end, and how often it was sent."""
+    """A CM message of a connection: the end that sent it, and how often it was sent."""
 
     message: CmMessage
     sender: int
@@ -168,29 +169,31 @@ class CmFacts:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where it was sent first, to be compared with a Step's place."""
+        """The place of its first sending, comparable to a step's place."""
         return self.message.time_ns, self.message.number
 
     @property
     def last_place(self) -> tuple[int, int]:
-        """Where it was sent last."""
+        """The place of its last sending."""
         return self.last_time_ns, self.last_number
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFacts:
-    """A connection rebuilt from packets. End 0 is the active one where a REQ or REP was seen, else the first seen.
+    """A connection rebuilt from packets. End 0 is the active end if a REQ or REP was seen, else the first one seen.
 
-    ``vlans`` are the VLAN ids of each end's packets, the outer one's first; a mirror may show one direction's only.
-    ``networks`` are numbers, from 0, of the networks that each end's packets are in, among those with the same
-    addresses that their MAC addresses tell apart.
-    ``inferred``: the two directions were paired by addresses and acknowledgements, not by CM messages.
-    ``after_dreq``: what each end sent after its own first DREQ; ``after_drep``: what either end sent after the last
-    DREP, not counting its repetitions; ``after_rej``: likewise after a REJ. ``until_ns`` is how far the capture goes
-    on: the time of its last frame. ``elsewhere``: what one end sent is missing, and packets
-    like it are in another VLAN or network. ``several_ways``: packets of an end that do not go on from those before go
-    between other MAC addresses. ``believed`` counts packets that
-    were taken although their ICRC is wrong, because none had been right so far.
+    - ``vlans``: the VLAN ids of each end's packets, the outer one first; a mirror may show those of one direction only.
+    - ``networks``: the number, from 0, of each end's network among networks with the same IP addresses, which differ by
+      their MAC addresses.
+    - ``inferred``: the two directions were paired by addresses and acknowledgements, not by CM messages.
+    - ``until_ns``: the time of the capture's last frame.
+    - ``after_dreq``: packets of each end after its own first DREQ. ``after_drep``: packets of both ends after the last
+      DREP, without its repetitions. ``after_rej``: the same after a REJ.
+    - ``evicted``: dropped before its end, because too many connections were live. ``reused``: a later connection uses
+      its queue pair's number.
+    - ``elsewhere``: the packets of one end are missing, and packets like them are in another VLAN or network.
+    - ``several_ways``: packets that do not continue the earlier ones go between other MAC addresses.
+    - ``believed``: the number of packets accepted with a wrong ICRC, because no packet had had a right one yet.
     """
 
     vlans: tuple[tuple[int, ...], tuple[int, ...]]
@@ -216,18 +219,18 @@ class ConnectionFacts:
 
 
 class Ladder:
-    """The first and the last steps of a connection; what is between is counted."""
+    """The first and the last steps of a connection; the steps between are only counted."""
 
     __slots__ = ("_first", "_last", "count")
 
     def __init__(self) -> None:
         self._first: list[RawStep] = []
-        # Most connections of a large capture are short, and even an empty deque is large.
+        # Made on demand: most connections of a large capture are short, and even an empty deque is large.
         self._last: deque[RawStep] | None = None
         self.count = 0
 
     def add(self, step: RawStep) -> None:
-        """A step as a plain tuple of a Step's fields: making a Step of each would take as long as all the rest."""
+        """Add a step, given as a plain tuple of a Step's fields: making Steps would double the time of the rebuild."""
         self.count += 1
         if self.count <= STEPS_KEPT_FIRST:
             self._first.append(step)

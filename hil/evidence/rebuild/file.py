@@ -1,4 +1,4 @@
-"""A whole capture rebuilt: readers, bulk scan, clocks and connections joined, and what speaks against the file."""
+"""Rebuilds the connections of a whole capture, and collects the facts of the file."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,11 +19,15 @@ from hil.evidence.rebuild.rows import rows_of
 
 @dataclass(slots=True)
 class FileFacts:
-    """A capture as a whole. ``problems`` are damages of the file, ``dropped`` frames the capturing side says it lost
-    (by interface), ``other_links`` frames that are not read (by link type), ``snapped`` RoCE packets that were not
-    captured whole, ``right_icrc`` and ``wrong_icrc`` packets by their ICRC; of the rest it could not be checked.
-    ``grain_ns`` is the step in which the times go on: what is closer together has no order but the file's. ``last_ns``
-    is how far the capture goes on, with frames of any protocol.
+    """The facts of a capture as a whole.
+
+    - ``last_ns``: the time of the last frame of any protocol.
+    - ``dropped``: the number of frames that the capturing side lost, by interface.
+    - ``problems``: damages of the file.
+    - ``other_links``: the number of frames of link types that are not supported, by link type.
+    - ``snapped``: RoCE packets that were not captured completely.
+    - ``right_icrc``, ``wrong_icrc``: packets by their ICRC; the ICRC of the others could not be checked.
+    - ``grain_ns``: the step of the clock; only the file gives the order of frames that are closer together.
     """
 
     name: str
@@ -46,12 +50,12 @@ class FileFacts:
 
     @property
     def joined(self) -> bool:
-        """Whether several captures are joined in the file: interfaces of one name come again."""
+        """Whether the file joins several captures: it has two interfaces with the same name."""
         return len(set(self.interfaces)) < len(self.interfaces)
 
 
 class FileRebuild:
-    """Iterate over it, once, for the connections of ``capture``; ``facts`` is whole when the iteration has ended."""
+    """Iterate over it once for the connections of ``capture``; ``facts`` is complete when the iteration has ended."""
 
     def __init__(
         self,
@@ -61,7 +65,10 @@ class FileRebuild:
         max_live: int = MAX_LIVE,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """``progress`` is told, after each chunk, how many bytes of the file have been read."""
+        """``progress`` is called after each chunk with the number of bytes read.
+
+        ``max_live``: the most connections that may be live at once.
+        """
         self.facts = FileFacts(capture.name)
         self._capture = capture
         self._check_icrc = check_icrc
@@ -86,7 +93,7 @@ class FileRebuild:
             facts.other_links.update(dict(zip(links.tolist(), counts.tolist(), strict=True)))
         if len(batch):
             yield from self._rebuild(batch)
-        # The capture goes on as long as any frame is in it, of whatever protocol.
+        # Frames of any protocol show how far the capture goes on.
         facts.last_ns = max(facts.last_ns, facts.clock.continued(int(chunk.time_ns[-1])))
         self._rebuilder.until_ns = max(self._rebuilder.until_ns, facts.last_ns)
 

@@ -1,4 +1,4 @@
-"""Where packets went that a capture does not show in their place."""
+"""Concludes where the packets of a gap went."""
 
 from hil.evidence.rebuild.facts import Gap, Where
 from hil.evidence.rebuild.window import COPY_WITHIN_NS
@@ -14,9 +14,10 @@ def size_of(gap: Gap) -> int:
 
 
 def where_of(gap: Gap) -> Where:
-    """What was sent again was lost on the wire; what was acknowledged as it is was only not captured.
+    """Packets that were sent again were lost on the wire; packets acknowledged without that were only not captured.
 
-    What came long after its acknowledgement is no loss either: its first packet is missing, or the order is wrong.
+    Packets that came long after their acknowledgement were not lost either: the capture misses their first sending, or
+    its order is wrong.
     """
     if len(gap.came) >= size_of(gap):
         late = gap.last_fill_ns - gap.time_ns > COPY_WITHIN_NS

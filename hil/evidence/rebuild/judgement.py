@@ -1,7 +1,7 @@
-"""How each connection of a capture ended, and whether it ended as the contract demands: pure functions over facts.
+"""Judges how each connection of a capture ended: pure functions over facts.
 
-A verdict is the project's: fail when a finding broke that the capture shows to be broken, invalid when the capture
-cannot carry a judgement, else pass. What is absent from an incomplete capture proves nothing, so it never makes a fail.
+The verdict is fail when the capture shows that a finding broke, invalid when the capture cannot carry a judgement, else
+pass. A packet that is absent from an incomplete capture proves nothing, so it never makes a fail.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from hil.roce.layers.cm import CmAttribute
 from hil.verdict import Verdict, worst
 
 LONG_NS = 1 << 62
-# A capture that goes on for less behind a DREP says so: an adapter's retransmission may take longer.
+# A capture that ends sooner behind the last DREP gets a note, because a retransmission may take longer.
 SILENCE_SHOWN_NS = 1_000_000_000
 
 
@@ -27,8 +27,8 @@ SILENCE_SHOWN_NS = 1_000_000_000
 class Judged:
     """A connection with its judgement.
 
-    ``closer`` is the end (0 or 1) that ended it, -1 when none did. ``at_number`` and ``at_ns`` are where and when, -1
-    when nowhere. ``doubts`` say why the capture cannot carry a pass; ``notes`` what is worth knowing all the same.
+    ``closer``: the end (0 or 1) that ended it, or -1. ``at_number``, ``at_ns``: the frame and time of the ending, or
+    -1. ``how``: the ending in words. ``doubts``: why the capture cannot carry a pass. ``notes``: further remarks.
     """
 
     facts: ConnectionFacts
@@ -44,12 +44,12 @@ class Judged:
     @property
     def verdict(self) -> Verdict:
         if any(not finding.held for finding in self.findings):
-            # Where packets may be another connection's, nothing that they do proves anything about this one.
+            # Packets that may belong to another connection prove nothing about this one.
             return Verdict.INVALID if self._may_be_mixed() else Verdict.FAIL
         return Verdict.INVALID if self.doubts else Verdict.PASS
 
     def _may_be_mixed(self) -> bool:
-        """Whether packets may be another connection's, or in another order than the capture has them in."""
+        """Whether packets may belong to another connection, or the order of the capture may be wrong."""
         facts = self.facts
         strange = any(end.requests.strange for end in facts.ends)
         return facts.inferred or strange or facts.several_ways or any(doubts_about_the_order(facts))
@@ -57,11 +57,11 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Reservations:
-    """What is held against every connection of a capture, worked out once.
+    """Reservations about a capture, which hold for all its connections.
 
-    What follows by at most ``uncertain_ns`` may not follow: by so much the times step back, or do not go on.
-    ``coarse_ns`` is the step of a clock that cannot tell what was under way, 0 of any other. ``right_icrc``: some
-    packets have one. ``last_ns`` is how far the capture goes on, where that is known.
+    ``uncertain_ns``: packets that are closer together may have another order. ``coarse_ns``: the step of a clock too
+    coarse to identify packets under way, else 0. ``right_icrc``: some packets have a right ICRC. ``last_ns``: the time
+    of the capture's last frame, if known.
     """
 
     doubts: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Reservations:
 
     @classmethod
     def about(cls, capture: FileFacts) -> "Reservations":
-        # Captures that were joined may hold connections with equal addresses at the same time, and clocks of their own.
+        # Joined captures may have different clocks, and hold connections with equal addresses at the same time.
         unknown = capture.clock.jumps or capture.joined
         coarse_ns = capture.grain_ns if capture.grain_ns > UNDER_WAY_NS else 0
         uncertain_ns = LONG_NS if unknown else max(capture.clock.disorder_ns, coarse_ns)
@@ -83,7 +83,7 @@ NO_RESERVATIONS = Reservations()
 
 
 def judge(facts: ConnectionFacts, capture: Reservations = NO_RESERVATIONS) -> Judged:
-    """Judge one connection of a ``capture``."""
+    """Judge one connection. ``capture``: the reservations about its capture."""
     ending, closer, at, how = ending_of(facts)
     findings = tuple(findings_of(facts, ending, capture.uncertain_ns))
     doubts = (*doubts_of(facts, ending), *_doubts_in(facts, capture), *capture.doubts)
@@ -95,32 +95,32 @@ def judge(facts: ConnectionFacts, capture: Reservations = NO_RESERVATIONS) -> Ju
 
 
 def depends(facts: ConnectionFacts) -> bool:
-    """Whether the judgement may be another one without reservations about the capture than with them."""
+    """Whether reservations about the capture can change the judgement."""
     followed = any(after.count or after.unsure for _, after in _followers(facts))
     return followed or facts.believed > 0 or mirrored(facts)
 
 
 def _followers(facts: ConnectionFacts) -> Iterator[tuple[str, After]]:
-    """Messages that end a connection, and what came after them."""
+    """The messages that end a connection, each with the packets after it."""
     yield from (("DREQ", after) for after in facts.after_dreq)
     yield "last DREP", facts.after_drep
     yield "REJ", facts.after_rej
 
 
 def _doubts_in(facts: ConnectionFacts, capture: Reservations) -> Iterator[str]:
-    """Doubts about one connection that the capture it is in gives rise to."""
+    """Doubts about one connection because of the reservations about its capture."""
     if facts.believed and capture.right_icrc:
         what = counted(facts.believed, "packet")
         yield f"it rests on {what} with a wrong ICRC, in a capture where others are right"
     for link, after in _followers(facts):
         if after.unsure:
             what = f"{counted(after.unsure, 'packet')} behind the {link} that may not belong there"
-            yield f"{what}: second copies, seen by another clock, another connection's, or such as no adapter takes"
+            yield f"{what}: second copies, times of another clock, another connection's, or refused by every adapter"
         in_doubt = UNDER_WAY_NS < after.latest_ns <= capture.uncertain_ns or after.latest_ns <= capture.coarse_ns
         if after.count and in_doubt:
             yield f"packets follow the {link}, in a capture whose times are out of order, absent or uncertain by more"
     if capture.coarse_ns > COPY_WITHIN_NS and mirrored(facts):
-        yield "second copies and packets sent again cannot be told apart by times so coarse"
+        yield "the times are too coarse to distinguish second copies from packets sent again"
 
 
 def _under_way(facts: ConnectionFacts, coarse_ns: int) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _under_way(facts: ConnectionFacts, coarse_ns: int) -> Iterator[str]:
 
 
 def _silence_shown(facts: ConnectionFacts, last_ns: int | None) -> Iterator[str]:
-    """How far the capture goes on behind the last DREP, when that is not far."""
+    """A note when the capture ends soon behind the last DREP."""
     dreps = of_kind(facts, CmAttribute.DREP)
     if dreps and last_ns is not None:
         behind_ns = last_ns - max(drep.last_time_ns for drep in dreps)
@@ -140,5 +140,5 @@ def _silence_shown(facts: ConnectionFacts, last_ns: int | None) -> Iterator[str]
 
 
 def overall(verdicts: Iterable[Verdict], doubts: list[str]) -> Verdict:
-    """The verdict of a file, as of a run: one connection that could not be judged, or none at all, makes it invalid."""
+    """The verdict of a file: invalid with ``doubts`` about the file, else the worst verdict of its connections."""
     return Verdict.INVALID if doubts else worst(verdicts)

@@ -1,4 +1,4 @@
-"""Messages of the connection manager, read from captured frames that may be cut (InfiniBand volume 1, 12.6)."""
+"""Reads messages of the connection manager from captured frames, which may be cut (InfiniBand volume 1, 12.6)."""
 
 import ipaddress
 import struct
@@ -11,30 +11,30 @@ from hil.roce.layers.mad import ManagementClass
 
 _BTH_AND_DETH, _MAD_HEADER = 12 + 8, 24
 MTU_OF_CODE = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096}
-# What a REJ or MRA speaks of (12.6.6, 12.6.7).
+# The code of a REJ or MRA that refers to a REP (12.6.6, 12.6.7).
 REP_ANSWERED = 1
-# Transport service types (12.6.5); of the others each acknowledges.
+# The only transport service type without acknowledgements (12.6.5).
 UNRELIABLE_CONNECTED = 1
 # CM times are 4.096 us times a power of two (12.7.34).
 CM_TIME_UNIT_NS = 4096
 
 
-# The exponent that Linux's RDMA CM uses, for captures that lack the REQ: 4.3 s.
+# The time-out exponent of Linux's RDMA CM, for captures without the REQ: 4.3 s.
 USUAL_TIMEOUT = 20
 
 
 def patience_ns(exponent: int) -> int:
-    """How long the CM waits for an answer, by the time-out of the REQ; -1: it is not known."""
+    """How long the CM waits for an answer, in ns. ``exponent``: the time-out in the REQ, or -1 when unknown."""
     return CM_TIME_UNIT_NS << (exponent if exponent > 0 else USUAL_TIMEOUT)
 
 
 def least_patience_ns(exponent: int) -> int:
-    """How long it waits at the least: timers are coarse."""
+    """The shortest time that the CM waits for an answer, in ns: nine tenths, because timers are coarse."""
     return patience_ns(exponent) * 9 // 10
 
 
 def reason_name(reason: int) -> str:
-    """A REJ's reason as NAME (number)."""
+    """The reason of a REJ as NAME (number)."""
     try:
         return f"{RejectReason(reason).name} ({reason})"
     except ValueError:
@@ -42,18 +42,19 @@ def reason_name(reason: int) -> str:
 
 
 def address_of(gid: int) -> str:
-    """The IP address that a GID stands for (annex A17: IPv4 is mapped into IPv6)."""
+    """The IP address of a GID (annex A17: IPv4 is mapped into IPv6)."""
     address = ipaddress.IPv6Address(gid)
     return str(address.ipv4_mapped or address)
 
 
 @dataclass(frozen=True, slots=True)
 class CmMessage:
-    """A CM message. ``qpn`` is the sender's QP in REQ and REP, the receiver's in DREQ; -1 is absent or cut away.
+    """A CM message. Values that are absent or cut away are -1.
 
-    ``gids`` are those of the REQ's primary path. ``answered`` is which message an MRA or REJ speaks of: 0 REQ, 1 REP,
-    2 other. ``max_cm_retries``, ``retry_count``, ``transport`` and the time-outs (as powers of two of 4.096 us), one of
-    them ``ack_timeout``, are the REQ's; ``rnr_retry_count`` is what the REQ's or REP's receiver is to use.
+    ``qpn``: the sender's QP in REQ and REP, the receiver's in DREQ. ``gids``: of the REQ's primary path. ``answered``:
+    the message that an MRA or REJ refers to, 0 REQ, 1 REP, 2 other. ``rnr_retry_count``: for the receiver of the REQ or
+    REP. ``max_cm_retries``, ``retry_count``, ``transport`` and the time-outs, in powers of two of 4.096 us, are in the
+    REQ only.
     """
 
     attribute: CmAttribute
@@ -78,14 +79,14 @@ class CmMessage:
 
     @property
     def cut(self) -> bool:
-        """Whether a REQ lacks what it says of retries."""
+        """Whether a REQ is cut in front of its retry counts."""
         return min(self.max_cm_retries, self.retry_count) < 0
 
 
 def read_message(packet: bytes, number: int, time_ns: int) -> CmMessage | None:
-    """The CM message in a RoCE packet to QP 1; None when it is another kind of management, or its comm id is cut off.
+    """The CM message in a RoCE packet to QP 1; None for another kind of MAD, or when its comm ids are cut off.
 
-    ``packet`` is what was captured of it from its base transport header on.
+    ``packet``: its captured bytes from the base transport header on.
     """
     mad = packet[_BTH_AND_DETH:]
     if len(mad) < _MAD_HEADER + 8 or mad[1] != ManagementClass.COMMUNICATION:
@@ -101,7 +102,7 @@ def read_message(packet: bytes, number: int, time_ns: int) -> CmMessage | None:
 
 
 def _at(body: bytes, offset: int, size: int) -> int:
-    """A big-endian field, -1 when the capture ends in front of it."""
+    """A big-endian field of ``size`` bytes, or -1 when it is cut."""
     return int.from_bytes(body[offset : offset + size], "big") if len(body) >= offset + size else -1
 
 
@@ -130,7 +131,7 @@ _READERS: dict[int, Callable[[bytes], dict[str, Any]]] = {
     CmAttribute.MRA: lambda body: {"answered": _bits(body, 8, 6, 2)},
     CmAttribute.REJ: lambda body: {"answered": _bits(body, 8, 6, 2), "reason": _at(body, 10, 2)},
     CmAttribute.REP: lambda body: {
-        # An XRC target's is where an end-to-end context's would be (annex A14).
+        # In XRC the QP is in the field of the end-to-end context (annex A14).
         "qpn": _at(body, 12, 3) or _at(body, 16, 3),
         "psn": _at(body, 20, 3),
         "rnr_retry_count": _bits(body, 27, 5, 3),

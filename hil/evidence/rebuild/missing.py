@@ -1,4 +1,4 @@
-"""What a capture of the bench's own lacks, as its other packets tell: for a capture point that nothing else counts."""
+"""Finds packets missing in a capture of the bench by its other packets, for a capture point without a counter."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -14,22 +14,24 @@ from hil.evidence.rebuild.endings import Ending, ending_of
 from hil.evidence.rebuild.facts import ConnectionFacts
 from hil.evidence.rebuild.file import FileRebuild
 
-# Connections that lack something are told one by one up to so many.
-TOLD = 5
+# The most lines about missing packets.
+MAX_LISTED = 5
 
 
-def missing_in(path: Path, nobody: Collection[str] = ()) -> list[str]:
-    """What was on the link and is not in the capture at ``path``, a line each. Raises CaptureError.
+def missing_in(path: Path, unused_addresses: Collection[str] = ()) -> list[str]:
+    """The packets that were on the link and are missing in the capture at ``path``, in lines. Raises CaptureError.
 
-    ``nobody``: addresses that no machine has. What comes from there a test put on the link; it is no connection's.
+    ``unused_addresses``: addresses that no machine has; a test made the packets from there, so they are ignored.
 
-    Told by the PSNs of requests and what acknowledged them, and by CM messages that answer others. A frame of which
-    nothing else speaks, such as the last of all, is not found missing.
+    Missing packets show by the PSNs of requests and their acknowledgements, and by CM messages that answer others. A
+    frame that no other frame refers to, such as the very last one, is not found.
     """
     with open_capture(path) as capture:
-        found = [line for facts in FileRebuild(capture) if not _is_of(facts, nobody) for line in _missing_of(facts)]
-    further = [f"and {len(found) - TOLD} more"] * (len(found) > TOLD)
-    return found[:TOLD] + further
+        found = [
+            line for facts in FileRebuild(capture) if not _is_of(facts, unused_addresses) for line in _missing_of(facts)
+        ]
+    further = [f"and {len(found) - MAX_LISTED} more"] * (len(found) > MAX_LISTED)
+    return found[:MAX_LISTED] + further
 
 
 def _is_of(facts: ConnectionFacts, addresses: Collection[str]) -> bool:

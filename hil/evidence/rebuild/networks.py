@@ -1,4 +1,4 @@
-"""Networks that use the same addresses, told apart by the MAC addresses that their frames are sent between."""
+"""Distinguishes networks that use the same IP addresses by the MAC addresses of their frames."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from hil.evidence.rebuild.rows import Flow
 
 NO_MACS = (0, 0)
-# Pairs of addresses, and networks and MAC addresses of one pair: beyond, the oldest are forgotten and the newest are
-# not told apart.
+# The most pairs of addresses, and the most networks and MAC addresses of one pair. Beyond, the oldest pair of addresses
+# is forgotten, and new networks of a pair are not distinguished.
 PAIRS_KEPT, NETWORKS_KEPT, MACS_KEPT = 1 << 16, 256, 64
 
 
@@ -16,28 +16,28 @@ Macs = tuple[int, int]
 
 @dataclass(slots=True)
 class _Network:
-    """The pairs of MAC addresses of packets one way and the other way between two addresses."""
+    """The pairs of MAC addresses of packets between two addresses, for each of the two directions."""
 
     pairs: tuple[set[Macs], set[Macs]] = field(default_factory=lambda: (set(), set()))
 
     def shares(self, way: int, macs: Macs) -> bool:
-        """Whether a pair seen this way has one of ``macs``."""
+        """Whether a pair seen in direction ``way`` has one of ``macs``."""
         return any(mac in pair for pair in self.pairs[way] for mac in macs)
 
 
 @dataclass(slots=True)
 class Networks:
-    """Follows which MAC addresses packets between two addresses have.
+    """Assigns flows to networks by their MAC addresses.
 
-    Two networks have none in common. Routers have many, and a host's packets may take several of them: whatever shares
-    one of its two MAC addresses with what was seen before is in the same network, with what went the same way first.
-    A pair of MAC addresses stays in the network that it was found in.
+    Two networks share no MAC address. Routers have many, and a host's packets may take several routers. So a flow that
+    shares one of its two MAC addresses with an earlier flow is in the same network; flows in the same direction are
+    compared first. A pair of MAC addresses stays in its network.
     """
 
     _known: dict[tuple[int, int, int], list[_Network]] = field(default_factory=dict)
 
     def placed(self, flows: Sequence[Flow], macs: Sequence[Macs], order: Iterable[int]) -> list[Flow]:
-        """The flows, each in its network; ``order`` is that in which they come."""
+        """The flows with their networks. ``macs``: of each flow. ``order``: the order of the flows in the capture."""
         found = list(flows)
         for index in order:
             if number := self._network(flows[index], macs[index]):
@@ -46,7 +46,7 @@ class Networks:
         return found
 
     def _network(self, flow: Flow, macs: Macs) -> int:
-        """The number of a flow's network; 0 is the first one between its addresses."""
+        """The number of a flow's network, from 0 for the first one between its addresses."""
         if macs == NO_MACS:
             return 0
         low, high = sorted((flow.source, flow.destination))

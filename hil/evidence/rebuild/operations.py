@@ -1,8 +1,8 @@
-"""What each operation of a reliable connection is to its message, and its name."""
+"""The operations of a reliable connection: their names, and the parts of a message that they are."""
 
 from hil.roce.opcodes import Operation
 
-# Parts of a message that a packet is: where it begins, where it ends, and kinds that are answered by their own packets.
+# Bits of a packet: the first or last packet of a message, and the kinds of requests with answer packets of their own.
 FIRST, LAST, READ, ATOMIC, LIKE_READ = 1, 2, 4, 8, 16
 FATAL_NAKS = frozenset({1, 2, 3, 4})
 NAK_NAMES = {
@@ -27,7 +27,7 @@ _PARTS = {
     _O.RDMA_READ_REQUEST: FIRST | LAST | READ,
     _O.COMPARE_SWAP: FIRST | LAST | ATOMIC,
     _O.FETCH_ADD: FIRST | LAST | ATOMIC,
-    # Answered by a READ's response of one packet without data (annex A19).
+    # The answer is an RDMA READ response of one packet without data (annex A19).
     _O.FLUSH: FIRST | LAST | LIKE_READ,
     _O.ATOMIC_WRITE: FIRST | LAST | LIKE_READ,
 }

@@ -1,4 +1,4 @@
-"""Connections out of packets, in one pass: memory is bounded by the connections that live, not by the packets."""
+"""Rebuilds connections from packets in one pass; the number of live connections, not of packets, bounds the memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from hil.evidence.rebuild.window import Copy, Window
 from hil.roce.layers.cm import CmAttribute
 from hil.roce.psn import HALF, MASK
 
-# How long (in the capture's time) packets of a connection that is closed are waited for. Linux sends a DREQ again for a
-# minute, and a queue pair's number comes back before that only with a REQ and a REP, which are seen.
+# How long a closed connection is kept for late packets, in the capture's time. Linux repeats a DREQ for a minute. A
+# queue pair's number that is reused sooner shows by its REQ and REP.
 LINGER_NS = 120_000_000_000
 MAX_LIVE = 50_000
-# An acknowledgement finds its opposite direction among packets as new as this.
+# An acknowledgement is matched with the requests of the last PSNs, up to this number.
 PAIRING_WINDOW = 4096
 PAIRING_ATTEMPTS, PAIRING_CANDIDATES = 64, 256
 
@@ -27,7 +27,10 @@ CommKey = tuple[Segment, int, int, int]
 
 @dataclass(slots=True)
 class Tally:
-    """Packets that belong to no connection, or are no evidence, by reason. ``emitted``: by the wire, not by a node."""
+    """The number of packets that belong to no connection or are no evidence, by reason.
+
+    ``packets``: all packets. ``emitted``: sent by the wire, not by a node.
+    """
 
     packets: int = 0
     wrong_icrc: int = 0
@@ -42,7 +45,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Rebuilder:
-    """Feed it batches in order; it yields connections when they are over, and the rest from ``finish``."""
+    """Feed it batches in order. ``feed`` yields the connections that are over, ``finish`` the others."""
 
     max_live: int = MAX_LIVE
     tally: Tally = field(default_factory=Tally)
@@ -59,7 +62,7 @@ class Rebuilder:
     _over: list[Connection] = field(default_factory=list)
 
     def feed(self, batch: Rows) -> Iterator[ConnectionFacts]:
-        """Take a batch in; yields the connections that are over."""
+        """Read a batch; yields the connections that are over."""
         self._window.add(batch.batch)
         flows = self._networks.placed(batch.flows, batch.macs, batch.order)
         lanes: list[Lane | None] = [None] * len(flows)
@@ -92,10 +95,10 @@ class Rebuilder:
         if row is not None:
             self.until_ns = max(self.until_ns, row.time_ns)
         self._sweep()
-        yield from self._tell()
+        yield from self._finished()
 
     def _noting_belief(self, batch: Rows, flows: list[Flow]) -> Iterator[Row]:
-        """The rows; when one was taken its connection remembers that it was believed."""
+        """The rows; counts rows with a wrong ICRC at their connections after the caller has taken them."""
         for row in batch.rows:
             yield row
             lane = self._lanes.get(flows[row.flow])
@@ -106,9 +109,9 @@ class Rebuilder:
         """The connections that were still live at the end of the capture."""
         for connection in list(self._live):
             self._end(connection)
-        yield from self._tell()
+        yield from self._finished()
 
-    def _tell(self) -> Iterator[ConnectionFacts]:
+    def _finished(self) -> Iterator[ConnectionFacts]:
         over, self._over = self._over, []
         for connection in over:
             yield connection.facts(self.until_ns)
@@ -124,7 +127,7 @@ class Rebuilder:
             return
         lane = self._lanes.get(flow)
         if lane is not None and lane.watched and row.kind in PASSED_OVER:
-            # Nobody takes it, and yet its sender has not been silent.
+            # No adapter accepts the packet, but it shows that its sender was not silent.
             lane.connection.late(lane.sender, row, Copy.NO, taken=False)
         if row.kind == Kind.CONGESTION:
             self.tally.congestion += 1
@@ -150,7 +153,7 @@ class Rebuilder:
         return connection
 
     def _lane(self, flow: Flow, row: Row) -> Lane:
-        """The lane of a flow; a flow that no CM message announced begins a connection of its own."""
+        """The lane of a flow. A flow that no CM message announced begins a new connection."""
         if (lane := self._lanes.get(flow)) is not None:
             return lane
         connection = self._new(flow.segment, (flow.source, flow.destination), row)
@@ -164,7 +167,7 @@ class Rebuilder:
         return lane
 
     def _pair(self, lane: Lane, flow: Flow, row: Row) -> None:
-        """Look for the flow whose requests this response answers."""
+        """Find the flow whose requests this response answers, and join the two."""
         connection = lane.connection
         connection.attempts += 1
         lane.unpaired = connection.attempts < PAIRING_ATTEMPTS
@@ -219,8 +222,10 @@ class Rebuilder:
         return found
 
     def _elsewhere(self, flow: Flow, remote_comm_id: int) -> Connection | None:
-        """The connection whose active end's packets have other VLAN tags, as a mirror of two kinds of port shows it, or
-        other MAC addresses, as on both sides of a router."""
+        """The connection whose active end sends with other VLAN tags or other MAC addresses than the passive end.
+
+        A mirror of two kinds of ports shows other VLAN tags, the two sides of a router other MAC addresses.
+        """
         found = self._by_id_alone.get((flow.destination, flow.source, remote_comm_id))
         if found is None or found.ends[1].gid != flow.source or found.ends[1].gid == found.ends[0].gid:
             return None
@@ -231,7 +236,7 @@ class Rebuilder:
         return found
 
     def _other_incarnation(self, connection: Connection, message: CmMessage, source: int, row: Row) -> bool:
-        """Whether the ids of ``message`` are of an earlier or later connection that used one of them too."""
+        """Whether ``message`` belongs to an earlier or later connection that used one of the same ids."""
         sender = self._sender(connection, message, source)
         end, other = connection.ends[sender], connection.ends[1 - sender]
         if message.attribute is CmAttribute.REQ:
@@ -241,7 +246,7 @@ class Rebuilder:
         if message.attribute is CmAttribute.REP and end.qpn >= 0 and message.qpn not in (-1, end.qpn):
             return True
         pairs = ((end.comm_id, _lasting_id(message)), (other.comm_id, message.remote_comm_id))
-        return any(known > 0 and told > 0 and known != told for known, told in pairs)
+        return any(known > 0 and given > 0 and known != given for known, given in pairs)
 
     def _sender(self, connection: Connection, message: CmMessage, source: int) -> int:
         one, two = connection.ends
@@ -250,7 +255,7 @@ class Rebuilder:
         return int(source == two.gid)
 
     def _register(self, connection: Connection, *, begins: bool) -> None:
-        """Make the connection findable by what its CM messages told; ``begins``: the last was a new REQ or REP."""
+        """Index the connection by the ids in its CM messages. ``begins``: the last message was a new REQ or REP."""
         for sender, end in enumerate(connection.ends):
             other = connection.ends[1 - sender]
             if end.comm_id > 0:
@@ -265,14 +270,14 @@ class Rebuilder:
         if lane is not None and lane.connection is connection:
             return
         if lane is not None and not begins and not lane.connection.announced:
-            # The REP is missing in the capture: what went this way until now is this connection's.
+            # The REP is missing in the capture: the earlier packets of this flow belong to this connection.
             connection.adopt(lane.connection, sender)
             self._forget(lane.connection)
         elif lane is not None and not begins and not lane.connection.released:
-            # A stale DREQ or DREP, of an earlier incarnation with the same numbers, takes nothing from a live one.
+            # A stale DREQ or DREP of an earlier connection with the same numbers: the flow stays with the live one.
             return
         elif lane is not None:
-            # A queue pair's number that is used again.
+            # The queue pair's number is used again.
             lane.connection.reused = True
             self._end(lane.connection)
         self._lanes[flow] = connection.lane(sender)
@@ -296,7 +301,7 @@ class Rebuilder:
                 del self._unpaired[_way(connection)]
 
     def _let_go(self, connection: Connection, sender: int) -> None:
-        """Make one direction of the connection findable no more."""
+        """Remove one direction of the connection from the indices."""
         flow, key = connection.flow(sender), connection.comm_key(sender)
         if (known := self._lanes.get(flow)) is not None and known.connection is connection:
             del self._lanes[flow]
@@ -313,7 +318,7 @@ class Rebuilder:
             self._end(connection)
 
     def _evict(self) -> None:
-        """Too many connections live: the tenth that was silent for longest is told as it stands."""
+        """Too many connections are live: end the tenth of them that was silent for longest."""
         oldest = sorted(self._live, key=lambda c: c.last.position)[: max(1, self.max_live // 10)]
         for connection in oldest:
             connection.evicted = connection.closed_ns < 0
@@ -321,7 +326,7 @@ class Rebuilder:
 
 
 def _asks(connection: Connection, psn: int) -> bool:
-    """Whether ``psn`` is among the latest requests of the only direction that is known."""
+    """Whether ``psn`` is among the latest requests of the connection's only known direction."""
     requester = connection.ends[0].requester
     if requester.next_psn < 0:
         return False
@@ -335,13 +340,13 @@ def _way(connection: Connection) -> tuple[Segment, int, int]:
 
 
 def _lasting_id(message: CmMessage) -> int:
-    """The comm id by which a message's sender knows the connection; -1 in a REJ to a REQ, made up anew each time."""
+    """The sender's comm id in a message; -1 for a REJ of a REQ, which has a new id each time."""
     refuses = message.attribute is CmAttribute.REJ and message.answered == 0
     return -1 if refuses else message.local_comm_id
 
 
 def _active_first(message: CmMessage, source: int, destination: int) -> tuple[int, int]:
-    """The addresses of a connection of which ``message`` is the first that is known: the active end's first."""
+    """The addresses of a connection that begins with ``message`` in the capture, the active end's first."""
     passive = message.attribute in (CmAttribute.REP, CmAttribute.DREP)
     refused = message.attribute is CmAttribute.REJ and message.answered == 0
     return (destination, source) if passive or refused else (source, destination)

@@ -1,4 +1,4 @@
-"""One direction of a reliable connection: an end's requests, and the responses that the other end gives to them.
+"""One direction of a reliable connection: the requests of one end, and the responses of the other end.
 
 Sources: InfiniBand volume 1, 9.7.2 (PSNs), 9.7.3.1 (a READ takes as many PSNs as its response has packets), 9.7.5.1
 (acknowledgements are cumulative), 9.7.5.2 (AETH syndromes), 9.7.8 (retransmission from the oldest PSN: go-back-N).
@@ -33,14 +33,14 @@ from hil.roce.opcodes import Operation
 from hil.roce.psn import HALF, MASK
 
 NO_COPY = Copy.NO
-# So many earlier places are looked up at least; beyond, those that the window holds the bytes of.
-FEW = 32
+# The least number of earlier packets whose places are kept; beyond, only those that the window still holds.
+MIN_PLACES_KEPT = 32
 SMALLEST_MTU = 256
-# More PSNs than any adapter keeps in flight: a jump so far is another stream, unless the next packet follows it.
-FAR = 1 << 20
-FAR_BEHIND = 1 << 16
-# So many PSNs are skipped by no loss, but by somebody who counts from elsewhere.
-JUMP = 1024
+# More PSNs than any adapter keeps in flight. A longer jump is another stream, unless the next packet continues it.
+MAX_PSN_JUMP = 1 << 20
+MAX_PSNS_BEHIND = 1 << 16
+# A loss skips fewer PSNs than this; a longer jump comes from a sender that counts from another PSN.
+STREAM_JUMP_PSNS = 1024
 GAPS_KEPT, PENDING_KEPT = 256, 1024
 
 
@@ -48,8 +48,8 @@ GAPS_KEPT, PENDING_KEPT = 256, 1024
 class Requester:
     """The state of one direction. Feed it the end's requests and the other end's responses, in order.
 
-    ``sender`` is the end whose requests these are, ``mtu`` the path's in bytes or -1 while unknown, ``jumped_ns`` when
-    PSNs last went on from far ahead.
+    ``sender``: the end that sends the requests. ``mtu``: of the path, in bytes, -1 while unknown. ``una``: the oldest
+    unacknowledged PSN. ``jumped_ns``: when the PSNs last jumped far ahead.
     """
 
     sender: int
@@ -92,7 +92,7 @@ class Requester:
     gaps_before: Counter[Where] = field(default_factory=Counter)
     jumped_ns: int = -1
     _open: list[Gap] = field(default_factory=list)
-    _told: int = -1
+    _first_by_cm: int = -1
     _resent_at: int = -1
     _forgotten_ns: int = -1
     _begun_number: int = -1
@@ -100,8 +100,8 @@ class Requester:
     _begun_payload: int = 0
     _places: dict[int, int] = field(default_factory=dict)
     _responses: dict[int, int] = field(default_factory=dict)
-    _room: int = FEW
-    _responses_room: int = FEW
+    _room: int = MIN_PLACES_KEPT
+    _responses_room: int = MIN_PLACES_KEPT
     _resends: list[tuple[int, int]] = field(default_factory=list)
     _uncertain: int = 0
     _cursor: int = -1
@@ -115,21 +115,21 @@ class Requester:
 
     @property
     def disorder(self) -> int:
-        """How often something did not go on from what was before: gaps, packets sent again, other streams."""
+        """How often packets did not continue the earlier ones: gaps, packets sent again, other streams."""
         gaps = len(self.gaps) + self.gaps_before.total()
         return gaps + self.retransmissions + self.strange + self.repeated
 
     def start_at(self, psn: int) -> None:
-        """The first PSN, as the CM message told it; perhaps only when packets had come already."""
-        self._told = psn
+        """Set the first PSN from the CM message, which may come after the first packets."""
+        self._first_by_cm = psn
         if self.next_psn < 0:
             self.first_psn = self.next_psn = self.una = psn
-        elif 0 < self.first_psn - psn & MASK < FAR and (first := self.last_request) is not None:
+        elif 0 < self.first_psn - psn & MASK < MAX_PSN_JUMP and (first := self.last_request) is not None:
             self._note(Gap(psn, self.first_psn, first.number, first.time_ns), self.gaps)
             self.first_psn = psn
 
     def request(self, row: Row) -> Copy:
-        """A request packet of the sender's; whether it is a second copy in the capture."""
+        """Take a request packet in; returns whether it is a second copy in the capture."""
         psn = row.psn
         if psn != self.next_psn:
             seen, new = self._takes(row)
@@ -194,16 +194,16 @@ class Requester:
         return self.next_psn - 1 & MASK
 
     def _takes(self, row: Row) -> tuple[Copy, bool]:
-        """Whether a packet that is not the next one is a copy, and whether it is new; what it is else is counted."""
+        """Classify and count a packet that is not the next one; returns whether it is a copy, and whether it is new."""
         if self.next_psn < 0:
             self.first_psn = self.next_psn = self.una = row.psn
             return NO_COPY, True
         ahead = row.psn - self.next_psn & MASK
         if ahead < HALF:
             return NO_COPY, self._skips(row, ahead)
-        # In front of its first PSN nothing of it can be.
-        early = self._told >= 0 and 0 < self._told - row.psn & MASK < HALF
-        if early or (MASK + 1 - ahead > FAR_BEHIND and not self._in_gap(row.psn)):
+        # No packet of the stream has a PSN in front of the first one.
+        early = self._first_by_cm >= 0 and 0 < self._first_by_cm - row.psn & MASK < HALF
+        if early or (MASK + 1 - ahead > MAX_PSNS_BEHIND and not self._in_gap(row.psn)):
             return NO_COPY, self._other_stream(row)
         return self._again(row), False
 
@@ -211,9 +211,9 @@ class Requester:
         if ahead <= self._uncertain:
             self._uncertain = 0
             return True
-        if ahead > FAR:
+        if ahead > MAX_PSN_JUMP:
             return self._other_stream(row)
-        if ahead > JUMP:
+        if ahead > STREAM_JUMP_PSNS:
             self.jumped_ns = row.time_ns
         gap = Gap(self.next_psn, row.psn, row.number, row.time_ns)
         self._open.append(gap)
@@ -240,7 +240,7 @@ class Requester:
             self._open = [gap for gap in self._open if gap is not old]
 
     def _again(self, row: Row) -> Copy:
-        """A PSN that was passed already: it fills a gap, is a second copy in the capture, or was sent again."""
+        """A PSN behind the next one: it fills a gap, is a second copy in the capture, or was sent again."""
         gap = self._in_gap(row.psn)
         seen = self._copy(row)
         if seen is Copy.YES:
@@ -249,8 +249,8 @@ class Requester:
         if seen is Copy.UNSURE:
             self.unsure += 1
         else:
-            # A slow mirror's copy of the one before may still come.
-            self._resends = [*self._resends[1 - FEW :], (row.psn, self._places.get(row.psn, -1))]
+            # The copy of the earlier packet may still come from a slow mirror.
+            self._resends = [*self._resends[1 - MIN_PLACES_KEPT :], (row.psn, self._places.get(row.psn, -1))]
             self._places[row.psn] = row.position
         if gap is not None and row.psn not in gap.came:
             self._fill(gap, row)
@@ -259,21 +259,21 @@ class Requester:
         return seen
 
     def _copy(self, row: Row) -> Copy:
-        """Whether a packet is a second copy of one with its PSN, as sent first or as sent again."""
+        """Whether a packet is a second copy of an earlier packet with its PSN."""
         same = [self._places.get(row.psn, -1), *(position for psn, position in self._resends if psn == row.psn)]
         found = {self.window.copy(at, row, asked=self._asked >= at) for at in same if at >= 0}
         if not found and 0 <= row.time_ns - self._forgotten_ns <= UNSURE_WITHIN_NS and self._in_gap(row.psn) is None:
-            # It was sent, among so much else that nobody knows its bytes any more.
+            # The packet was sent before, but its bytes are no longer kept.
             return Copy.UNSURE
         return next((seen for seen in (Copy.YES, Copy.UNSURE) if seen in found), NO_COPY)
 
     def _forget(self, places: dict[int, int]) -> int:
-        """Drop what the window does not hold any more, so that memory grows with it only; how many may then be kept."""
+        """Drop the places that the window no longer holds; returns how many places may be kept now."""
         oldest = self.window.oldest
         self._forgotten_ns = self.window.begun_ns
         for psn in [psn for psn, position in places.items() if position < oldest]:
             del places[psn]
-        return max(FEW, 2 * len(places))
+        return max(MIN_PLACES_KEPT, 2 * len(places))
 
     def _fill(self, gap: Gap, row: Row) -> None:
         gap.fill(row.psn, row.time_ns)
@@ -311,7 +311,7 @@ class Requester:
             self._cursor = -1
 
     def response(self, row: Row) -> Copy:
-        """A response packet of the other end's; whether it is a second copy in the capture."""
+        """Take a response packet in; returns whether it is a second copy in the capture."""
         psn, kind = row.psn, row.syndrome >> 5 & 3 if row.syndrome >= 0 else 0
         acked, seen = psn if kind == 0 else psn - 1 & MASK, NO_COPY
         if self.una >= 0 and acked - self.una & MASK < HALF:
@@ -319,8 +319,8 @@ class Requester:
         elif (seen := self._seen_before(row, kind)) is Copy.YES:
             self.copies += 1
             return seen
-        if kind and self.next_psn >= 0 and (beyond := psn - self.next_psn & MASK) < FAR:
-            # A NAK names a request that its sender has seen.
+        if kind and self.next_psn >= 0 and (beyond := psn - self.next_psn & MASK) < MAX_PSN_JUMP:
+            # A NAK refers to a request that its sender has seen.
             self._unseen(psn, beyond, row)
         self.last_response = row
         self.acknowledgements += 1
@@ -338,12 +338,12 @@ class Requester:
         return seen
 
     def _seen_before(self, row: Row, kind: int) -> Copy:
-        """Whether a response that brings nothing forward is a second copy in the capture."""
+        """Whether a response without progress is a second copy in the capture."""
         if self.una < 0:
             self.una = row.psn + (kind == 0) & MASK
             return NO_COPY
         earlier = self._responses.get(row.psn, -1)
-        # What is asked for again is answered again.
+        # A request that was sent again is answered again.
         seen = self.window.copy(earlier, row, asked=earlier <= self._resent_at) if earlier >= 0 else NO_COPY
         self.repeated += kind == 0 and seen is not Copy.YES
         return seen
@@ -351,13 +351,13 @@ class Requester:
     def _advance(self, acked: int, row: Row) -> None:
         beyond = acked - self.next_psn & MASK
         if beyond < HALF and self.next_psn >= 0:
-            if beyond > FAR:
+            if beyond > MAX_PSN_JUMP:
                 self.strange += 1
                 return
             self._unseen(acked, beyond, row)
         if self._answers.waiting:
-            # What came itself is no answer that is missing.
-            self._lacking(acked if row.operation != Operation.ACKNOWLEDGE else acked + 1 & MASK, row)
+            # An answer packet itself is not missing.
+            self._note_missing_answers(acked if row.operation != Operation.ACKNOWLEDGE else acked + 1 & MASK, row)
         self.una = acked + 1 & MASK
         self.tries, self.unsure_tries, self.rnr_since_progress, self._stuck = 0, 0, 0, -1
         if self._open:
@@ -377,7 +377,7 @@ class Requester:
         self._open = [gap for gap in self._open if not gap.acknowledged]
 
     def _unseen(self, acked: int, beyond: int, row: Row) -> None:
-        """A response to requests that the capture does not hold, or to the rest of a READ of unknown MTU."""
+        """A response to requests that are missing in the capture, or to the rest of a READ with unknown MTU."""
         end = acked + 1 & MASK
         if beyond < self._uncertain:
             self._uncertain -= beyond + 1
@@ -401,7 +401,7 @@ class Requester:
             )
 
     def _answer(self, row: Row) -> None:
-        """Part of a READ's response, or an atomic's."""
+        """A packet of a READ's or an atomic's response."""
         first, last = row.operation in ANSWERS_FIRST, row.operation in ANSWERS_LAST
         if first:
             self._read_begun, self._read_from = row.number, self.read_payload
@@ -420,13 +420,13 @@ class Requester:
             self.ladder.add((begun, row.number, row.time_ns, answerer, name, row.psn, row.psn, size, -1))
             self._read_begun = -1
 
-    def _lacking(self, psn: int, row: Row) -> None:
-        """Answers in front of ``psn`` that did not come, though ``row`` did."""
+    def _note_missing_answers(self, psn: int, row: Row) -> None:
+        """Note as gaps the answers in front of ``psn`` that did not come, though ``row`` did."""
         for start, end in self._answers.passed_over(psn, self.mtu):
             self._note(Gap(start, end, row.number, row.time_ns, acknowledged=True), self.read_gaps)
 
     def take_over(self, other: "Requester") -> None:
-        """Count in what ``other`` saw of the same direction before the two were known to be one."""
+        """Add the counts of ``other``, which saw the same direction before the two were joined."""
         self.acknowledgements += other.acknowledgements
         self.rnr += other.rnr
         self.naks += other.naks
@@ -435,14 +435,14 @@ class Requester:
         self.read_payload += other.read_payload
         self.copies += other.copies
         self.fatal = self.fatal or other.fatal
-        # What was answered until now was not looked at.
+        # The answers until now were not compared with the requests.
         self._answers.waiting.clear()
         if (last := other.last_response) is not None and self.next_psn >= 0:
             self.response(last)
             self.acknowledgements -= 1
 
     def facts(self) -> DirectionFacts:
-        """What is known now."""
+        """The facts of this direction so far."""
         known = (*self.gaps, *self.read_gaps)
         gaps = tuple(GapFacts(gap.start, size_of(gap), gap.number, where_of(gap)) for gap in known)
         by: Counter[Where] = self.gaps_before.copy()
@@ -486,7 +486,7 @@ class Requester:
 
 
 SHOWN_IN_FLIGHT = 16
-# The place of last_psn in a Step.
+# The index of last_psn in a Step.
 _LAST_PSN: Final = 6
 
 

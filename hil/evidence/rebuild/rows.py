@@ -1,4 +1,4 @@
-"""What the rebuilder needs of each RoCE packet: plain rows, made from the bulk scan's columns."""
+"""The rebuilder's facts of each RoCE packet: plain rows, made from the bulk scan's columns."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
@@ -17,7 +17,7 @@ GENERAL_SERVICES_QP = 1
 
 
 class Kind(IntEnum):
-    """How the rebuilder takes a packet."""
+    """The kinds of packets that the rebuilder distinguishes."""
 
     REQUEST = 0
     RESPONSE = 1
@@ -30,8 +30,11 @@ class Kind(IntEnum):
 
 
 class Segment(NamedTuple):
-    """Which network a packet is in: ``tags`` is the stack of VLAN ids (``hil.capture.ethernet.vlans_of``), ``network``
-    tells networks apart that use the same addresses (``Networks``)."""
+    """The network of a packet.
+
+    ``tags``: its VLAN ids (``hil.capture.ethernet.vlans_of``). ``network``: a number that distinguishes networks with
+    the same addresses (``hil.evidence.rebuild.networks``).
+    """
 
     tags: int
     network: int = 0
@@ -47,9 +50,10 @@ class Flow(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One packet. ``position`` counts packets through all batches; ``flow`` is an index into the batch's flows.
+    """One packet; absent values are -1.
 
-    ``operation`` is the opcode's lower five bits. Absent values are -1.
+    ``position``: the packet's number through all batches. ``number``: its frame's. ``flow``: an index into the batch's
+    flows. ``operation``: the lower five bits of the opcode. ``length``, ``payload``: in bytes.
     """
 
     position: int
@@ -66,11 +70,11 @@ class Row(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A batch for the rebuilder: rows in the order of time (once), their flows, and where their bytes are.
+    """A batch for the rebuilder: rows in the order of time, to be iterated once, their flows, and their frames.
 
-    ``macs`` are each flow's two MAC addresses, 0 where there are none; flows that differ by them only are told apart,
-    and networks not yet. ``order`` is that of the flows' first packets. ``believed`` are the positions of packets that
-    are taken although their ICRC is wrong.
+    ``macs``: the two MAC addresses of each flow, 0 without them; flows that differ only by these are separate. Networks
+    are not assigned yet. ``order``: the order of the flows' first packets. ``believed``: the positions of packets that
+    are accepted with a wrong ICRC.
     """
 
     flows: list[Flow]
@@ -82,7 +86,7 @@ class Rows(NamedTuple):
 
 
 class Frames:
-    """The frames behind the rows of one batch, by position from ``first`` on; ``order`` gives the row of each."""
+    """The frames of one batch, by position from ``first`` on. ``order``: the batch's row of each position."""
 
     def __init__(self, batch: Batch, first: int, order: NDArray[np.int64]) -> None:
         self.first = first
@@ -98,7 +102,7 @@ class Frames:
         return int(self._batch.time_ns[self._order[position - self.first]])
 
     def cut(self, position: int) -> bool:
-        """Whether a snap length ends the packet."""
+        """Whether a snap length cut the packet."""
         row = self._order[position - self.first]
         return bool(self._batch.captured[row] < self._batch.original[row])
 
@@ -107,7 +111,7 @@ class Frames:
         return int(self._batch.interface[self._order[position - self.first]])
 
     def packet(self, position: int) -> tuple[int, bytes]:
-        """As the batch's."""
+        """Identification and captured bytes of a packet, as of ``Batch.packet``."""
         return self._batch.packet(int(self._order[position - self.first]))
 
 
@@ -122,7 +126,7 @@ def _kinds() -> NDArray[np.int64]:
 
 
 _KIND_OF_OPCODE = _kinds()
-# As Row._make, which spends half its time on a check of the length.
+# Like Row._make, without its check of the length, which takes half the time.
 _row: Callable[[tuple[int, ...]], Row] = partial(tuple.__new__, Row)
 
 
@@ -131,8 +135,8 @@ def rows_of(
 ) -> Rows:
     """The rows of ``batch`` in the order of ``times_ns``; positions count from ``first``.
 
-    With ``trust_icrc``, packets whose ICRC is wrong are told apart: no receiver takes them. So are those on the
-    interfaces ``emitted``: no node sent them.
+    ``trust_icrc``: packets with a wrong ICRC get a kind of their own, because no receiver accepts them. ``emitted``:
+    interfaces whose packets get a kind of their own, because no node sent them.
     """
     ordered = bool((times_ns[1:] >= times_ns[:-1]).all())
     order = np.arange(len(times_ns)) if ordered else np.argsort(times_ns, kind="stable")
@@ -175,7 +179,7 @@ _ODD = [np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B
 
 
 def _flows(batch: Batch) -> tuple[list[Flow], list[tuple[int, int]], NDArray[np.int64]]:
-    """The distinct flows of a batch, the MAC addresses of each, and for each row which flow is its."""
+    """The distinct flows of a batch, the MAC addresses of each, and the index of each row's flow."""
     macs = macs_of(batch.chunk, batch.index)
     mixed = (batch.tags.astype(np.uint64) * _ODD[0]) ^ batch.dest_qp.astype(np.uint64)
     parts = (batch.src_hi, batch.src_lo, batch.dst_hi, batch.dst_lo, *macs)
@@ -184,7 +188,7 @@ def _flows(batch: Batch) -> tuple[list[Flow], list[tuple[int, int]], NDArray[np.
         mixed ^= mixed >> np.uint64(29)
     _, where, index = np.unique(mixed, return_index=True, return_inverse=True)
     index = index.reshape(-1)
-    # Two flows with one mix would become one: then they are told apart by all their columns.
+    # When two flows have the same mix, all columns are compared instead.
     columns = (batch.tags, batch.dest_qp, *parts)
     if any((column != column[where][index]).any() for column in columns):
         together = np.stack([column.astype(np.uint64) for column in columns], axis=1)

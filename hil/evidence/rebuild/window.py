@@ -1,17 +1,17 @@
-"""The last packets of a capture, kept to tell a mirror's second copy of a packet from a packet sent again."""
+"""The last packets of a capture, kept to distinguish a mirror's second copy of a packet from a packet sent again."""
 
 from collections import deque
 from enum import Enum
 
 from hil.evidence.rebuild.rows import Frames, Row
 
-# Two mirror sessions deliver the copies of one packet this close together; a retransmission timer is far slower.
+# Two mirror sessions deliver the copies of a packet within this time; a retransmission timer is far slower.
 COPY_WITHIN_NS = 1_000_000
-# A port that is mirrored both ways gives a packet twice at one interface, and much closer; what comes later may as well
-# be an adapter whose timer is short.
+# A port that is mirrored in both directions delivers a packet twice at one interface, within this time. A later packet
+# may also come from an adapter with a short timer.
 COPY_HERE_WITHIN_NS = 100_000
-# Up to here equal bytes may still be either; up to the second where they came in at another interface, as what is sent
-# again takes the way of what was sent before.
+# Within these times equal bytes may be either: the first for the same interface, the second for another interface. A
+# packet that is sent again usually takes the same way.
 UNSURE_WITHIN_NS, ELSEWHERE_WITHIN_NS = 10_000_000, 1_000_000_000
 BATCHES = 2
 
@@ -25,7 +25,7 @@ class Copy(Enum):
 
 
 class Window:
-    """The bytes of the last two batches, by position."""
+    """The frames of the last two batches, by position."""
 
     def __init__(self) -> None:
         self._batches: deque[Frames] = deque(maxlen=BATCHES)
@@ -35,20 +35,20 @@ class Window:
 
     @property
     def oldest(self) -> int:
-        """The first position whose bytes are still here."""
+        """The first position whose bytes are still kept."""
         return self._batches[0].first if self._batches else 0
 
     @property
     def begun_ns(self) -> int:
-        """When the first packet came whose bytes are still here; 0 where none is."""
+        """The time of the first packet whose bytes are still kept, or 0."""
         return self._batches[0].time_ns(self.oldest) if self._batches and len(self._batches[0]) else 0
 
     def copy(self, earlier: int, row: Row, *, asked: bool = False, patient_ns: int = 0) -> Copy:
         """Whether ``row`` is a copy of the packet at position ``earlier``.
 
-        ``asked``: the receiver asked in between for the packet to be sent again. ``patient_ns``: its sender waits so
-        long until it sends it again. Senders number IPv4 packets, so equal numbers are a copy and others none; without
-        numbers only the time between the two tells.
+        ``asked``: the receiver asked in between for the packet to be sent again. ``patient_ns``: the sender waits at
+        least this long before it sends the packet again. Senders number IPv4 packets: equal numbers mean a copy, other
+        numbers a packet sent again. Without numbers the time between the two decides.
         """
         first, second = self._holding(earlier), self._holding(row.position)
         if second is None:
@@ -60,7 +60,7 @@ class Window:
         late = between_ns > (ELSEWHERE_WITHIN_NS if elsewhere else UNSURE_WITHIN_NS)
         (number, data), (other_number, other_data) = first.packet(earlier), second.packet(row.position)
         if first.cut(earlier) or second.cut(row.position):
-            # Two capture points with a snap length each: what both have is alike.
+            # Two capture points may have different snap lengths: the bytes that both have are compared.
             shorter = min(len(data), len(other_data))
             data, other_data = data[:shorter], other_data[:shorter]
         if (number, data) != (other_number, other_data):
@@ -68,7 +68,7 @@ class Window:
         if between_ns < patient_ns:
             return Copy.YES
         if late:
-            # Merged captures may have clocks any time apart: an equal number may make it a copy, a time does not.
+            # The clocks of merged captures may differ by any time, so only an equal number can suggest a copy.
             return Copy.UNSURE if number > 0 else Copy.NO
         if number > 0:
             return Copy.YES
@@ -76,7 +76,7 @@ class Window:
         return Copy.UNSURE if asked or between_ns > within_ns else Copy.YES
 
     def interface(self, row: Row) -> int:
-        """The interface that ``row`` came in at, -1 when its bytes are not here any more."""
+        """The interface of ``row``, or -1 when its bytes are no longer kept."""
         frames = self._holding(row.position)
         return -1 if frames is None else frames.interface(row.position)
 
