@@ -108,5 +108,5 @@ def test_what_a_node_tells_is_checked() -> None:
     """Plain data of adapters comes back as adapters; anything else is the node's error."""
     assert told_adapters([asdict(adapter) for adapter in FOUND]) == FOUND
     for nonsense in (None, 5, [{}], [{"name": "x"}], [asdict(SOFT) | {"ports": 5}]):
-        with pytest.raises(NodeError, match="no list of adapters"):
+        with pytest.raises(NodeError, match="not a list of adapters"):
             told_adapters(nonsense)
