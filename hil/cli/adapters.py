@@ -1,4 +1,4 @@
-"""``hil adapters``: the RDMA adapters there are."""
+"""``hil adapters``: list RDMA adapters."""
 
 import json
 import sys
@@ -16,15 +16,16 @@ from hil.progress import harmless
 @click.option(
     "--lab",
     type=LabType(),
-    help="A lab: the adapters of each of its nodes, provisioned (default: those of this machine).",
+    help="List the provisioned adapters of each node of this lab (default: the adapters of this machine).",
 )
-@click.option("--gids", is_flag=True, help="With each port's GID table.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON: node to its adapters.")
+@click.option("--gids", is_flag=True, help="Also show each port's GID table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the adapters by node.")
 @click.argument("which", required=False)
 def adapters(lab: Path | None, gids: bool, as_json: bool, which: str | None) -> None:
-    """The RDMA adapters there are, or only WHICH: a device, netdev, PCI address, GUID or IP address.
+    """List all RDMA adapters, or only WHICH: a device, netdev, PCI address, GUID or IP address.
 
-    Exit code 2 when there is no RDMA, no such adapter, or a node of the lab that does not tell; the others are shown.
+    Exit code 2 when there is no RDMA or no such adapter, or when a node of the lab does not answer. The adapters of the
+    other nodes are shown.
     """
     from hil.adapters.find import adapters as of_this_machine
     from hil.adapters.find import plain

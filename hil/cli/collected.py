@@ -1,4 +1,4 @@
-"""The tests that pytest collects of the suite, asked once for each state of the code."""
+"""The tests that pytest collects of the suite, cached for each state of the code."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from hil.files import passing_folder, write_whole
 from hil.suite import CONTRACT, FAULTS, SUITE
 
 PACKAGE = Path(__file__).parents[1]
-# Links to folders are not followed by themselves.
+# rglob does not follow links to folders, so each linked folder is listed.
 FOLDERS = (PACKAGE, PACKAGE / "testing", CONTRACT, FAULTS)
 KEPT = 8
 
@@ -23,8 +23,8 @@ KEPT = 8
 def named_requirements() -> dict[str, list[str]]:
     """Each test of the suite with the requirements it names. Raises HilError.
 
-    Collecting hundreds of tests takes seconds: the answer is kept in the cache under a key of every file's time and
-    size, and asked for again when one of them changes.
+    Collecting hundreds of tests takes seconds. So the result is cached under a key of every file's time and size, and
+    the tests are collected again when a file changes.
     """
     kept = cache_folder() / "collected" / f"{_state()}.json"
     with suppress(OSError, ValueError):
@@ -44,7 +44,7 @@ def _state() -> str:
     digest.update((SUITE / "pytest.ini").read_bytes())
     for folder in FOLDERS:
         for path in sorted(folder.rglob("*")):
-            # An editor's link to nowhere has a size and a time, too, and may go while we look.
+            # An editor may make a broken link here. It has a size and a time, and may be removed at any moment.
             if path.suffix in (".py", ".csv") and (status := _status(path)) is not None:
                 digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
@@ -58,7 +58,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _checked(found: object) -> dict[str, list[str]]:
-    """Raises ValueError for what this module did not write."""
+    """``found`` unchanged. Raises ValueError if this module cannot have written it."""
     if not isinstance(found, dict) or not all(isinstance(names, list) for names in found.values()):
         raise ValueError("not tests and their requirements")
     return found

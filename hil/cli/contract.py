@@ -1,4 +1,4 @@
-"""``hil contract``: how the contract stands by the newest results."""
+"""``hil contract``: the state of each requirement by the newest results."""
 
 import sys
 from pathlib import Path
@@ -15,19 +15,19 @@ from hil.errors import HilError
     "--results",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="The run whose verdicts count (default: the newest below results/); of several, the last that ran a test.",
+    help="The run with the verdicts (default: the newest below results/). Of several, the last that ran a test counts.",
 )
 @click.option("--strict", is_flag=True, help="Fail also when an untagged must is neither kept nor not observable.")
 @click.option(
     "--compare",
     type=(click.Path(path_type=Path), click.Path(path_type=Path)),
-    help="Two results folders: a table of what differs, in what they were made with and in what they found.",
+    help="Two results folders: show the differences in their provenance and their verdicts.",
 )
 @click.argument("which", nargs=-1)
 def contract(
     results: tuple[Path, ...], strict: bool, compare: tuple[Path, Path] | None, which: tuple[str, ...]
 ) -> None:
-    """How the contract stands: a count for each area, or all about each of WHICH (ids like CLOSE-17, or areas).
+    """Show the state of the contract: a count for each area, or all details of WHICH (ids like CLOSE-17, or areas).
 
     "kept": every test that names the requirement passed in that run. Exit code 1 when a requirement is broken.
     """
@@ -56,6 +56,6 @@ def contract(
         chosen = list(shown.values())
         click.echo("\n".join([*report.table(shown), *report.lists(shown)]))
     if strict and (left := report.unsettled({s.requirement.id: s for s in chosen})):
-        click.echo(f"hil: error: musts that were not seen kept: {', '.join(left)}", err=True)
+        click.echo(f"hil: error: musts without a test that shows them kept: {', '.join(left)}", err=True)
         sys.exit(1)
     sys.exit(int(any(s.standing is report.Standing.BROKEN for s in chosen)))

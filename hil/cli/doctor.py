@@ -1,4 +1,4 @@
-"""``hil doctor``: whether a lab will work here, and the command that mends it."""
+"""``hil doctor``: check whether a lab will work here, and name the commands that repair it."""
 
 import sys
 from pathlib import Path
@@ -11,9 +11,9 @@ from hil.cli.options import LAB, lab_of
 @click.command()
 @LAB
 def doctor(lab: Path) -> None:
-    """Look at this machine and at the lab's nodes: what is missing, what would fail, and what mends it.
+    """Examine this machine and the lab's nodes. For each problem, print the command that repairs it.
 
-    Exit code 0: the lab will work. 2: something is bad. Nothing is changed.
+    Exit code 0: the lab will work. 2: there is a problem. The command changes nothing.
     """
     from hil.labs.doctor import examine
     from hil.labs.findings import report

@@ -17,22 +17,22 @@ from hil.suite import SUITE
 
 @click.command()
 @LAB
-@click.option("--results", type=click.Path(path_type=Path), help="Show this run instead of running anything.")
-@click.option("--cell", default="", help="One cell, as DREQ/drop: what happened in the newest run that holds it.")
-@click.option("--run", "again", is_flag=True, help="With --cell: run it now.")
-@click.option("--page", type=click.Path(path_type=Path), help="Write the grid as a page here as well.")
+@click.option("--results", type=click.Path(path_type=Path), help="Show this run instead of running the matrix.")
+@click.option("--cell", default="", help="Show one cell, such as DREQ/drop, of the newest run with it.")
+@click.option("--run", "again", is_flag=True, help="With --cell: run the cell now.")
+@click.option("--page", type=click.Path(path_type=Path), help="Also write the grid to this HTML page.")
 @click.option(
     "-j",
     "--jobs",
     type=click.IntRange(1),
     default=lambda: min(2 * (os.cpu_count() or 1) + 1, MAX_JOBS),
-    show_default=f"two for each core and one, at most {MAX_JOBS}: most cells wait for time-outs",
-    help="How many cells run at once, each on a pair of its own.",
+    show_default=f"two for each core and one more, at most {MAX_JOBS}, as most cells wait for time-outs",
+    help="How many cells run at once, each on its own pair.",
 )
 def faults(lab: Path, results: Path | None, cell: str, again: bool, page: Path | None, jobs: int) -> None:
-    """Run the fault matrix and show it as a grid: each kind of frame suffers each fault, then comes a hard close.
+    """Run the fault matrix and show it as a grid: each fault is applied to each kind of frame, then comes a hard close.
 
-    Exit code as hil run, also of what is only shown: 0 all passed, 1 a fail, 2 invalid, or no run was found.
+    Exit code 0: all shown cells passed. 1: a fail. 2: invalid, or no run was found.
     """
     from rich.console import Console
 
@@ -48,7 +48,7 @@ def faults(lab: Path, results: Path | None, cell: str, again: bool, page: Path |
             raise HilError("no run of the matrix below results/; start one with: hil faults")
         found = grid.outcomes(results.absolute())
         if chosen and str(chosen) not in found:
-            raise HilError(f"{results} holds no {chosen}; run it with: hil faults --cell {chosen} --run")
+            raise HilError(f"{results} has no cell {chosen}; run it with: hil faults --cell {chosen} --run")
     except HilError as error:
         click.echo(f"hil: error: {error}", err=True)
         sys.exit(2)
@@ -63,7 +63,7 @@ def faults(lab: Path, results: Path | None, cell: str, again: bool, page: Path |
 
 
 def _run_faults(lab: Path, jobs: int, chosen: str) -> tuple[Path, int]:
-    """Run the matrix, or one cell by its pytest id; the results' folder and the exit code."""
+    """Run the matrix, or one cell by its pytest id. Returns the results' folder and the exit code."""
     import pytest
 
     from hil.report.grid import MATRIX, SCENARIOS

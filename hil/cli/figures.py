@@ -1,4 +1,4 @@
-"""``hil figures``: a pristine pair measured."""
+"""``hil figures``: measure a pristine pair."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from hil.labs.kinds import kind_of
 @click.option("--pairs", default=5, show_default=True, type=click.IntRange(1), help="How many pristine pairs to time.")
 @LAB
 def figures(lab: Path, pairs: int) -> None:
-    """Measure on this machine: time of a pristine provisioned pair, and memory of each node."""
+    """Measure the time to make a pristine provisioned pair on this machine, and the memory of each node."""
     file = lab_of(lab)
     try:
         for line in kind_of(file).measure(file, pairs):

@@ -1,4 +1,4 @@
-"""``hil judge``: evidence judged again by today's rules."""
+"""``hil judge``: judge evidence again by the current rules."""
 
 import json
 import sys
@@ -16,11 +16,11 @@ from hil.verdict import exit_code
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text; hil/report/judge.py gives its shape.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def judge(as_json: bool, folder: Path) -> None:
-    """Judge the evidence of a run, or of one test, again: FOLDER is what hil run wrote, or a test's folder in it.
+    """Judge the evidence of a run, or of one test, again. FOLDER is a folder of hil run, or a test's folder in it.
 
-    No lab is needed. Each test is told with its old verdict and the new one, and the findings that changed.
+    No lab is needed. For each test, the old and the new verdict are printed, and the findings that changed.
 
-    Exit code 0: no test fails now. 1: a fail. 2: something could not be judged, or not be read.
+    Exit code 0: no test fails now. 1: a fail. 2: some evidence could not be judged or read.
     """
     from hil.report import judge as report
 

@@ -1,4 +1,4 @@
-"""``hil lab``: what a lab can do, before anything is touched; and a lab kept running for work by hand."""
+"""``hil lab``: check a lab without touching it, keep a lab running for work by hand, and restore hosts."""
 
 import json
 import os
@@ -31,14 +31,14 @@ from hil.progress import harmless
 from hil.suite import CONTRACT, FAULTS
 from hil.waiting import wait_until
 
-# The first time, the guest image is built and booted in it.
+# The first start of a lab includes the build and boot of the guest image.
 UP_TIMEOUT_S, DOWN_TIMEOUT_S = 900.0, 60.0
 POLL_S = 0.1
 
 
 @click.group()
 def lab() -> None:
-    """Look at labs, and work with one by hand."""
+    """Check labs, and work with one by hand."""
 
 
 LAB_FILE = click.argument("file", type=LabType(), default=DEFAULT)
@@ -48,9 +48,9 @@ LAB_FILE = click.argument("file", type=LabType(), default=DEFAULT)
 @LAB_FILE
 @click.option("--tests", "listed", is_flag=True, help="Name each test that will be unsupported.")
 def check(file: Path, listed: bool) -> None:
-    """Say which tests will run on the lab of FILE and which will be unsupported, and why; nothing is touched.
+    """Show which tests will run on the lab of FILE, and which will be unsupported and why. The nodes are not touched.
 
-    Exit code 2 when the file holds mistakes.
+    Exit code 2 when the file has mistakes.
     """
     known = lab_of(file)
     click.echo("\n".join(described(known)))
@@ -59,7 +59,7 @@ def check(file: Path, listed: bool) -> None:
 
 
 def described(known: LabFile) -> list[str]:
-    """What a lab is made of, what it has and what it lacks, in lines."""
+    """Lines that describe a lab: its parts, the needs that it meets, and those that it does not meet."""
     kind = kind_of(known)
     lines = [f"lab {known.lab.name} ({known.lab.kind})", *kind.described(known)]
     missing = kind.lacks(known)
@@ -70,7 +70,10 @@ def described(known: LabFile) -> list[str]:
 
 
 def unsupported(file: Path) -> dict[str, str]:
-    """Each test of the contract and of the faults with why the lab cannot run it, or an empty text. Raises HilError."""
+    """Each test of the contract and of the faults, with the reason why the lab cannot run it or an empty text.
+
+    Raises HilError.
+    """
     with passing_folder("hil-") as folder:
         out = folder / "unsupported.json"
         command = [
@@ -91,7 +94,7 @@ def unsupported(file: Path) -> dict[str, str]:
 
 
 def outlook(told: dict[str, str], *, listed: bool) -> list[str]:
-    """How many tests will run, and how many will not for which reason."""
+    """Lines with the number of tests that will run, and the number that will not, by reason."""
     reasons = Counter(reason for reason in told.values() if reason)
     lines = [
         f"{len(told) - reasons.total()} tests of contract and faults will run, {reasons.total()} will be unsupported"
@@ -120,18 +123,18 @@ def up(file: Path) -> None:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
-        # Were this command ended before the supervisor wrote it, the next one would take the folder for left behind.
+        # This command writes the file, not the supervisor. Without it another command would remove the folder.
         (folder / "pid").write_text(str(process.pid))
         _wait_up(process, folder)
     except KeyboardInterrupt:
-        # It has a session of its own, and heard nothing of the key.
+        # The supervisor has its own session, so Ctrl-C did not reach it.
         _end(process, folder)
         raise
     _show(folder)
 
 
 def _end(process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """End a supervisor that is making its lab; what it did so far is undone."""
+    """End a supervisor that is making its lab. The supervisor undoes its changes."""
     process.terminate()
     try:
         process.wait(DOWN_TIMEOUT_S)
@@ -146,7 +149,7 @@ def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 
     def ended_or_up() -> str:
         nonlocal shown
-        # Asked before the log is read: what a supervisor said last is in it then.
+        # Check before the log is read, so that the log of an ended supervisor is complete.
         ended = process.poll() is not None
         text = (folder / "log").read_text(errors="replace")
         click.echo(text[shown:], nl=False, err=True)
@@ -160,20 +163,20 @@ def _wait_up(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 def _labs(among: Callable[[], dict[str, Path]]) -> dict[str, Path]:
-    """The labs ``among`` tells of; those on hosts that were killed are told to the user, once."""
+    """The labs that ``among`` returns. Labs on hosts that were killed are reported to the user once."""
     for folder, file in or_give_up(running.killed).items():
         restoring = shlex.join(["hil", "lab", "restore", harmless(str(file))])
-        click.echo(f"hil: lab {folder.name} was killed; undo what it changed on its hosts with: {restoring}", err=True)
+        click.echo(f"hil: lab {folder.name} was killed; undo its changes on the hosts with: {restoring}", err=True)
     return or_give_up(among)
 
 
 def _chosen(name: str, among: Callable[[], dict[str, Path]] = running.running) -> Path:
-    """The folder of the running lab ``name``, or of the only one; ends the program with 2."""
+    """The folder of the running lab ``name``, or of the only one. If there is none, ends the program with 2."""
     known = _labs(among)
     if not known:
         give_up("no lab runs; start one with: hil lab up")
     if name not in known and (name or len(known) > 1):
-        give_up(f"name one of the labs that run: {', '.join(known)}")
+        give_up(f"name one of the running labs: {', '.join(known)}")
     return known[name] if name else next(iter(known.values()))
 
 
@@ -185,13 +188,13 @@ def _show(folder: Path) -> None:
     click.echo(f"  {status['capture']}")
 
 
-NAME = click.option("--name", default="", help="Which of the running labs, when there are several.")
+NAME = click.option("--name", default="", help="The name of the running lab, if there are several.")
 NODE = click.argument("node")
 
 
 @lab.command()
 def status() -> None:
-    """Show the labs that run, their nodes, and how much was recorded."""
+    """Show the running labs, their nodes, and the number of recorded frames."""
     for folder in _labs(running.running).values():
         _show(folder)
 
@@ -199,9 +202,9 @@ def status() -> None:
 @lab.command()
 @NAME
 @NODE
-@click.option("--follow", is_flag=True, help="Go on until interrupted.")
+@click.option("--follow", is_flag=True, help="Continue until interrupted.")
 def console(name: str, node: str, follow: bool) -> None:
-    """Print what NODE's console said (a host's: what ssh and the agent said)."""
+    """Print the console output of NODE. For a host, this is the output of ssh and of the agent."""
     folder = _chosen(name)
     paths = [path for path in (folder / "pair" / f"console-{node}", folder / f"console-{node}") if path.exists()]
     if not paths:
@@ -221,7 +224,7 @@ def console(name: str, node: str, follow: bool) -> None:
 def shell(name: str, node: str, command: tuple[str, ...]) -> None:
     """Open a shell on NODE, or run COMMAND there and end with its exit status.
 
-    COMMAND may take 30 s and is killed then; run what takes longer in the shell.
+    COMMAND is killed after 30 s. Run longer commands in the shell.
     """
     folder = _chosen(name)
     if command:
@@ -238,7 +241,7 @@ def shell(name: str, node: str, command: tuple[str, ...]) -> None:
 
 
 def _terminal(control: socket.socket) -> None:
-    """Join our terminal and the node's, until either ends."""
+    """Join this terminal and the node's until either ends."""
     control.settimeout(None)
     ours = sys.stdin.fileno()
     before = termios.tcgetattr(ours) if os.isatty(ours) else None
@@ -254,7 +257,7 @@ def _terminal(control: socket.socket) -> None:
                 os.write(sys.stdout.fileno(), data)
             if ours in ready:
                 data = os.read(ours, 1 << 16)
-                # The end of a file that was given to us is the end of what is typed, as at a terminal.
+                # At the end of an input file, send Ctrl-D, as a user at a terminal would.
                 control.sendall(data or b"\x04")
                 sources = sources if data else [control]
     finally:
@@ -265,37 +268,37 @@ def _terminal(control: socket.socket) -> None:
 @lab.command()
 @click.argument("name", default="")
 def down(name: str) -> None:
-    """End a lab that runs or is being made: its nodes stop, hosts are left as they were, its recording is removed.
+    """End a lab that runs or is being made: its nodes stop, hosts are restored, and its recording is removed.
 
-    Exit code 2 where something could not be left as it was; it is named.
+    Exit code 2 when a change could not be undone. The change is named.
     """
     folder = _chosen(name, running.labs)
-    # Of a lab that is being made, "up" tells what goes wrong.
+    # For a lab that is being made, "up" reports the errors.
     runs = running.answers(folder)
     running.end(folder)
     if not wait_until(lambda: not running.lives(folder), DOWN_TIMEOUT_S, "end of the lab", strict=False, poll_s=POLL_S):
         give_up(f"lab {folder.name} did not end within {DOWN_TIMEOUT_S:.0f} s: see {folder}/log")
-    # A supervisor that could leave all as it was has removed its folder.
+    # A supervisor that could undo all changes has removed its folder.
     last_words = (folder / "log").read_text(errors="replace").strip() if (folder / "log").exists() else ""
     or_give_up(running.labs)
     if runs and last_words:
-        give_up(f"lab {folder.name} is down, and not all is as it was:\n{last_words}")
+        give_up(f"lab {folder.name} is down, but not all changes were undone:\n{last_words}")
     click.echo(f"hil: lab {folder.name} is down")
 
 
 @lab.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Restore although a bench is at work there.")
+@click.option("--force", is_flag=True, help="Restore even where a bench is at work.")
 def restore(file: Path, force: bool) -> None:
-    """Undo on the hosts of FILE what provisioning changed there, however the run that changed it ended.
+    """Undo the changes of provisioning on the hosts of FILE, after a run that could not undo them.
 
-    What cannot be undone is named and stays noted; exit code 2 then. A host where a bench is at work is left alone.
-    Guests need no restoring: they end with their run.
+    A change that cannot be undone is named and stays noted, and the exit code is 2. A host where a bench is at work is
+    not changed. Guests need no restoring: they end with their run.
     """
     known = lab_of(file)
     kind = kind_of(known)
     if not kind.lasting:
-        click.echo(f"hil: the nodes of {known.lab.name} end with each run: there is nothing to restore")
+        click.echo(f"hil: the nodes of {known.lab.name} end with each run, so there is nothing to restore")
         return
     done = or_give_up(lambda: kind.restore(known, file.absolute().parent, force=force))
     for name, changes in done.undone.items():

@@ -1,4 +1,4 @@
-"""The ``hil`` command: a verb a module."""
+"""The ``hil`` command. Each verb is in its own module."""
 
 from typing import Any
 
@@ -25,14 +25,14 @@ from hil.interrupts import end_by_any
 
 
 class _Commands(click.Group):
-    """The verbs. One that is told to end, and does not end in its own way, ends with 2: nothing was judged."""
+    """The verbs. A verb that a signal ends has exit code 2, unless it handles the signal itself."""
 
     def invoke(self, ctx: click.Context) -> Any:
         end_by_any()
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort):
-            # click's own answer is exit code 1, which is a fail here.
+            # click's own exit code would be 1, which means a fail here.
             give_up("interrupted")
 
 

@@ -1,4 +1,4 @@
-"""``hil mutants``: does the contract find the mutants of the provider?"""
+"""``hil mutants``: check that the contract's tests find the mutants of the provider."""
 
 import shutil
 import subprocess
@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 @LAB
 @JOBS
 @click.option(
-    "--all", "whole", is_flag=True, help="Every test of the contract, not only those of the areas that a mutant breaks."
+    "--all",
+    "whole",
+    is_flag=True,
+    help="Run every test of the contract, not only the tests of the areas that a mutant breaks.",
 )
-@click.option("--list", "listed", is_flag=True, help="Name every mutant with its layer and the requirements it breaks.")
+@click.option("--list", "listed", is_flag=True, help="List every mutant with its layer and the requirements it breaks.")
 @click.argument("names", nargs=-1)
 def mutants(lab: Path, jobs: int | None, whole: bool, listed: bool, names: tuple[str, ...]) -> None:
-    """Run the contract against mutants of the provider (default: all of them), and say which tests fail.
+    """Run the contract against mutants of the provider (default: all of them), and print which tests fail.
 
-    Exit code 1 when a mutant breaks a requirement that no failed test names. Evidence lies in results/mutants/NAME.
+    Exit code 1 when a mutant breaks a requirement that no failed test names. Evidence is in results/mutants/NAME.
     """
     from hil.report import mutants as report
 

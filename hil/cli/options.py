@@ -1,4 +1,4 @@
-"""The option that names a lab file, and how a command ends when it cannot go on."""
+"""The option that names a lab file, and functions that end a command with an error."""
 
 import sys
 from collections.abc import Callable
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class LabType(click.ParamType[Path]):
-    """A lab file, by its path or by the name of an example; the value is its path."""
+    """A lab file, given by its path or by the name of an example. The value is its path."""
 
     name = "lab"
 
@@ -39,13 +39,13 @@ LAB = click.option(
 
 
 def give_up(error: object) -> NoReturn:
-    """Say what is wrong, and end the program with 2: the set-up could not be made."""
+    """Print an error, and end the program with 2."""
     click.echo(f"hil: error: {error}", err=True)
     sys.exit(2)
 
 
 def or_give_up(work: Callable[[], T]) -> T:
-    """The result of ``work``; an error of the bench or the system ends the program with 2."""
+    """The result of ``work``. An error of the bench or the system ends the program with 2."""
     try:
         return work()
     except (HilError, OSError) as error:
@@ -53,5 +53,5 @@ def or_give_up(work: Callable[[], T]) -> T:
 
 
 def lab_of(path: Path) -> LabFile:
-    """The lab file at ``path``; its mistakes end the program with 2."""
+    """The lab file at ``path``. Mistakes in it end the program with 2."""
     return or_give_up(lambda: read_lab_file(path))

@@ -1,4 +1,4 @@
-"""``hil prepare``: build what the nodes of a soft lab are made from."""
+"""``hil prepare``: build the guest images and snapshots of a soft lab."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from hil.labs.kinds import kind_of
 @click.command()
 @LAB
 def prepare(lab: Path) -> None:
-    """Build or reuse the guest images and snapshots of a soft lab."""
+    """Build the guest images and snapshots of a soft lab, unless they are cached."""
     file = lab_of(lab)
     told = or_give_up(lambda: kind_of(file).prepare(file))
     click.echo(f"hil: {lab.name} {told}")

@@ -1,4 +1,4 @@
-"""``hil run``: the contract on a lab."""
+"""``hil run``: run the contract's tests on a lab."""
 
 import sys
 import time
@@ -14,20 +14,27 @@ from hil.labs.kinds import jobs as jobs_on
 @click.command(context_settings={"ignore_unknown_options": True})
 @LAB
 @click.option("--results", default="", help="Folder for evidence (default: results/<time>).")
-@click.option("--all", "whole", is_flag=True, help="The whole contract, not only the teardown.")
+@click.option("--all", "whole", is_flag=True, help="Run the whole contract, not only the teardown.")
 @click.option(
     "--requirement",
     "requirement",
     multiple=True,
     metavar="ID",
-    help="The tests of one requirement or area. Repeatable.",
+    help="Run only the tests of this requirement or area. Repeatable.",
 )
 @click.option("--provider", default="", help="The provider under test: PACKAGE.MODULE:FACTORY, or its installed name.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the provider. Repeatable.")
-@click.option("--thorough", is_flag=True, help="Repetition as well: every round of the races, long waits.")
-@click.option("--jitter", default="", metavar="SEED", help="Random naps where threads and machines meet; SEED or new.")
-@click.option("--needing", multiple=True, metavar="NEED", help="Only tests that have this need of the lab. Repeatable.")
-@click.option("--fresh-pairs", is_flag=True, help="A pair for each test that no test had before.")
+@click.option("--thorough", is_flag=True, help="Also run repetitions: every round of the races, long waits.")
+@click.option(
+    "--jitter",
+    default="",
+    metavar="SEED",
+    help="Insert random naps in calls, up-calls, events and frames. SEED or new.",
+)
+@click.option(
+    "--needing", multiple=True, metavar="NEED", help="Run only tests that have this need of the lab. Repeatable."
+)
+@click.option("--fresh-pairs", is_flag=True, help="Give every test a pair that no other test has used.")
 @JOBS
 @click.argument("tests", nargs=-1, type=click.UNPROCESSED)
 def run(
@@ -46,9 +53,9 @@ def run(
 ) -> None:
     """Run the teardown contract on a lab, or with --all the whole contract.
 
-    TESTS are tests of one's own, tests of the suite (contract/test_closing.py), and further options of pytest.
+    TESTS are your own tests, tests of the suite (contract/test_closing.py), and further options of pytest.
 
-    Exit code 0: nothing failed and nothing was invalid. 1: a fail. 2: invalid, or the set-up could not be made.
+    Exit code 0: no test failed or was invalid. 1: a fail. 2: invalid, or the set-up could not be made.
     """
     import pytest
 

@@ -1,4 +1,4 @@
-"""How the verbs run pytest over the contract: which tests, how many at once, and their exit code."""
+"""Arguments and exit codes of pytest, for the verbs that run the contract's tests."""
 
 import subprocess
 import sys
@@ -12,39 +12,40 @@ from hil.labs.kinds import MAX_JOBS, kind_of
 from hil.labs.schema import LabFile
 from hil.suite import CONTRACT, SUITE, in_suite
 
-# pytest's options whose value may stand behind a blank: it names no tests.
+# Options of pytest whose value may follow as the next argument. Such a value names no tests.
 TAKE_A_VALUE = ("-k", "-m", "-p", "-o", "-c", "-W", "-n", "--maxfail", "--deselect", "--ignore", "--timeout", "--tb")
 NO_CACHE = "no:cacheprovider"
 JOBS = click.option(
     "-j",
     "--jobs",
     type=click.IntRange(1),
-    show_default=f"as many as the lab carries on this machine, at most {MAX_JOBS}",
-    help="How many tests run at once, each on a pair of its own.",
+    show_default=f"as many as the lab can run on this machine, at most {MAX_JOBS}",
+    help="How many tests run at once, each on its own pair.",
 )
 
 
 def prepared(path: Path) -> LabFile:
-    """The lab file at ``path``, and what its nodes are made from built when needed; ends the program with 2."""
+    """Read the lab file at ``path`` and prepare its nodes' images. An error ends the program with 2."""
     file = lab_of(path)
     or_give_up(lambda: kind_of(file).prepare(file))
     return file
 
 
 def suite_arguments(*, cache: bool = False) -> list[str]:
-    """pytest's arguments for tests of the suite: its own settings, and ids that are the same wherever it lies.
+    """pytest's arguments for tests of the suite: its own settings, and ids that do not depend on its folder.
 
-    With ``cache``, pytest remembers in the current folder which tests failed; else it remembers nothing.
+    ``cache``: pytest keeps a list of failed tests in the current folder.
     """
     kept = ["-o", f"cache_dir={Path('.pytest_cache').absolute()}"] if cache else ["-p", NO_CACHE]
     return ["-c", str(SUITE / "pytest.ini"), f"--rootdir={SUITE}", *kept]
 
 
 def arguments(tests: Sequence[str], *, whole: bool) -> list[str]:
-    """pytest's arguments for what a command line names: the suite's settings unless there are tests of one's own.
+    """pytest's arguments for a command line. The suite's settings apply unless it names the user's own tests.
 
-    ``tests`` are paths with or without the name of a test behind ``::``, and options of pytest. A path is taken from
-    the current folder, else from the suite. Where no tests are named: those of the teardown, or with ``whole`` all.
+    ``tests`` are paths with or without the name of a test after ``::``, and options of pytest. A path is looked up in
+    the current folder, then in the suite. If no tests are named, the tests of the teardown are chosen, or with
+    ``whole`` all tests.
     """
     before = ["", *tests]
     found = [(None, test) if last in TAKE_A_VALUE else _placed(test) for last, test in zip(before, tests, strict=False)]
@@ -57,7 +58,7 @@ def arguments(tests: Sequence[str], *, whole: bool) -> list[str]:
 
 
 def _placed(test: str) -> tuple[Path | None, str]:
-    """A path to tests as (file or folder, argument for pytest); (None, argument) of anything else."""
+    """(file or folder, argument for pytest) for a path to tests; (None, argument) for any other argument."""
     name, colons, rest = test.partition("::")
     if test.startswith("-") or not name:
         return None, test
@@ -69,7 +70,10 @@ def _placed(test: str) -> tuple[Path | None, str]:
 
 
 def check_tests(chosen: Sequence[str]) -> None:
-    """End the program with 2 unless pytest can collect these tests: of several processes none would say why."""
+    """End the program with 2 and pytest's message unless pytest can collect these tests.
+
+    pytest with several processes prints no message for this.
+    """
     command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", *chosen]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -79,10 +83,10 @@ def check_tests(chosen: Sequence[str]) -> None:
 
 
 def parallel(jobs: int) -> list[str]:
-    """pytest's arguments for so many tests at once."""
+    """pytest's arguments to run ``jobs`` tests at once."""
     return [f"--numprocesses={jobs}", "--dist=worksteal"] if jobs > 1 else []
 
 
 def exit_code(status: int) -> int:
-    """pytest's exit status as the bench's: whatever is neither all right nor a fail is a set-up that broke."""
+    """The bench's exit code for pytest's exit status: 0 and 1 are kept, any other status means a broken set-up."""
     return status if status in (0, 1) else 2

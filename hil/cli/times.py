@@ -1,4 +1,4 @@
-"""``hil times``: where the time of a run went."""
+"""``hil times``: show how the time of a run was spent."""
 
 import json
 import sys
@@ -11,14 +11,16 @@ from hil.errors import HilError
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Everything as JSON, seconds.")
-@click.option("--most", default=15, show_default=True, type=click.IntRange(1), help="Rows of each table.")
+@click.option("--json", "as_json", is_flag=True, help="Print all times as JSON, in seconds.")
+@click.option(
+    "--most", default=15, show_default=True, type=click.IntRange(1), help="The largest number of rows in each table."
+)
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 def times(folder: Path | None, as_json: bool, most: int) -> None:
-    """Where the time of a run went: by folder, file and phase, the slowest tests, long waits, how busy the cores were.
+    """Show the time of a run by folder, file and phase, the slowest tests, long waits, and the load of the cores.
 
-    FOLDER is a results folder (default: the newest below results/). A phase's seconds are the wall's; processor is the
-    time that all processes worked for the test, as far as they live on this machine; waiting is what is left.
+    FOLDER is a results folder (default: the newest below results/). A phase's seconds are wall time. Processor is the
+    processor time of all the test's processes on this machine. Waiting is the rest.
     """
     from rich.console import Console
 
@@ -27,7 +29,7 @@ def times(folder: Path | None, as_json: bool, most: int) -> None:
     if folder is None:
         folder = report.newest(Path("results"))
         if folder is None:
-            give_up("no run that kept its times below results/")
+            give_up("no run below results/ has kept its times")
     try:
         found = report.read(folder)
     except HilError as error:
@@ -35,5 +37,5 @@ def times(folder: Path | None, as_json: bool, most: int) -> None:
     if as_json:
         click.echo(json.dumps(report.as_json(found), indent=1))
     else:
-        # A file or a pipe has no width: there the tables are as wide as they must be.
+        # A file or a pipe has no width, so the tables get their full width.
         report.show(found, Console() if sys.stdout.isatty() else Console(width=report.WIDTH), most)

@@ -1,4 +1,4 @@
-"""``hil verdicts``: the verdicts of a run, a line each."""
+"""``hil verdicts``: print the verdicts of a run, a line for each test."""
 
 import sys
 from pathlib import Path
@@ -10,10 +10,13 @@ from hil.verdict import Verdict
 
 
 @click.command()
-@click.option("--only", type=click.Choice([*Verdict]), help="Only these.")
+@click.option("--only", type=click.Choice([*Verdict]), help="Print only tests with this verdict.")
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 def verdicts(only: str | None, folder: Path | None) -> None:
-    """The verdicts of a run, FOLDER or the newest below results/: a line each, verdict and test with a tab between."""
+    """Print the verdicts of the run in FOLDER, or of the newest below results/.
+
+    Each line has the verdict, a tab and the test.
+    """
     from hil.evidence.bundle import read_verdicts
     from hil.report import contract as report
 

@@ -117,6 +117,10 @@ def folder_of(results: Path, test: str) -> Path:
     return results / re.sub(r"[^A-Za-z0-9_-]+", "_", test.removeprefix("tests/"))
 
 
+class _Older(ResultsError):
+    pass
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -166,8 +170,10 @@ def read_verdicts(results: Path) -> list[VerdictRecord]:
     try:
         told = plain.load(_text(results / VERDICTS), str(results / VERDICTS))
         if isinstance(told, list) and any(isinstance(one, dict) and "links" in one for one in told):
-            raise ResultsError(f"{results / VERDICTS}: an older version of the bench wrote it; run the tests again")
+            raise _Older(f"{results / VERDICTS}: an older version of the bench wrote it; run the tests again")
         return [*plain.read(tuple[VerdictRecord, ...], told, VERDICTS)]
+    except _Older:
+        raise
     except EvidenceError as error:
         raise ResultsError(f"{results} holds no verdicts: {error}; name a folder that hil run wrote") from error
 

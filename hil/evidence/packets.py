@@ -11,8 +11,9 @@ from hil.capture.pcapng import CapturedFrame
 from hil.roce.frames import CMDREQ, CMREP, CMREQ, MAD, CmAttribute, DataPacket, addresses, dissect, scan
 from hil.roce.psn import Psn
 from hil.roce.qpn import Qpn, qpn_of
+from hil.roce.rkey import Rkey
 
-_NO_QPN = Qpn(-1)
+_NO_QPN, _NO_KEY = Qpn(-1), Rkey(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class RocePacket:
     local_gid: str = ""
     remote_gid: str = ""
     reason: int = -1
-    rkey: int = -1
+    rkey: Rkey = _NO_KEY
     address: int = -1
     length: int = -1
 

@@ -32,8 +32,8 @@ class ClockRelation:
 
 
 def joined(relations: Sequence[ClockRelation]) -> ClockRelation:
-    """The relation that holds for the whole time between several: by how much one clock is shown to run faster than the
-    other is uncertain."""
+    """The relation that holds for the whole time between several measurements. Drift between the clocks is added to the
+    uncertainty."""
     best = min(relations, key=lambda known: known.uncertainty_ns)
     apart = max(
         abs(known.offset_ns - best.offset_ns) - known.uncertainty_ns - best.uncertainty_ns for known in relations
@@ -52,9 +52,9 @@ class _Call:
 class Channel:
     """Calls to a node's agent and its workers over ``sock``; several at a time, from any thread.
 
-    ``on_event(worker, event)`` gets what workers say unasked. ``last_words()`` is added to the message of NodeDied.
-    ``window``: how many bytes may be under way to an agent that tells how many have come; 0 where the stream itself
-    holds back its sender.
+    ``on_event(worker, event)`` receives the events that workers send. ``last_words()`` is added to the message of
+    NodeDied. ``window``: how many sent bytes the agent may not have acknowledged yet; 0 where the stream itself has
+    flow control.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class Channel:
         self._reader.start()
 
     def call(self, worker: int, call: str, timeout_s: float, phase: str, /, **arguments: Any) -> Any:
-        """The value of one remote call.
+        """Make one remote call and return its value.
 
-        Raises RemoteError when it raised, NodeDied when node or worker are gone or the node hangs, PhaseTimeout when
-        the node lives but the answer did not come in ``timeout_s``.
+        Raises RemoteError when the call raised, NodeDied when the node or the worker has ended or the node hangs, and
+        PhaseTimeout when the node is alive but the answer did not come within ``timeout_s``.
         """
         if worker:
             jitter.nap(jitter.TEST_CALL)
@@ -114,7 +114,7 @@ class Channel:
         return self._value(worker, pending.reply)
 
     def spawn(self, role: str) -> tuple[int, int]:
-        """Start a worker for ``role``; its number and its process id on the node."""
+        """Start a worker for ``role``. Returns its number and its process id on the node."""
         value = self.call(
             0,
             "spawn",
@@ -128,17 +128,17 @@ class Channel:
         return value["worker"], value["pid"]
 
     def workers(self) -> list[int]:
-        """The workers that were started here and have not ended."""
+        """The workers that this channel started and that have not ended."""
         with self._lock:
             return sorted(self._workers - self._exits.keys())
 
     def strange(self) -> str:
-        """What came first, in words, if that cannot have been an agent."""
+        """A message with the first bytes received, if no agent sent them; else an empty text."""
         told = self._first[:80].decode(errors="replace").strip()
         return f"{STRANGE}: {told!r}" if self._first and not self.ready.is_set() else ""
 
     def alive(self) -> bool:
-        """Whether nothing is known to have ended or broken the stream."""
+        """Whether the stream is open, as far as is known."""
         return self._dead is None
 
     def kill(self, worker: int, signal_number: int = 9) -> None:
@@ -154,7 +154,7 @@ class Channel:
             return self._exits[worker]
 
     def clock(self) -> ClockRelation:
-        """The clock relation now: the best of a few round trips; half its round trip is the uncertainty."""
+        """The clock relation now, from the shortest of a few round trips. The uncertainty is half that round trip."""
         best: ClockRelation | None = None
         for _ in range(CLOCK_SAMPLES):
             before_ns = time.monotonic_ns()
@@ -198,7 +198,7 @@ class Channel:
             raise NodeDied(f"{self.name}: worker {worker} ended")
         if error := reply.get("error"):
             told = error if isinstance(error, dict) else {"text": error}
-            # A node's words go to terminals.
+            # The text comes from the node and may be printed to a terminal.
             raise RemoteError(*(printable(str(told.get(key, ""))) for key in ("kind", "text", "traceback")))
         return reply.get("value")
 
@@ -210,12 +210,12 @@ class Channel:
             hangs = isinstance(error, TimeoutError)
             why = "the node hangs: it takes nothing" if hangs else f"the node's stream broke: {error}"
             self._die(f"{why}; {self._last_words()}")
-            # Half a message may be on its way: nothing that follows it would be understood.
+            # Part of a message may have been sent, so the agent could not decode any later message.
             self._end_stream()
             raise NodeDied(f"{self.name}: {self._dead}") from error
 
     def _send_all(self, data: bytes) -> None:
-        """Raises TimeoutError when the node takes nothing for HANG_TIMEOUT_S, and OSError."""
+        """Send all of ``data``. Raises TimeoutError when the node takes no bytes for HANG_TIMEOUT_S, and OSError."""
         left = memoryview(data)
         while left:
             room = self._wait_room() if self._window else len(left)

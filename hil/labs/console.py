@@ -1,4 +1,4 @@
-"""What a node's console and its process tell: the last lines that name a cause, and the memory that it takes."""
+"""The end of a node's console output, and the memory of a node's process."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ _CAUSES = re.compile(r"Kernel panic|Oops|BUG:|Trigger a crash|Out of memory|hil:
 
 
 def console_tail(console: Path, lines: int = 4) -> str:
-    """The last lines of a console file that say a cause, then the very last lines; control characters made harmless."""
+    """The last lines of a console file that name a cause, then its very last lines. Control characters are replaced."""
     try:
         with console.open("rb") as file:
             file.seek(max(0, console.stat().st_size - (1 << 16)))

@@ -1,4 +1,4 @@
-"""What is there, what is missing, what would fail, and the command that mends it: of this machine and of a lab."""
+"""Examine this machine and a lab: missing and faulty parts, each with the command that repairs it."""
 
 import sys
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from hil.labs.schema import LabFile
 
 
 def examine(lab: LabFile, base: Path) -> Iterator[Finding]:
-    """Everything the lab of a file that lies in ``base`` depends on; nothing is changed."""
+    """Examine all dependencies of a lab, and change nothing. ``base`` is the folder of its lab file."""
     kind = kind_of(lab)
-    # What is older than the project asks for does not get here.
+    # Python versions that are too old cannot run this code.
     yield Finding(Level.OK, "Python", sys.version.split()[0])
     yield from kind.examine(lab, base)
     yield program("tshark", "tshark", "second opinions on captures are skipped", Level.WARNING)

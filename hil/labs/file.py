@@ -1,9 +1,9 @@
 """Lab files: TOML, typed, every mistake reported with its place, unknown keys refused.
 
-``[lab] kind`` says which kind of lab it is (hil.labs.kinds), and the kind which sections and keys there are.
+``[lab] kind`` names the kind of lab (hil.labs.kinds). The kind defines the sections and keys of the file.
 """
 
-# A NewType, and a frozen section: neither is a default that could change.
+# RUF009: the defaults are a NewType and a frozen section, and neither can change.
 # ruff: noqa: RUF009
 
 import copy
@@ -27,7 +27,7 @@ DEFAULT_KIND, KIND_WITH_NODES = "soft-pair", "hosts"
 
 @attrs.frozen
 class _OnlyLab:
-    """A file of a kind that is not known: what its other sections should hold is not known either."""
+    """A file of an unknown kind: only its section ``lab`` can be checked."""
 
     lab: LabSection = LabSection()
 
@@ -59,7 +59,7 @@ def read_lab_file(path: Path) -> LabFile:
         lab: LabFile = lab_converter().structure(values, cls)
     except Exception as error:
         mistakes += [_place(text) for text in transform_error(error, format_exception=_described)]
-        # What is right can contradict itself as well.
+        # The correct sections can still contradict each other.
         if kind is not None and (rest := _right_part(values, cls)) is not None:
             mistakes += kind.mistakes(rest, values)
         raise LabFileError(_listed(path, mistakes)) from error
@@ -71,7 +71,7 @@ def read_lab_file(path: Path) -> LabFile:
 
 
 def _kind(path: Path, name: object) -> LabKind[Any] | None:
-    """The kind of lab called ``name``, or None where there is none. Raises LabFileError for one that is broken."""
+    """The kind of lab called ``name``, or None if there is none. Raises LabFileError if the kind cannot be loaded."""
     if not isinstance(name, str) or name not in LABS.names():
         return None
     try:
@@ -83,7 +83,7 @@ def _kind(path: Path, name: object) -> LabKind[Any] | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
-            # A device may have no end, and a pipe no beginning.
+            # Reading a device may never end. Reading a pipe may never begin.
             raise LabFileError(f"{path}: it is no regular file")
         with path.open("rb") as file:
             data = file.read(MAX_LAB_FILE + 1)
@@ -97,11 +97,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _right_part(values: dict[str, Any], cls: type) -> LabFile | None:
-    """The file without what is wrong in it, or None where nothing of it is right."""
+    """The file without its wrong parts, or None if no part is correct."""
     try:
         values = copy.deepcopy(values)
     except RecursionError:
-        # A lab has no use for values so deep.
+        # No lab file needs values nested so deeply.
         return None
     converter = lab_converter(strict=False)
     while True:
@@ -115,13 +115,13 @@ def _right_part(values: dict[str, Any], cls: type) -> LabFile | None:
 
 
 def _keys(text: str) -> list[str]:
-    """The keys that lead to a mistake; an item of a list is its list."""
+    """The keys that lead to a mistake. A mistake in an item of a list leads to the list."""
     where = text.rpartition(" @ $")[2].partition("[0")[0]
     return [quoted or plain for quoted, plain in re.findall(r"\['([^']*)'\]|\.([A-Za-z0-9_-]+)", where)]
 
 
 def _drop(values: dict[str, Any], keys: list[str], cls: type) -> bool:
-    """Leave out what ``keys`` lead to, or the table that lacks it; whether anything was left out."""
+    """Remove the value at ``keys``, or the table that lacks it. Returns whether a value was removed."""
     for depth in range(len(keys), 0, -1):
         table: Any = values
         for key in keys[: depth - 1]:
@@ -137,7 +137,7 @@ def _drop(values: dict[str, Any], keys: list[str], cls: type) -> bool:
 
 
 def _listed(path: Path, mistakes: list[str]) -> str:
-    # Keys and values come from a file: none of them may move the cursor of a terminal.
+    # Keys and values come from a file, so they may hold control characters.
     return f"{path}: " + f"\n{path}: ".join(map(harmless, mistakes))
 
 

@@ -1,4 +1,4 @@
-"""What ``hil doctor`` finds: how much it matters, what was seen, and the command that mends it."""
+"""Findings of ``hil doctor``: how much each matters, the observed state, and the command that repairs it."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ INSTALL = "apt-get install -y --no-install-recommends {}"
 
 
 class Level(Enum):
-    """How much a finding matters: nothing is missing, something works less well, the lab will not work."""
+    """How much a finding matters: OK, WARNING (the lab works less well), BAD (the lab will not work)."""
 
     OK = "ok"
     WARNING = "warning"
@@ -21,7 +21,7 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at, what was seen, and where that is not good the command that mends it."""
+    """One checked property (``what``), its observed state (``seen``), and for a problem the command that repairs it."""
 
     level: Level
     what: str
@@ -33,14 +33,14 @@ class Finding:
 
 
 def program(name: str, package: str, otherwise: str, level: Level = Level.BAD) -> Finding:
-    """Whether a program is on this machine; ``otherwise``: what is lost without it."""
+    """Check that a program is installed here. ``otherwise``: the consequence of its absence, for the message."""
     if path := shutil.which(name):
         return Finding(Level.OK, name, path)
     return Finding(level, name, f"missing: {otherwise}", INSTALL.format(package))
 
 
 def rdma_here(*, needed: bool) -> Finding:
-    """The RDMA devices of this machine's kernel; ``needed``: a node is this machine."""
+    """Check the RDMA devices of this machine's kernel. ``needed``: this machine is a node."""
     devices = inspect()["rdma netlink"]
     if not isinstance(devices, str):
         return Finding(Level.OK, "RDMA in this kernel", ", ".join(devices) or "no device")
@@ -52,7 +52,7 @@ def rdma_here(*, needed: bool) -> Finding:
 
 
 def report(findings: Iterator[Finding], say: Callable[[str], None]) -> bool:
-    """Say each finding as it is found; whether none was bad."""
+    """Print each finding as soon as it is known. Returns whether no finding is BAD."""
     counts = dict.fromkeys(Level, 0)
     for finding in findings:
         counts[finding.level] += 1

@@ -1,4 +1,4 @@
-"""Kinds of labs: what is asked of each, and where the bench finds them by the name in ``[lab] kind``."""
+"""Kinds of labs: the interface of a kind, and the seam that finds a kind by the name in ``[lab] kind``."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,25 +20,28 @@ File = TypeVar("File")
 
 
 class Lab(Protocol):
-    """Makes pairs, one at a time in each process. Called in the main thread."""
+    """A running lab. It makes pairs, one at a time in each process. Called in the main thread."""
 
     def pair(self, folder: Path, mutant: str = "", *, used: bool = False) -> Pair:
-        """A pair whose evidence goes to ``folder``. Raises HilError.
+        """Make a pair whose evidence is written to ``folder``. Raises HilError.
 
-        ``mutant``: the name of a wire that is wrong on purpose (hil.mutants.wires), or empty. ``used``: nodes that
-        other tests left as they found them are good enough; where nodes can be made, they are fresh otherwise.
+        ``mutant``: the name of a wire that is wrong on purpose (hil.mutants.wires), or empty. ``used``: the pair may
+        reuse nodes that earlier tests left unchanged. Otherwise a lab that makes its nodes makes new ones.
         """
 
     def provenance(self) -> dict[str, Any]:
-        """What each node is made of, by node. Raises HilError."""
+        """Facts about the machine and software of each node, by node name. Raises HilError."""
 
     def close(self) -> None:
-        """Give everything back; safe to call twice. Raises SetupError that names what could not be given back."""
+        """Release all nodes and undo all changes. Safe to call twice.
+
+        Raises SetupError that names each remaining change.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What each node of a lab told, by its name, and what is wrong with the nodes that did not."""
+    """The adapters of each node by its name, and an error message for each node that gave no list."""
 
     adapters: dict[str, list[Adapter]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -46,7 +49,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The changes undone on each node, each a text, and what is wrong with the nodes that are not restored."""
+    """The changes that were undone on each node, each a text, and an error message for each node not restored."""
 
     undone: dict[str, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -55,87 +58,90 @@ class Restored:
 class LabKind(Protocol[File]):
     """A kind of lab, such as two hosts with a cable. Found by name at the seam ``hil.labs``; holds no state.
 
-    ``File`` is its ``schema``, and ``lab`` below is always one that was read from a lab file. Commands and the pytest
-    plugin call it in the main thread of their process; with several processes, each calls its own object. What is said
-    to "touch nothing" is asked for every test file that is collected: it starts no process and waits for nothing.
-    Texts are for people: half a sentence, without a full stop. Paths in a lab file are relative to its folder.
+    ``File`` is its ``schema``. The argument ``lab`` was always read from a lab file. Commands and the pytest plugin
+    call a kind in the main thread of their process; with several processes, each calls its own object. Methods that
+    "touch nothing" are called for every collected test file, so they must start no process and wait for nothing. Texts
+    are for people: half a sentence, without a full stop. Paths in a lab file are relative to its folder.
     """
 
     schema: type[File]
     """An attrs class: the sections of the lab file, with ``lab: LabSection`` among them."""
     lasting: bool
-    """Whether the nodes exist without the bench, so that a run that was killed may have left changes to ``restore``."""
+    """Whether the nodes exist without the bench. Then a killed run may have left changes for ``restore`` to undo."""
 
     def mistakes(self, lab: File, written: dict[str, Any]) -> Iterable[str]:
-        """What is wrong between sections that are good by themselves, each as "[place] what"; touches nothing.
+        """Contradictions between sections that are valid by themselves, each as "[place] message"; touches nothing.
 
-        ``written`` is the whole TOML file. Sections that were wrong are missing in ``lab``, or have their defaults.
+        ``written`` is the whole TOML file. In ``lab``, invalid sections are missing or have their defaults.
         """
 
     def placed(self, lab: File, folder: Path) -> File:
-        """The lab with what must be resolved against ``folder``, where its file lies; touches nothing."""
+        """The lab with its paths made absolute. ``folder`` is the folder of the lab file. Touches nothing."""
 
     def lacks(self, lab: File) -> Mapping[Need, str]:
-        """What the lab has not, each with the reason; touches nothing."""
+        """The needs that the lab does not meet, each with the reason; touches nothing."""
 
     def guarantee(self, lab: File) -> str:
-        """How a frame that is missing in the lab's captures is noticed; touches nothing."""
+        """How the bench notices a frame that is missing from the lab's captures; touches nothing."""
 
     def doubts(self, lab: File) -> list[str]:
-        """What of a file without mistakes is likely to be one; touches nothing."""
+        """Likely mistakes in a valid file; touches nothing."""
 
     def described(self, lab: File) -> list[str]:
-        """Nodes and link in lines, for ``hil lab check``; touches nothing."""
+        """Lines of text that describe nodes and link, for ``hil lab check``; touches nothing."""
 
     def parallel(self, lab: File) -> bool:
-        """Whether several processes can have a pair each at the same time; touches nothing."""
+        """Whether several processes can each have a pair at the same time; touches nothing."""
 
     def jobs(self, lab: File) -> int:
-        """How many tests run at once on this machine unless the user asks for another number; 1 or more."""
+        """How many tests run at the same time on this machine by default; 1 or more."""
 
     def made_with(self, lab: File) -> dict[str, Any]:
-        """Facts for every result's provenance, as JSON has them: ``cabling``, and versions of the tools it uses.
+        """JSON-compatible facts for the provenance of every result: ``cabling``, and the versions of the tools in use.
 
-        Called after the lab was prepared. A tool that is missing is left out.
+        Called after ``prepare``. A missing tool is left out.
         """
 
     def prepare(self, lab: File) -> str:
-        """Build what nodes are made from, or find it in the cache; what to say of it. May take minutes.
+        """Build the images that nodes are made from, or find them in the cache. May take minutes.
 
-        Raises SetupError or OSError.
+        Returns the end of a sentence about the lab, for the user. Raises SetupError or OSError.
         """
 
     def open(self, lab: File, file: Path, folder: Path) -> Lab:
-        """The running lab of ``file``; what lasts longer than a test is kept in ``folder``.
+        """Start the lab of ``file``. Files that last longer than a test are kept in ``folder``.
 
-        Raises SetupError when its nodes cannot be made, Unsupported when it has no pairs.
+        Raises SetupError when its nodes cannot be made, Unsupported when the lab has no pairs.
         """
 
     def many(self, lab: File, folder: Path) -> Pair:
-        """All nodes at once, on one link; evidence goes to ``folder``.
+        """Start all nodes on one link. Evidence is written to ``folder``.
 
-        Raises HilError, Unsupported where Need.MANY_NODES is lacking.
+        Raises HilError, and Unsupported when the lab does not meet Need.MANY_NODES.
         """
 
     def examine(self, lab: File, base: Path) -> Iterator[Finding]:
-        """What the lab depends on, for ``hil doctor``; looks at the nodes, and changes nothing. Never raises HilError.
+        """Check the lab's dependencies, for ``hil doctor``. Examines the nodes, changes nothing, never raises HilError.
 
         ``base``: the folder of the lab file.
         """
 
     def adapters_of(self, lab: File, base: Path) -> Told:
-        """The RDMA adapters of each node, for ``hil adapters``; where nodes are made, provisioned. Raises HilError."""
+        """The RDMA adapters of each node, for ``hil adapters``. Nodes that the lab makes are provisioned first.
+
+        Raises HilError.
+        """
 
     def restore(self, lab: File, base: Path, *, force: bool) -> Restored:
-        """Undo what provisioning changed on the nodes, for ``hil lab restore``; only asked of a ``lasting`` kind.
+        """Undo the changes that provisioning made on the nodes, for ``hil lab restore``.
 
-        ``force``: also where another bench is at work. Raises HilError.
+        Only called on a ``lasting`` kind. ``force``: undo them even where another bench is at work. Raises HilError.
         """
 
     def measure(self, lab: File, count: int) -> Iterator[str]:
-        """Make ``count`` pristine pairs and tell what they cost, a line a figure, for ``hil figures``.
+        """Make ``count`` pristine pairs and measure their time and memory, for ``hil figures``. Yields a line a figure.
 
-        Prepares what they are made from. Raises HilError, Unsupported where there is nothing to measure.
+        Calls ``prepare`` itself. Raises HilError, and Unsupported when the kind cannot be measured.
         """
 
 
@@ -152,11 +158,11 @@ LABS: Seam[LabKind[Any]] = Seam(
 
 
 def told_adapters(told: Any) -> list[Adapter]:
-    """Adapters as a node told them. Raises NodeError for anything else."""
+    """Convert a node's answer to a list of adapters. Raises NodeError if the answer is not such a list."""
     try:
         return cattrs.structure(told, list[Adapter])
     except Exception as error:
-        raise NodeError(f"the node told something that is no list of adapters: {error}") from error
+        raise NodeError(f"the node's answer is not a list of adapters: {error}") from error
 
 
 def kind_of(lab: LabFile) -> LabKind[Any]:
@@ -165,13 +171,13 @@ def kind_of(lab: LabFile) -> LabKind[Any]:
 
 
 def open_lab(lab: LabFile, file: Path, folder: Path) -> Lab:
-    """The running lab of ``file``; what lasts longer than a test is kept in ``folder``. Raises as LabKind.open."""
+    """Start the lab of ``file``. Files that last longer than a test are kept in ``folder``. Raises as LabKind.open."""
     opened: Lab = kind_of(lab).open(lab, file, folder)
     return opened
 
 
 def jobs(lab: LabFile, asked: int | None = None) -> int:
-    """How many tests run at once on a lab: as many as were ``asked`` for, where it can carry them."""
+    """How many tests run at once on a lab: ``asked``, or the kind's default; 1 if the lab has a single pair."""
     kind = kind_of(lab)
     if not kind.parallel(lab):
         return 1

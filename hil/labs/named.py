@@ -1,4 +1,4 @@
-"""Example labs, which come along with the package and are chosen by name."""
+"""Example labs, which the package contains and which are chosen by name."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ def names() -> list[str]:
 
 
 def lab_path(text: str) -> Path:
-    """The lab file that ``text`` means: a path, or the name of an example. Raises LabFileError.
+    """The lab file for ``text``, a path or the name of an example. Raises LabFileError.
 
-    A file that is there comes before an example of the same name.
+    An existing file takes precedence over an example of the same name.
     """
     path = Path(text)
     if path.exists():

@@ -1,4 +1,4 @@
-"""Nodes of every kind, and what nodes with an agent share."""
+"""The interface of nodes, and the calls that all nodes with an agent share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,13 @@ from hil.labs.channel import Channel, ClockRelation
 SYSTEM_TIMEOUT_S = 60.0
 
 Record = Callable[[str, int, Message], None]
-"""Takes what the workers of a node say unasked: the node's name, the worker's number, the event."""
+"""Receives the events that workers send: the node's name, the worker's number, the event."""
 
 
 class Node(Protocol):
     """A machine where code runs: a clone, an SSH host, this machine.
 
-    ``console`` is the file that keeps what the machine, or the way to it, said by itself.
+    ``console`` is the file with the output of the machine's console, or of the program that carries the connection.
     """
 
     name: str
@@ -24,20 +24,20 @@ class Node(Protocol):
     console: Path
 
     def system(self, call: str, /, **arguments: Any) -> Any:
-        """A call of the node's ``system`` role. Raises NodeError."""
+        """Call the node's ``system`` role. Raises NodeError."""
 
     def clock(self) -> ClockRelation:
-        """How the node's clock stands to the controller's. Raises NodeError."""
+        """The relation of the node's clock to the controller's. Raises NodeError."""
 
     def check_alive(self) -> None:
         """Raises NodeDied unless the node's agent answers."""
 
     def stop(self) -> None:
-        """End everything that was started for the node; safe to call twice."""
+        """End all processes that were started for the node. Safe to call twice."""
 
 
 class AgentNode:
-    """The calls that go through the agent's channel, which a subclass opens."""
+    """A node whose calls go through the agent's channel. A subclass opens the channel."""
 
     name: str
     channel: Channel
@@ -46,7 +46,7 @@ class AgentNode:
         self._system: int | None = None
 
     def system(self, call: str, /, **arguments: Any) -> Any:
-        """A call of the node's ``system`` role: provisioning, resources, counters, programs."""
+        """Call the node's ``system`` role: provisioning, resources, counters, programs."""
         if self._system is None:
             self._system, _ = self.channel.spawn("system")
         return self.channel.call(self._system, call, SYSTEM_TIMEOUT_S, "system call", **arguments)

@@ -241,8 +241,8 @@ class Pair:
         self._check_capture(evidence)
         evidence.clocks = {n: [(c.offset_ns, c.uncertainty_ns) for c in known] for n, known in self._clocks.items()}
         with self._lock:
-            entries, malformed = list(self._entries), list(self._malformed)
-        evidence.problems += malformed
+            entries = list(self._entries)
+        evidence.problems += self.malformed()
         evidence.events += [replace(e, at_ns=relations[e.node].to_controller(e.t_ns)) for e in entries]
         self._note_log(evidence)
         evidence.events.sort(key=lambda e: e.at_ns)
@@ -266,6 +266,11 @@ class Pair:
         """What the workers of node ``name`` have journaled so far, with the node's own times."""
         with self._lock:
             return [entry for entry in self._entries if entry.node == name]
+
+    def malformed(self) -> list[str]:
+        """What nodes sent as entries of their journals that are none: problems of the evidence."""
+        with self._lock:
+            return list(self._malformed)
 
     def packets(self) -> list[RocePacket]:
         """What has come in on the wire so far, as far as it is written."""

@@ -1,4 +1,4 @@
-"""Power control: how a node is halted and cut off at will."""
+"""Power control: the interface that halts a node and cuts its power."""
 
 from typing import Protocol
 
@@ -6,18 +6,18 @@ from typing import Protocol
 class Power(Protocol):
     """Power control of one node.
 
-    Its lab makes it. Tests call it in their own thread, one call at a time; each call returns once it is done, within a
-    minute. Every method may raise NodeError when it could not be done.
+    The node's lab makes it. Tests call it in their own thread, one call at a time. Each call returns within a minute,
+    after its action is complete. Every method raises NodeError when its action fails.
     """
 
     def halt(self) -> None:
-        """Let the node stand still at once: it sends and answers nothing, and keeps what it has, until ``resume``."""
+        """Stop the node at once. It sends and answers nothing until ``resume``, and keeps its memory."""
 
     def cut(self) -> None:
-        """Cut the node off, as a plug that is pulled does: what it had in its memory is lost."""
+        """Cut the node's power. The contents of its memory are lost."""
 
     def resume(self) -> None:
-        """Let a halted node go on, and a node that was cut off start anew, where the node can.
+        """Let a halted node continue. Start a node without power again, if the node can start again.
 
-        Returns when this was asked for; the lab waits until the node answers. Does nothing to a node that runs.
+        Returns once the start is requested; the lab waits until the node answers. Does nothing to a running node.
         """

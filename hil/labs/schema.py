@@ -1,6 +1,6 @@
-"""The values that lab files hold: their types, and how each is made from TOML or refused.
+"""The types of the values in lab files, and the functions that make each from TOML or refuse it.
 
-A section that is one of several kinds, as its key ``kind`` says, is registered with ``by_kind``.
+A section with several kinds, named by its key ``kind``, is registered with ``by_kind``.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ NODE_LIMITS = (2, 64)
 PORT_LIMITS = (0, 65535)
 IFNAMSIZ = 16
 THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
-"""No address of it is a machine's (RFC 1122, 3.2.1.3)."""
+"""No machine has an address in this network (RFC 1122, 3.2.1.3)."""
 
 Mtu = NewType("Mtu", int)
 MemoryMib = NewType("MemoryMib", int)
@@ -35,33 +35,33 @@ TrafficClass = NewType("TrafficClass", int)
 Ipv4 = NewType("Ipv4", str)
 Ipv6 = NewType("Ipv6", str)
 Name = NewType("Name", str)
-"""What a kernel calls a device, and what a lab calls a node: no blank, no slash, not empty."""
+"""The name of a device or a node: no blank, no slash, not empty."""
 NetdevName = NewType("NetdevName", str)
 """A name that a kernel can give to a netdev."""
 Namespace = NewType("Namespace", str)
-"""A name, or empty: none."""
+"""The name of a network namespace, or empty for none."""
 Host = NewType("Host", str)
-"""What ssh calls a host: not empty."""
+"""A host's name for ssh: not empty."""
 LabKindName = NewType("LabKindName", str)
 """The name of a kind of lab."""
 Words = NewType("Words", tuple[str, ...])
-"""A command and its arguments: one text at least, and the first not empty."""
+"""A command and its arguments: at least one text, and the first is not empty."""
 ProviderName = NewType("ProviderName", str)
-"""PACKAGE.MODULE:FACTORY or a name; empty is none."""
+"""PACKAGE.MODULE:FACTORY or a name, or empty for none."""
 SettingValue = NewType("SettingValue", object)
 """A number, a text, true or false."""
 Seconds = NewType("Seconds", int)
-"""How long something may take: 1 to 3600."""
+"""A time limit: 1 to 3600."""
 
 
 STAND_IN = "stand in"
-"""In the metadata of a schema's field: what takes the place of a section that is missing or all wrong, so that the
-rest of the file can be examined."""
+"""Key in the metadata of a schema's field. Its value replaces a section that is missing or wholly invalid, so that the
+rest of the file can be checked."""
 
 
 @attrs.frozen
 class LabSection:
-    """``[lab]``: the lab's name, and what kind of lab it is (hil.labs.kinds)."""
+    """``[lab]``: the lab's name and its kind (hil.labs.kinds)."""
 
     name: Name = Name("soft-pair")
     kind: LabKindName = LabKindName("soft-pair")
@@ -71,8 +71,8 @@ class LabSection:
 class ProviderSection:
     """``[provider]``: the provider under test, unless the command names another.
 
-    ``use`` is PACKAGE.MODULE:FACTORY, or the name of an installed provider; empty is the bench's own. ``settings`` are
-    numbers, texts, true or false.
+    ``use`` is PACKAGE.MODULE:FACTORY, or the name of an installed provider, or empty for the bench's own provider.
+    ``settings`` are numbers, texts, true or false.
     """
 
     use: ProviderName = ProviderName("")
@@ -80,7 +80,7 @@ class ProviderSection:
 
 
 class LabFile(Protocol):
-    """A lab file as it was read: an attrs class that a kind of lab names as its schema."""
+    """A lab file that was read: an instance of the attrs class that its kind of lab names as its schema."""
 
     @property
     def lab(self) -> LabSection: ...
@@ -93,7 +93,7 @@ def _strict(kind: type) -> Any:
         if type(value) is not kind:
             raise ValueError(f"{value!r} is not {names[kind]}")
         if isinstance(value, str) and not value.isprintable():
-            raise ValueError(f"{value!r} holds what cannot be printed")
+            raise ValueError(f"{value!r} contains characters that cannot be printed")
         return value
 
     return structure
@@ -110,7 +110,7 @@ def _between(low: int, high: int) -> Any:
 
 
 def _any_mtu(value: Any, of: type) -> int:
-    """An MTU, or 0 to leave it as it is."""
+    """An MTU, or 0 to leave it unchanged."""
     number: int = _strict(int)(value, of)
     if number and not MTU_LIMITS[0] <= number <= MTU_LIMITS[1]:
         low, high = MTU_LIMITS
@@ -131,21 +131,21 @@ def _address(version: int, *, optional: bool) -> Any:
             raise ValueError(f"{text!r} is not an IPv{version} address; write it without a prefix length")
         if why := _unusable(known):
             raise ValueError(f"{text!r} is no adapter's address: {why}")
-        # As the kernel and the packets write it: it is compared as text.
+        # Addresses are compared as text, so this is the form that the kernel uses.
         return str(known)
 
     return structure
 
 
 def _unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """Why a connection cannot be made to an address, or an empty text."""
+    """The reason why no connection can be made to an address, or an empty text."""
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         return "it names a scope"
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return "it is an IPv4 address in disguise"
+        return "it is an IPv4-mapped address"
     kinds = {"multicast": address.is_multicast, "unspecified": address.is_unspecified, "loopback": address.is_loopback}
     if isinstance(address, ipaddress.IPv4Address):
-        kinds |= {"everybody's": str(address) == "255.255.255.255", "this network's own": address in THIS_NETWORK}
+        kinds |= {"broadcast": str(address) == "255.255.255.255", "this network's own": address in THIS_NETWORK}
     kinds["link-local, and names no scope"] = isinstance(address, ipaddress.IPv6Address) and address.is_link_local
     return ", ".join(f"it is {kind}" for kind, so in kinds.items() if so)
 
@@ -206,7 +206,7 @@ def _is_literal(kind: Any) -> bool:
 
 
 class SectionKind(Protocol):
-    """Something that a section's key ``kind`` names."""
+    """A kind that a section's key ``kind`` can name."""
 
     schema: type
     """An attrs class: the section's keys, with ``kind`` among them."""
@@ -223,15 +223,15 @@ _HOOKS: dict[Any, Callable[[Any, Any], Any]] = {}
 
 
 def by_kind(section: type, seam: Seam[Any], default: str = "") -> None:
-    """From now on a section of this class is read as the schema of the kind (a ``SectionKind``) that it names.
+    """Register a section class. Such a section is read as the schema of the kind (a ``SectionKind``) that it names.
 
-    ``default``: the kind of a section that names none; empty where it must.
+    ``default``: the kind of a section without the key ``kind``, or empty if the key is required.
     """
     _BY_KIND[section] = _ByKind(seam, default)
 
 
 def schemas_of(section: type) -> list[tuple[str, type]]:
-    """The bench's own schemas of a section, each with the kind that names it; an empty name where there is one only."""
+    """The bench's own schemas of a section, each with its kind's name. A single schema has an empty name."""
     named = _BY_KIND.get(section)
     found = {name: named.seam.load(name).schema for name in named.seam.built_in} if named is not None else {}
     if len(set(found.values())) <= 1:
@@ -240,12 +240,13 @@ def schemas_of(section: type) -> list[tuple[str, type]]:
 
 
 def value_of(kind: Any, hook: Callable[[Any, Any], Any]) -> None:
-    """From now on values of the type ``kind`` are made by ``hook(value, kind)``, which raises ValueError."""
+    """Register ``hook(value, kind)``, which makes values of the type ``kind`` and raises ValueError."""
     _HOOKS[kind] = hook
 
 
 def _structured_by_kind(plain: Callable[[type], Any], section: _ByKind) -> Any:
-    """``plain``: makes what reads a table as a class, whatever kind the table names."""
+    """A function that reads a table as the schema of its kind. ``plain`` makes a function that reads a table as a
+    given class."""
     seam = section.seam
 
     def structure(value: Any, _: Any) -> Any:
@@ -258,7 +259,7 @@ def _structured_by_kind(plain: Callable[[type], Any], section: _ByKind) -> Any:
         mistake = ValueError(f"kind {seam.unknown(kind)}" if "kind" in value else f"kind is missing: {seam.choices()}")
         if not seam.built_in:
             raise mistake
-        # By its keys it will be this: what else is wrong with it is told as well.
+        # Guess the kind from the keys, so that the other mistakes in the table are reported too.
         schemas = {name: seam.load(name).schema for name in seam.built_in}
         likely = max(schemas, key=lambda name: len(value.keys() & attrs.fields_dict(schemas[name]).keys()))
         try:
@@ -271,7 +272,7 @@ def _structured_by_kind(plain: Callable[[type], Any], section: _ByKind) -> Any:
 
 
 def lab_converter(*, strict: bool = True) -> cattrs.Converter:
-    """Makes sections from tables. ``strict``: unknown keys are refused."""
+    """A converter that makes sections from tables. ``strict``: unknown keys are refused."""
     converter = cattrs.Converter(forbid_extra_keys=strict)
     converter.register_structure_hook_func(_is_literal, _choice)
     for kind in (int, str, bool):
@@ -312,7 +313,7 @@ def lab_converter(*, strict: bool = True) -> cattrs.Converter:
 
 
 def table(values: dict[str, Any], *keys: str) -> Any:
-    """What stands at ``keys``, or None."""
+    """The value at ``keys`` in nested tables, or None."""
     found: Any = values
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None

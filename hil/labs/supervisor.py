@@ -1,4 +1,4 @@
-"""A lab kept running for work by hand: its supervisor, and the private folder and socket it is reached by.
+"""A lab kept running for work by hand: its supervisor, and the supervisor's private folder and socket.
 
 A request is a line of JSON, and so is its answer: ``{"do": "status"}``, ``{"do": "run", "node": ..., "command": ...}``,
 ``{"do": "down"}``. After ``{"do": "shell", ...}`` was answered, the connection carries a terminal's bytes.
@@ -26,13 +26,13 @@ from hil.labs.node import Node
 from hil.labs.pair import Pair
 
 MAX_REQUEST = 1 << 20
-# What a program on a node printed comes in one line, with every byte escaped at worst.
+# The output of a program on a node comes in one line. At worst, every byte of it is escaped.
 MAX_ANSWER = 1 << 28
 CALL_TIMEOUT_S, RUN_TIMEOUT_S = 30.0, 30.0
 
 
 def runtime_folder() -> Path:
-    """The user's own folder for running labs, made when it is missing. Raises SetupError when it is another user's."""
+    """The user's own folder for running labs. It is made if it is missing. Raises SetupError if it is not private."""
     named = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(named) / "hil" if named else Path(f"/tmp/hil-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -43,23 +43,26 @@ def runtime_folder() -> Path:
 
 
 def running() -> dict[str, Path]:
-    """The labs that run, by name, each with its folder. What a supervisor that is gone left is removed."""
+    """The running labs by name, each with its folder. Folders of supervisors that have ended are removed."""
     return {folder.name: folder for folder, runs in _known() if runs}
 
 
 def labs() -> dict[str, Path]:
-    """Like ``running``, with those that are being made or taken apart."""
+    """Like ``running``, but labs that are being made or ended are included."""
     return {folder.name: folder for folder, _ in _known()}
 
 
 def killed() -> dict[Path, Path]:
-    """The folders of labs on hosts whose supervisor was killed, each with its lab file: what such a lab changed on its
-    hosts may still be changed. Asked before ``running`` and ``labs``, which remove them."""
+    """The folders of labs on hosts whose supervisor was killed, each with its lab file.
+
+    Such a lab may have left changes on its hosts. Call this before ``running`` and ``labs``, which remove the folders.
+    """
     found = {}
     for folder in sorted(runtime_folder().iterdir()):
-        # A supervisor that ended of itself left no number, and told what it could not give back.
+        # A supervisor that ended by itself has removed its file "pid", and has printed the changes it could not undo.
         if (folder / "pid").exists() and not lives(folder):
-            # Guests end with it: there is no such file then. Another command may remove the folder meanwhile.
+            # A lab of guests has no file "hosts": guests end with their supervisor.
+            # Another command may remove the folder meanwhile.
             with suppress(OSError):
                 found[folder] = Path(os.fsdecode((folder / "hosts").read_bytes()))
     return found
@@ -84,22 +87,22 @@ def answers(folder: Path) -> bool:
 
 
 def end(folder: Path) -> None:
-    """Tell a supervisor to end, also one that is making its lab. Its folder goes with it."""
+    """Ask a supervisor to end, even while it is making its lab. The supervisor removes its folder."""
     try:
         with connect(folder) as control:
             control.sendall(b'{"do": "down"}\n')
     except (SetupError, OSError):
-        # It is still making its lab, and ends as it does at "down".
+        # The supervisor is still making its lab. SIGTERM ends it as "down" does.
         with suppress(OSError, ValueError):
             if lives(folder):
                 os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
 
 
 def lives(folder: Path) -> bool:
-    """Whether the supervisor that made ``folder`` is still at work, perhaps not yet listening."""
+    """Whether the supervisor of ``folder`` still runs. It may not be listening yet."""
     try:
         pid = int((folder / "pid").read_text())
-        # Its number may be another process's by now, and one that ended unmourned has no command line.
+        # Another process may have the same number by now. A zombie has an empty command line.
         return str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return False
@@ -118,7 +121,7 @@ def connect(folder: Path) -> socket.socket:
 
 
 def ask(folder: Path, request: dict[str, Any], timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
-    """The supervisor's answer. Raises SetupError when it is gone or refuses."""
+    """The supervisor's answer to a request. Raises SetupError when the supervisor has ended or refuses."""
     with connect(folder) as control:
         control.settimeout(timeout_s)
         return converse(control, request)
@@ -137,7 +140,7 @@ def converse(control: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(stream: socket.socket, most: int) -> bytes:
-    """One line of at most so many bytes, and nothing of what follows it: that is a terminal's. Raises OSError."""
+    """Read one line of at most ``most`` bytes. The bytes after it are left for the terminal. Raises OSError."""
     data = bytearray()
     while not data.endswith(b"\n"):
         waiting = stream.recv(1 << 16, socket.MSG_PEEK)
@@ -150,7 +153,7 @@ def _line(stream: socket.socket, most: int) -> bytes:
 
 
 class Supervisor:
-    """Holds one pair of a lab until it is told to end."""
+    """Keeps one pair of a lab until a request ends it."""
 
     def __init__(self, file: Path, folder: Path) -> None:
         self._file, self._folder = file, folder
@@ -169,7 +172,7 @@ class Supervisor:
                 self._answer_all(pair)
         finally:
             self._listener.close()
-            # What was changed on hosts is given back, however often one is told to end.
+            # A further SIGTERM must not interrupt undoing the changes on hosts.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             lab.close()
 
@@ -226,7 +229,7 @@ class Supervisor:
             if error.kind != "TimeoutExpired":
                 raise
             what = f"{command[0]} did not end within {RUN_TIMEOUT_S:.0f} s and was killed"
-            raise SetupError(f"{what}; run what takes longer in a shell: hil lab shell {node.name}") from error
+            raise SetupError(f"{what}; run longer commands in a shell: hil lab shell {node.name}") from error
 
     def _status(self, pair: Pair) -> dict[str, Any]:
         nodes = {}
@@ -248,7 +251,7 @@ class Supervisor:
         return {"lab": str(self._file), "pid": os.getpid(), "seconds": seconds, "nodes": nodes, "capture": frames}
 
     def _relay(self, node: str, worker: int, event: Message) -> None:
-        """Pass a terminal's output on to the command that shows it."""
+        """Forward a terminal's output to the command that shows it."""
         control = self._terminals.get((node, worker))
         if control is None:
             return
@@ -259,7 +262,7 @@ class Supervisor:
                 control.shutdown(socket.SHUT_RDWR)
 
     def _type(self, control: socket.socket, name: str, worker: int, pair: Pair) -> None:
-        """Pass what is typed on to the node, until either side ends."""
+        """Forward typed input to the node until either side ends."""
         channel = pair.all_nodes()[name].channel
         control.settimeout(None)
         with suppress(OSError, HilError):
@@ -271,7 +274,7 @@ class Supervisor:
 
 
 def main() -> None:
-    """Arguments: the lab file and the supervisor's folder, which is removed at the end."""
+    """Run a supervisor. Arguments: the lab file, and the supervisor's folder, which is removed at the end."""
     file, folder = Path(sys.argv[1]), Path(sys.argv[2])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     lose_none(SystemExit, signal.SIGTERM)
@@ -282,7 +285,7 @@ def main() -> None:
         pass
     except (HilError, OSError) as error:
         print(f"hil: error: {error}", file=sys.stderr, flush=True)
-        # Whoever waits for the lab reads it there; the next command removes the folder.
+        # The command that waits for the lab reads the error from the folder. The next command removes the folder.
         (folder / "pid").unlink(missing_ok=True)
         sys.exit(2)
     shutil.rmtree(folder, ignore_errors=True)

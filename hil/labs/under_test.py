@@ -1,4 +1,4 @@
-"""The provider under test: found by its name, with the code that must travel to the nodes and its settings."""
+"""The provider under test: found by its name, with its settings and the code that is sent to the nodes."""
 
 import functools
 import importlib.util
@@ -16,7 +16,7 @@ from hil.mutants.catalogue import Layer, mutants
 
 GROUP = "hil.providers"
 OWN = "hil.provider.provider:Provider"
-# An archive is the same for the same content, whenever it is made.
+# A fixed time makes archives of equal content equal.
 _WHEN = (1980, 1, 1, 0, 0, 0)
 CODE_LIMIT_BYTES = 32 << 20
 _PLACE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -27,9 +27,9 @@ Setting = bool | int | float | str
 
 @dataclass(frozen=True, slots=True)
 class ProviderUnderTest:
-    """``name`` is how it was asked for; ``factory`` is ``MODULE:NAME`` as a worker loads it; ``code`` is a zip archive
-    of the Python files that the nodes do not have, empty for the bench's own providers; ``settings`` are those of every
-    test, which a test's own replace."""
+    """``name`` is the name that the user gave; ``factory`` is ``MODULE:NAME`` as a worker loads it; ``code`` is a zip
+    archive of the Python files that the nodes lack, empty for the bench's own providers; ``settings`` apply to every
+    test, and a test's own settings override them."""
 
     name: str
     factory: str
@@ -42,10 +42,10 @@ class ProviderUnderTest:
 
 @functools.cache
 def provider_under_test(text: str) -> ProviderUnderTest:
-    """The provider that ``text`` means: none, the bench's own; ``MODULE:FACTORY``; the name of an installed one (entry
-    point group ``hil.providers``); or that of a mutant. Raises SetupError that says which names there are.
+    """The provider for ``text``: empty for the bench's own provider, ``MODULE:FACTORY``, the name of an installed
+    provider (entry point group ``hil.providers``), or the name of a mutant. Raises SetupError that lists the names.
 
-    Nothing of it is imported here: it may need libraries that only nodes have.
+    The provider is not imported here: it may need libraries that only nodes have.
     """
     if not text:
         return ProviderUnderTest("", OWN)
@@ -92,7 +92,7 @@ def _files(top: str, folders: Iterable[str] | None, origin: str | None) -> Itera
 
 
 def setting(text: str) -> tuple[str, Setting]:
-    """``NAME=VALUE`` as a provider's setting: VALUE is a TOML number, true or false, and else a text.
+    """Parse ``NAME=VALUE`` as a provider's setting. VALUE is a TOML value, or else a plain text.
 
     Raises SetupError.
     """

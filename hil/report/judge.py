@@ -81,11 +81,12 @@ def judge_folder(folder: Path) -> Iterator[Again]:
 def _again(bundle: Bundle, record: VerdictRecord | None) -> Again:
     record = record or bundle.record
     test, before = (record.test, record.verdict) if record else (bundle.folder.name, None)
-    if bundle.evidence.problems:
-        note = f"the evidence is incomplete: {'; '.join(bundle.evidence.problems)}"
-        return Again(test, before, Verdict.INVALID, note=note)
+    problems = f"the evidence is incomplete: {'; '.join(bundle.evidence.problems)}" if bundle.evidence.problems else ""
     if bundle.judged is None:
-        return Again(test, before, before or Verdict.INVALID, note=NOT_JUDGED)
+        # A test of what ends a node expects problems, and judges by itself.
+        return Again(test, before, before or Verdict.INVALID, note=problems or NOT_JUDGED)
+    if problems:
+        return Again(test, before, Verdict.INVALID, note=problems)
     judgement = judge(bundle.evidence, bundle.judged.closes)
     changes = tuple(changed(bundle.judged.findings, judgement.findings))
     after, note = _verdict(bundle, before, judgement, changes)

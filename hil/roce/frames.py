@@ -42,6 +42,7 @@ from hil.roce.layers.transport import BTH, DETH, GRH, ROCE_PORT
 from hil.roce.opcodes import LAYOUTS, UD_SEND_ONLY, Header
 from hil.roce.psn import Psn, psn_of
 from hil.roce.qpn import Qpn, qpn_of
+from hil.roce.rkey import Rkey
 
 __all__ = [
     "CMAPR",
@@ -120,6 +121,9 @@ def addresses(packet: Packet) -> tuple[str, str]:
     return (layer.src, layer.dst) if layer else ("", "")
 
 
+_NO_KEY = Rkey(-1)
+
+
 @dataclass(frozen=True, slots=True)
 class DataPacket:
     """The headers of an RC packet (InfiniBand volume 1, 9.2 and 9.3); absent values are -1.
@@ -134,7 +138,7 @@ class DataPacket:
     psn: Psn
     syndrome: int = -1
     address: int = -1
-    rkey: int = -1
+    rkey: Rkey = _NO_KEY
     length: int = -1
 
 

@@ -16,9 +16,9 @@ ANSWER_TIMEOUT_S = 20.0
 
 
 class Bridge(Onlooker):
-    """Joins the nodes' frame sockets, by the nodes' names, and records to ``path`` what comes in, each frame once.
+    """Joins the nodes' frame sockets, given by node name, and records each received frame once to ``path``.
 
-    A port named ``~NAME`` is one that the others are mirrored to: what comes in there is no traffic.
+    A port named ``~NAME`` gets a copy of every frame of the others. Frames received from it are dropped.
     """
 
     def __init__(self, ports: dict[str, socket.socket], path: Path) -> None:
@@ -46,7 +46,7 @@ class Bridge(Onlooker):
         return self._ask(b"counts\n")
 
     def stop(self) -> PlainCounts | None:
-        """End the bridge; its last counts, or None when it was gone already. Safe to call twice."""
+        """End the bridge. Returns its last counts, or None if it had ended before. Safe to call twice."""
         if self._stopped:
             return None
         self._stopped = True

@@ -1,6 +1,7 @@
-"""A bridge, a layer-2 switch in user space: it learns where each node is, records every frame once, and loses none.
+"""A bridge, a layer-2 switch in user space: it learns each node's port, records every frame once, and loses none.
 
-Control is the wire's: a line in, a line of JSON out. ``counts`` reports, ``stop`` and end of file end the process.
+The control connection takes a line and answers with a line of JSON. ``counts`` returns the counts; ``stop`` and end of
+file end the process.
 """
 
 import json
@@ -22,9 +23,9 @@ MIRROR = "~"
 
 
 class BridgeProcess:
-    """Ports by number; a frame goes to the port where its destination was last heard, else to all others.
+    """Ports by number. A frame goes to the port from which its destination last sent a frame, else to all others.
 
-    A port whose name begins with ``MIRROR`` gets every frame of the others, and nothing goes to who is there.
+    A port whose name begins with ``MIRROR`` gets every frame of the others. Frames received from it are dropped.
     """
 
     def __init__(self, ports: dict[str, socket.socket], control: socket.socket, out: BinaryIO) -> None:
@@ -43,7 +44,7 @@ class BridgeProcess:
             self._lateness.watch(end)
 
     def run(self) -> None:
-        """Carry frames until the controller says so or is gone."""
+        """Carry frames until the controller asks to stop or has ended."""
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         by_fd = {end.fileno(): port for port, end in enumerate(self._ends)}
@@ -61,7 +62,7 @@ class BridgeProcess:
                 elif events & select.POLLIN:
                     self._receive(by_fd[fd])
                 elif events & (select.POLLHUP | select.POLLERR):
-                    # The node is gone; what is sent to it is lost from now on.
+                    # The node is gone. Frames to it are lost from now on.
                     poller.unregister(fd)
                     del by_fd[fd]
                 if fd in by_fd and events & select.POLLOUT:
@@ -85,7 +86,7 @@ class BridgeProcess:
                 self._send(other)
 
     def destinations(self, frame: bytes, port: int) -> list[int]:
-        """The ports that a frame from ``port`` leaves by (IEEE 802.1D, 7.7: filtering and flooding)."""
+        """The ports that a frame from ``port`` is sent to (IEEE 802.1D, 7.7: filtering and flooding)."""
         known = None if frame[0] & GROUP_BIT else self._where.get(frame[:6])
         if known is None:
             return [other for other in range(len(self._ends)) if other != port]
@@ -133,8 +134,8 @@ class BridgeProcess:
 
 
 def main() -> None:
-    """Arguments: the control's descriptor, the capture's path, then NAME=DESCRIPTOR for every port, ~NAME= for one that
-    the others are mirrored to."""
+    """Run a bridge. Arguments: the control's descriptor, the capture's path, then NAME=DESCRIPTOR for every port. The
+    name of a mirror port begins with ~."""
     control, path, *ports = sys.argv[1:]
     ends = {name: socket.socket(fileno=int(fd)) for name, fd in (port.split("=") for port in ports)}
     with Path(path).open("wb", buffering=1 << 20) as out:

@@ -8,7 +8,7 @@ from hil.wire.faults import Action, Corrupt, MarkEcn, Truncate
 
 
 def change(frame: bytes, action: Action, at: Outline | None) -> bytes:
-    """The frame after ``action``; the same bytes when there is nothing to change. ``at`` is None for all but RoCE."""
+    """The frame after ``action``, unchanged if the action does not apply. ``at`` is None unless it is a RoCE frame."""
     if isinstance(action, Truncate):
         return truncate(frame, action, at)
     if at is None:
@@ -19,7 +19,7 @@ def change(frame: bytes, action: Action, at: Outline | None) -> bytes:
 
 
 def corrupt(frame: bytes, action: Corrupt, at: Outline) -> bytes:
-    """One byte between BTH and ICRC changed. A UDP checksum, where there is one, is made right: the ICRC is to tell."""
+    """Change one byte between BTH and ICRC. A UDP checksum is corrected, so that only the ICRC can show the change."""
     place = at.covered(action.offset)
     if place < 0:
         return frame
@@ -31,7 +31,7 @@ def corrupt(frame: bytes, action: Corrupt, at: Outline) -> bytes:
 
 
 def truncate(frame: bytes, action: Truncate, at: Outline | None) -> bytes:
-    """The frame's first bytes, with IP and UDP lengths that fit them when asked and when both headers are left."""
+    """The frame's first bytes. On request the IP and UDP lengths are corrected, if both headers are complete."""
     if action.keep >= len(frame):
         return frame
     cut = bytearray(frame[: action.keep])
@@ -47,7 +47,7 @@ def truncate(frame: bytes, action: Truncate, at: Outline | None) -> bytes:
 
 
 def mark_ecn(frame: bytes, action: MarkEcn, at: Outline) -> bytes:
-    """The ECN field set (RFC 3168, 5), the IPv4 header's checksum made right; the ICRC does not cover it."""
+    """Set the ECN field (RFC 3168, 5) and correct the IPv4 header's checksum. The ICRC does not cover the field."""
     marked = bytearray(frame)
     if frame[at.network] >> 4 == 4:
         marked[at.network + 1] = marked[at.network + 1] & 0xFC | action.codepoint
@@ -65,7 +65,7 @@ def _repair_ipv4(frame: bytearray, at: Outline) -> None:
 
 
 def _with_udp_checksum(frame: bytearray, at: Outline) -> bytes:
-    # Zero is "none"; RoCE v2 senders mostly send that (annex A17.9.2 leaves it open).
+    # Zero means no checksum. Most RoCE v2 senders send zero (annex A17.9.2 allows both).
     if at.udp >= 0 and frame[at.udp + 6 : at.udp + 8] != b"\0\0":
         struct.pack_into("!H", frame, at.udp + 6, 0)
         (length,) = struct.unpack_from("!H", frame, at.udp + 4)

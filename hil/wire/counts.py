@@ -1,4 +1,4 @@
-"""What became of every frame: counted so that it must add up."""
+"""Counts of the wire's frames, whose sums must add up."""
 
 from dataclasses import dataclass, field
 
@@ -15,13 +15,13 @@ def _zero() -> dict[str, int]:
 class WireCounts:
     """Frames by side ("a", "b").
 
-    By the side they came in: ``received``; of these ``unchanged``, ``changed`` and ``late`` (held back for a while)
-    went on, ``dropped`` did not, by a fault or a cut cable, and ``held`` are still held back.
-    By the side they go to: ``duplicated`` and ``injected`` were added by faults and tests; of all that went on or was
-    added, ``sent`` reached the node, ``lost`` did not because it was gone, ``queued`` wait for it.
-    ``unlogged``: what faults did that the log had no room for. ``epoch_ns``: the capture's clock minus the monotonic.
-    ``late_frames``: by how many ns a frame, by its number in the capture as text, was stamped later than its machine
-    sent it.
+    By the side they came in: ``received``. Of these, ``unchanged``, ``changed`` and ``late`` (delayed) were forwarded;
+    ``dropped`` were dropped by a fault or a cut cable; ``held`` are still held back.
+    By the side they go to: faults added ``duplicated``, and tests added ``injected``. Of all forwarded and added
+    frames, ``sent`` reached the node, ``lost`` did not because the node was gone, and ``queued`` wait for it.
+    ``unlogged``: actions of faults that the log had no room for. ``epoch_ns``: the capture's clock minus the monotonic.
+    ``late_frames``: how many ns a frame was stamped later than its machine sent it, by its number in the capture as
+    text.
     """
 
     received: dict[str, int] = field(default_factory=_zero)
@@ -41,7 +41,7 @@ class WireCounts:
     late_frames: dict[str, int] = field(default_factory=dict)
 
     def mismatch(self) -> str:
-        """Which sum does not add up, or an empty text."""
+        """A message about the sums that do not add up, or an empty text."""
         wrong = []
         for side in SIDES:
             came, other = self.received[side], OTHER[side]
@@ -58,7 +58,8 @@ class WireCounts:
 
 @dataclass(frozen=True, slots=True)
 class PlainCounts:
-    """Frames by node where nothing is changed: received from it, sent to it, lost as it was gone, queued for it."""
+    """Frames by node at a capture point that changes none: received from the node, sent to it, lost because it was
+    gone, queued for it."""
 
     received: dict[str, int]
     sent: dict[str, int]
@@ -71,9 +72,9 @@ class PlainCounts:
 
     @property
     def held(self) -> dict[str, int]:
-        """Nothing is held back."""
+        """Zero for every node: no frames are held back."""
         return dict.fromkeys(self.received, 0)
 
     def mismatch(self) -> str:
-        """What comes in and what goes out are one count, or are counted by other machines."""
+        """An empty text: there are no two independent counts to compare."""
         return ""

@@ -1,4 +1,4 @@
-"""Faults of the wire: which frame is picked, and what is done to it. Validated when made, told to the wire as JSON."""
+"""Faults of the wire: a match that picks frames, and an action on them. Checked when made, sent to the wire as JSON."""
 
 import dataclasses
 import ipaddress
@@ -14,7 +14,7 @@ from hil.roce.qpn import MASK as LAST_QPN
 
 LONGEST_NS = 600 * 10**9
 ETHERNET_HEADER = 14
-# More than any adapter's jumbo frames have.
+# Jumbo frames of all adapters are shorter.
 LONGEST_FRAME = 16384
 # InfiniBand volume 1: attributes of CM messages (12.6), and the opcode of the datagram that carries one (9.2).
 CM_ATTRIBUTES, UD_SEND_ONLY = range(0x10, 0x1B), 0x64
@@ -31,7 +31,7 @@ def _whole(value: object, low: int, high: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The whole numbers from ``first`` to ``last``, both included; without ``last`` there is no end."""
+    """The whole numbers from ``first`` to ``last``, both included. Without ``last`` the span has no end."""
 
     first: int
     last: int | None = None
@@ -46,23 +46,23 @@ class Span:
 
 
 def only(number: int) -> Span:
-    """The one number."""
+    """The span of a single number."""
     return Span(number, number)
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Which frames a fault picks: those for which all that is given holds.
+    """The conditions for the frames that a fault picks. All given conditions must hold.
 
-    ``side``: where the frame comes in. ``opcodes``: of the BTH. ``cm``: attribute ids of CM messages.
+    ``side``: the side where the frame comes in. ``opcodes``: opcodes of the BTH. ``cm``: attribute ids of CM messages.
     ``source``, ``destination``: IP addresses. ``qpns``: the BTH's destination QP. ``comm_ids``: a CM message's local or
-    remote one. ``psn``: how far the PSN is, modulo 2**24, from the first of the same stream; requests and responses of
-    one direction of a connection are a stream each, and a REQ or REP begins those of its queue pair anew.
+    remote comm id. ``psn``: the distance of the PSN, modulo 2**24, from the first PSN of the same stream. Requests and
+    responses of one direction of a connection are separate streams; a REQ or REP starts new streams of its queue pair.
     ``retransmissions``: how often the same packet (its stream, opcode and PSN; for a CM message the transaction) came
     before. Both count from when the first fault was set.
 
-    Of the frames that all this picks: ``occurrences``, counted from 1; of those each ``every``-th, beginning with the
-    first; of those each with ``probability``, drawn with ``seed``.
+    Of the matching frames, ``occurrences`` selects some by number, counted from 1. Of those, each ``every``-th is
+    selected, beginning with the first. Of those, each is picked with ``probability``, drawn with ``seed``.
     """
 
     side: str = ""
@@ -102,7 +102,7 @@ class Match:
         self._check_together()
 
     def _check_together(self) -> None:
-        """No frame has all that is given: a fault that can never pick is a mistake."""
+        """Refuse conditions that no frame can meet together."""
         strange = [value for value in self.cm if value not in CM_ATTRIBUTES]
         _check(not strange, f"no CM message has the attribute id {', '.join(map(hex, strange))}")
         _check(self.psn is None or self.psn.first <= LAST_PSN, f"no PSN is farther than {LAST_PSN} from the first")
@@ -127,12 +127,12 @@ def _check_time(name: str, value: object, low: int = 1) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The frame goes no further."""
+    """The frame is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """The frame goes on ``for_ns`` later, or up to a millisecond after that; others overtake it."""
+    """The frame is forwarded ``for_ns`` later, or up to a millisecond after that. Other frames overtake it."""
 
     for_ns: int
 
@@ -142,7 +142,7 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """The frame goes on, and ``copies`` of it follow ``after_ns`` later (0: at once)."""
+    """The frame is forwarded, and ``copies`` of it follow ``after_ns`` later (0: at once)."""
 
     copies: int = 1
     after_ns: int = 0
@@ -154,7 +154,7 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Reorder:
-    """The frame waits until ``frames`` that came in after it on its side went on, but ``at_most_ns``."""
+    """The frame waits until ``frames`` later frames of its side were forwarded, but for ``at_most_ns`` at most."""
 
     frames: int
     at_most_ns: int
@@ -166,10 +166,10 @@ class Reorder:
 
 @dataclass(frozen=True, slots=True)
 class Corrupt:
-    """The byte at ``offset`` is changed by exclusive or with ``mask``; the ICRC is left wrong, or ``repaired``.
+    """The byte at ``offset`` is changed by exclusive or with ``mask``. The ICRC is left wrong, or ``repaired``.
 
-    ``offset`` counts from the BTH's first byte, or, negative, back from the ICRC: -1 is the last byte that it covers.
-    Picks RoCE frames only, and of these only such as have that byte.
+    ``offset`` counts from the BTH's first byte. A negative one counts back from the ICRC: -1 is the last byte that the
+    ICRC covers. Picks only RoCE frames that have this byte.
     """
 
     offset: int = -1
@@ -184,7 +184,7 @@ class Corrupt:
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
-    """Only the first ``keep`` bytes go on; with ``lengths_repaired`` the lengths in the IP and UDP headers fit them."""
+    """Only the first ``keep`` bytes are forwarded. ``lengths_repaired``: the IP and UDP lengths are corrected."""
 
     keep: int
     lengths_repaired: bool = False
@@ -208,7 +208,7 @@ class MarkEcn:
 
 @dataclass(frozen=True, slots=True)
 class CutCable:
-    """This frame and all others, of both sides, go no further for ``for_ns``."""
+    """This frame and all other frames, of both sides, are dropped for ``for_ns``."""
 
     for_ns: int
 
@@ -224,10 +224,10 @@ _ACTIONS: dict[str, Callable[..., Action]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is done to which frames. ``name`` is what the timeline and the capture call it.
+    """An action on the frames that a match picks. ``name`` identifies the fault in the timeline and the capture.
 
-    Faults are asked in the order they were set; the first that picks a frame acts on it, and later ones do not see it.
-    Raises FaultError, naming each thing that cannot be.
+    Faults are tried in the order they were set. The first that picks a frame acts on it, and later ones do not see it.
+    Raises FaultError that names the invalid value.
     """
 
     name: str
@@ -241,22 +241,22 @@ class Fault:
         _check(isinstance(self.match, Match), f"fault {self.name}: {self.match!r} is no Match")
 
     def to_json(self) -> dict[str, Any]:
-        """The fault as ``from_json`` takes it."""
+        """The fault in the form that ``from_json`` reads."""
         action = {"kind": type(self.action).__name__} | dataclasses.asdict(self.action)
         return {"name": self.name, "action": action, "match": dataclasses.asdict(self.match)}
 
 
 def from_json(told: dict[str, Any]) -> Fault:
-    """The fault that ``Fault.to_json`` told. Raises FaultError for what no fault tells."""
+    """The fault of a result of ``Fault.to_json``. Raises FaultError for any other value."""
     try:
         if unknown := told.keys() - {"name", "action", "match"}:
-            raise ValueError(f"it has no {', '.join(sorted(map(str, unknown)))}")
+            raise ValueError(f"unknown keys: {', '.join(sorted(map(str, unknown)))}")
         facts = dict(told["action"])
         action = _ACTIONS[facts.pop("kind")](**facts)
         match = {name: _back(name, value) for name, value in told["match"].items()}
         return Fault(told["name"], action, Match(**match))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FaultError(f"no fault: {json.dumps(told, default=repr)[:200]}: {error}") from error
+        raise FaultError(f"not a fault: {json.dumps(told, default=repr)[:200]}: {error}") from error
 
 
 def _back(name: str, value: Any) -> Any:

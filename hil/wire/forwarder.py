@@ -1,12 +1,13 @@
-"""The wire's own process: carries frames between two datagram sockets, timestamps and records each, applies faults.
+"""The wire's process: carries frames between two datagram sockets, timestamps and records each, applies faults.
 
 Back-pressure instead of loss: while one side does not take frames, the other side is not read.
-Control: a JSON object a line in, ``{"do": ...}``, and one out. ``counts``; ``cut`` and ``mend`` the cable; ``add`` and
-``remove`` a fault, ``faults`` tells all; ``inject`` a frame; ``log`` what was done; ``stop``. End of file ends it too.
+Control: each line is a JSON object ``{"do": ...}``, answered by a JSON object in a line. Commands: ``counts``; ``cut``
+and ``mend`` the cable; ``add`` and ``remove`` a fault; ``faults`` lists all faults; ``inject`` a frame; ``log`` returns
+the log; ``stop``. End of file ends the process too.
 
-A frame is recorded on ``side-a`` or ``side-b`` where it came in, with a comment when it did not simply go on. What left
-the wire otherwise is recorded on ``to-a`` or ``to-b``. So a node got the frames of the other side that carry no
-comment, and those of its own ``to-``.
+A frame is recorded on ``side-a`` or ``side-b`` where it came in. It has a comment unless it was forwarded unchanged.
+Other frames that left the wire are recorded on ``to-a`` or ``to-b``. So a node got the frames of the other side without
+a comment, and the frames of its own ``to-``.
 """
 
 import gc
@@ -36,7 +37,7 @@ from hil.wire.stamps import Lateness
 
 QUEUE_LIMIT = 512
 BATCH = 64
-# Frames that may wait for their time: beyond, neither side is read until some went on.
+# The limit of delayed frames. Above it, neither side is read until some frames are forwarded.
 WAITING_LIMIT = 1 << 16
 TO = 2
 _FOREVER = math.inf
@@ -44,7 +45,7 @@ CUT = "dropped: the cable is cut"
 
 
 class Forwarder:
-    """Two sides, 0 and 1; a frame read from one is sent to the other."""
+    """Forwards frames between two sides, 0 and 1."""
 
     def __init__(self, ends: list[socket.socket], control: socket.socket, out: BinaryIO) -> None:
         self._ends, self._control, self._out = ends, control, out
@@ -104,7 +105,7 @@ class Forwarder:
         if not (self._cut_until_ns or self._later):
             return None
         times = [t for t in (self._later.next_ns(), self._cut_until_ns) if t and t != _FOREVER]
-        # Rounded up: a frame is never early.
+        # Round up, so that no frame is early.
         return max(0, math.ceil((min(times) - time.monotonic_ns()) / 1e6)) if times else None
 
     def _serve(self, side: int, events: int) -> None:
@@ -116,7 +117,7 @@ class Forwarder:
             self._lose(side)
 
     def _lose(self, side: int) -> None:
-        # The node is gone. Its end is kept out of the poller by a socket that never has anything to say.
+        # The node is gone. Replace its socket by one that is never readable.
         self._poller.unregister(self._ends[side])
         self._ends[side].close()
         self._ends[side] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -138,13 +139,13 @@ class Forwarder:
                 self._record(side, frame)
                 self._pass(to, frame)
         except OSError:
-            # Nothing more to read.
+            # No more frames to read.
             pass
         self.received[side] += count
         self.unchanged[side] += count
 
     def _pass(self, side: int, frame: bytes) -> None:
-        """Send a frame to ``side``; behind others it waits until the node takes frames again."""
+        """Send a frame to ``side``. If other frames are queued, it waits behind them."""
         queue = self._queues[side]
         if not queue:
             try:
@@ -218,7 +219,7 @@ class Forwarder:
                 self._go_on(side, frame, comment)
 
     def _go_on(self, side: int, frame: bytes, comment: str) -> None:
-        """Send a frame that a fault had to do with to the other side of ``side``."""
+        """Send a frame that a fault or a test made to the other side of ``side``."""
         self._emit(side, frame, comment)
         self._went_by(side)
 
@@ -227,7 +228,7 @@ class Forwarder:
         self._pass(1 - side, frame)
 
     def _went_by(self, side: int) -> None:
-        # A frame let go by another may let go the next: a loop, because any number may wait for each other.
+        # A released frame may release further frames. A loop, not recursion, because the chain may be long.
         ready = deque(self._later.went_by(side))
         while ready:
             waiting = ready.popleft()
@@ -235,10 +236,10 @@ class Forwarder:
                 ready.extend(self._later.went_by(waiting.side))
 
     def _release(self, waiting: Waiting) -> bool:
-        """Let a frame go on; whether it did."""
+        """Forward a waiting frame. Returns whether it was forwarded."""
         side = waiting.side
         if self._is_cut():
-            # It was on its way when the cable was cut; a copy of it never came in and is not missed.
+            # The frame was waiting when the cable was cut. A copy was never received, so it is not counted as dropped.
             self.dropped[side] += not waiting.copy
             return False
         if waiting.copy:
@@ -358,18 +359,18 @@ class Forwarder:
 
 
 def serve(kind: type[Forwarder] = Forwarder) -> None:
-    """Arguments: descriptors of side a, side b and control, then the path of the capture."""
+    """Run a wire. Arguments: descriptors of side a, side b and control, then the path of the capture."""
     jitter.start(os.environ.get("HIL_JITTER", ""))
     a, b, control = (int(text) for text in sys.argv[1:4])
     ends = [socket.socket(fileno=fd) for fd in (a, b)]
     out = Path(sys.argv[4]).open("wb", buffering=1 << 20)  # noqa: SIM115
-    # No cycles are made here, and looking for them would hold frames up.
+    # This process makes no reference cycles, and garbage collection would delay frames.
     gc.disable()
     kind(ends, socket.socket(fileno=control), out).run()
     try:
         out.close()
     except OSError:
-        # A full disk: told already, as capture_error in the last answer.
+        # The disk is full. The last answer has reported it as capture_error.
         pass
 
 

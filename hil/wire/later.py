@@ -1,4 +1,4 @@
-"""Frames that wait on the wire: until a time, or until others went by."""
+"""Frames that wait on the wire until a time, or until other frames were forwarded."""
 
 import heapq
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ _NEVER = -1
 
 @dataclass(slots=True)
 class Waiting:
-    """A frame from ``side`` for the other one. ``copy``: a duplicate, which was never received."""
+    """A frame from ``side`` for the other side. ``copy``: a duplicate, which was never received."""
 
     side: int
     frame: bytes
@@ -18,7 +18,7 @@ class Waiting:
 
 
 class Later:
-    """All waiting frames. Each is due at a time (monotonic); some earlier, once so many of their side went by."""
+    """All waiting frames. Each is due at a monotonic time, or earlier when enough frames of its side were forwarded."""
 
     def __init__(self) -> None:
         self._by_time: list[tuple[int, int, Waiting]] = []
@@ -31,7 +31,7 @@ class Later:
         return self._waiting
 
     def add(self, due_ns: int, waiting: Waiting, *, frames: int = _NEVER) -> None:
-        """Keep a frame until ``due_ns``, or until ``frames`` others went by."""
+        """Keep a frame until ``due_ns``, or until ``frames`` other frames of its side were forwarded."""
         self._order += 1
         self._waiting += 1
         self._held[waiting.side] += not waiting.copy
@@ -41,24 +41,24 @@ class Later:
             heapq.heappush(self._by_count[waiting.side], (target, self._order, waiting))
 
     def held(self, side: int) -> int:
-        """Frames of ``side`` that were received and wait."""
+        """The number of received frames of ``side`` that wait."""
         return self._held[side]
 
     def next_ns(self) -> int | None:
-        """When the next is due, or None."""
+        """The time when the next frame is due, or None."""
         while self._by_time and self._by_time[0][2].gone:
             heapq.heappop(self._by_time)
         return self._by_time[0][0] if self._by_time else None
 
     def due(self, now_ns: int) -> Waiting | None:
-        """Take out the next frame whose time has come."""
+        """Take out the next frame that is due, or None."""
         due_ns = self.next_ns()
         if due_ns is None or due_ns > now_ns:
             return None
         return self._take(heapq.heappop(self._by_time)[2])
 
     def went_by(self, side: int) -> list[Waiting]:
-        """A frame of ``side`` went on: take out those that waited for just so many, in the order they came."""
+        """Count a forwarded frame of ``side``. Take out the frames that waited for it, in the order they came."""
         self._passed[side] += 1
         heap, found = self._by_count[side], []
         while heap and (heap[0][2].gone or heap[0][0] <= self._passed[side]):

@@ -1,4 +1,4 @@
-"""Which fault acts on a frame: pure but for the counters and the draws, which belong to a fault."""
+"""Choose the fault that acts on a frame. The only state is the history, and each fault's counters and random draws."""
 
 import ipaddress
 import random
@@ -9,7 +9,7 @@ from hil.roce.outline import Outline, outline
 from hil.roce.psn import psn_of
 from hil.wire.faults import Action, Corrupt, Fault, MarkEcn
 
-# What a packet is told from its retransmissions by is remembered for so many packets: more than any window is long.
+# How many packets are remembered to recognise retransmissions. It is more than any window.
 REMEMBERED = 1 << 16
 # Responses carry the PSNs of the other direction's requests (RC: RDMA READ response to ATOMIC acknowledge, 9.2).
 _RESPONSES = range(0x0D, 0x13)
@@ -18,7 +18,7 @@ _Stream = tuple[bytes, bytes, int, int, bool]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A fault picked a frame: which fault, for the how many-th time, and what is to be done."""
+    """A fault's pick of a frame: the fault's number and name, the number of the hit, and the action."""
 
     fault: int
     name: str
@@ -28,7 +28,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A frame as faults see it. ``psn`` is relative to its stream's first; -1 is absent."""
+    """A frame as faults see it. ``psn`` is relative to the first of its stream; -1 means absent."""
 
     side: str
     outline: Outline | None
@@ -37,7 +37,7 @@ class Seen:
 
 
 class History:
-    """What came before: the first PSN of each stream, and how often each packet was seen."""
+    """The history of the wire: the first PSN of each stream, and how often each packet was seen."""
 
     def __init__(self) -> None:
         self._first: OrderedDict[_Stream, int] = OrderedDict()
@@ -45,7 +45,7 @@ class History:
         self._lives: OrderedDict[tuple[object, ...], int] = OrderedDict()
 
     def see(self, side: str, frame: bytes) -> Seen:
-        """The frame with its place in what was seen before; it is remembered."""
+        """Add a frame to the history. Returns its facts relative to the earlier frames."""
         found = outline(frame)
         if found is None:
             return Seen(side, None)
@@ -53,7 +53,7 @@ class History:
             packet: tuple[object, ...] = (found.source, found.destination, found.cm, found.transaction_id)
             times = _count(self._times, packet)
             if found.qpn != -1 and not times:
-                # A REQ or REP: what its queue pair is sent from now on is another connection's.
+                # After a REQ or REP, packets to its queue pair belong to a new connection.
                 _count(self._lives, (found.destination, found.source, found.qpn))
             return Seen(side, found, -1, times)
         way = found.source, found.destination, found.dest_qp
@@ -79,7 +79,7 @@ def _count(known: OrderedDict[tuple[object, ...], int], packet: tuple[object, ..
 
 
 class Picker:
-    """A fault at work: how many frames it matched, and how many of them were its hits."""
+    """A fault that was set, with its counts of matched frames and of hits among them."""
 
     def __init__(self, number: int, fault: Fault) -> None:
         self.number, self.fault = number, fault
@@ -93,7 +93,7 @@ class Picker:
         self._roce = of_roce or any(selects) or match.psn is not None or match.retransmissions is not None
 
     def pick(self, seen: Seen) -> Hit | None:
-        """The hit, when the fault picks this frame."""
+        """The hit if the fault picks this frame, else None."""
         match = self.fault.match
         if (match.side and match.side != seen.side) or (self._roce and not self._matches(seen)):
             return None
@@ -133,21 +133,21 @@ class Faults:
         self.active: list[Picker] = []
 
     def add(self, fault: Fault) -> int:
-        """Set a fault; its number, from 1."""
+        """Set a fault. Returns its number, counted from 1."""
         picker = Picker(len(self._all) + 1, fault)
         self._all[picker.number] = picker
         self.active.append(picker)
         return picker.number
 
     def remove(self, number: int) -> bool:
-        """Whether the fault was set; what it counted is kept."""
+        """Remove a fault, and keep its counts. Returns whether the fault was set."""
         kept = [picker for picker in self.active if picker.number != number]
         removed = len(kept) < len(self.active)
         self.active = kept
         return removed
 
     def tell(self) -> list[dict[str, int | bool | str]]:
-        """Every fault that was ever set: its number, name, counts, and whether it still is."""
+        """Every fault that was ever set: its number, name, counts, and whether it is still active."""
         return [
             {
                 "number": picker.number,
@@ -160,7 +160,7 @@ class Faults:
         ]
 
     def decide(self, side: str, frame: bytes) -> tuple[Hit | None, Outline | None]:
-        """Which fault acts on a frame that came in on ``side``, and the frame's outline when it is RoCE."""
+        """The hit on a frame that came in on ``side``, and the frame's outline if it is a RoCE frame."""
         seen = self._history.see(side, frame)
         for picker in self.active:
             if (hit := picker.pick(seen)) is not None:

@@ -1,4 +1,4 @@
-"""What every capture point is: where frames of a link are recorded, and on an inline wire changed."""
+"""The interface of capture points, which record the frames of a link. An inline wire can also change them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Counts(Protocol):
-    """Frames by node: ``received`` from it, ``sent`` to it, ``queued`` for it, ``held`` back; when the clock began.
+    """Frames by node: ``received`` from it, ``sent`` to it, ``queued`` for it, ``held`` back.
 
-    ``capture_error``: why the file does not hold what was counted. ``epoch_ns``: the file's clock less ours.
-    ``unlogged``: entries that the log had no room for. ``mismatch``: which sum does not add up, or an empty text.
+    ``capture_error``: why the file lacks counted frames. ``epoch_ns``: the file's clock minus the controller's.
+    ``unlogged``: entries that the log had no room for. ``mismatch``: the sums that do not add up, or an empty text.
     """
 
     @property
@@ -41,9 +41,9 @@ class Counts(Protocol):
 class CapturePoint(Protocol):
     """Records from before the first call until ``stop``. The file is pcapng, interfaces ``side-a`` and ``side-b``.
 
-    ``sides`` names the nodes whose adapters must have counted what was recorded: a frame more or less on one of them
-    makes the capture incomplete. ``late_ns`` is by how much a frame may be stamped later than its receiver had it,
-    ``uncertainty_ns`` that of the stamps' clock.
+    ``sides`` names the nodes whose adapters' counters must match the capture. Any difference makes the capture
+    incomplete. ``late_ns``: the longest time between a frame's arrival at its receiver and its stamp.
+    ``uncertainty_ns``: the uncertainty of the stamps' clock.
     """
 
     path: Path
@@ -52,35 +52,35 @@ class CapturePoint(Protocol):
     uncertainty_ns: int
 
     def counts(self) -> Counts:
-        """Counts now; all that they count is in the file. Raises CaptureError when nothing records any more."""
+        """Counts now. All counted frames are in the file. Raises CaptureError when the recording has ended."""
 
     def log(self) -> list[dict[str, Any]]:
-        """What was done to the frames, in order, each entry with ``t_ns`` on the monotonic clock and ``kind``."""
+        """The actions on frames in order, each entry with ``t_ns`` on the monotonic clock and ``kind``."""
 
     def add_fault(self, fault: Fault) -> "FaultHandle":
-        """Change frames by a fault. Raises FaultError, and Unsupported where frames do not pass through."""
+        """Set a fault. Raises FaultError, and Unsupported where frames do not pass through."""
 
     def inject(self, side: str, frame: bytes) -> int:
         """Send a frame to a node. Raises FaultError, and Unsupported where frames do not pass through."""
 
     def cut(self) -> Counts:
-        """Carry nothing from now on. Raises Unsupported where frames do not pass through."""
+        """Drop all frames from now on. Raises Unsupported where frames do not pass through."""
 
     def mend(self) -> Counts:
         """Carry frames again. Raises Unsupported where frames do not pass through."""
 
     def stop(self) -> Counts | None:
-        """Record no more; the last counts, or None when it had ended already. Safe to call twice."""
+        """End the recording. Returns the last counts, or None if it had ended before. Safe to call twice."""
 
 
 class Onlooker:
-    """A capture point that frames do not pass through: it sees them, and can do nothing to them."""
+    """A capture point that frames do not pass through. It records frames and cannot change them."""
 
     late_ns = 0
     uncertainty_ns = 0
 
     def log(self) -> list[dict[str, Any]]:
-        """Empty: nothing is done to any frame."""
+        """An empty list: no frame is changed."""
         return []
 
     def add_fault(self, fault: Fault) -> NoReturn:
@@ -101,7 +101,7 @@ class Onlooker:
 
 
 class NothingRecorded(Onlooker):
-    """Where a lab records nothing: it can be worked with by hand, and nothing about its wire can be judged."""
+    """The capture point of a lab that records no frames. Such a lab is for work by hand; its wire cannot be judged."""
 
     tells_at_end = False
 
@@ -110,9 +110,9 @@ class NothingRecorded(Onlooker):
         self.sides: tuple[str, ...] = ()
 
     def counts(self) -> PlainCounts:
-        """None, and why."""
+        """Zero frames, with the reason as ``capture_error``."""
         none = dict.fromkeys(SIDES, 0)
         return PlainCounts(none, none, none, none, "nothing is recorded: [capture] kind is none", 0)
 
     def stop(self) -> None:
-        """There is nothing to stop."""
+        """Do nothing: there is no recording."""

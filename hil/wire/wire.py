@@ -26,7 +26,7 @@ _POLL_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class FaultState:
-    """A fault that was set: frames that it ``matched``, its ``hits`` among them, and whether it is still ``active``."""
+    """The state of a fault that was set: ``matched`` frames, ``hits`` among them, and whether it is ``active`` now."""
 
     number: int
     name: str
@@ -42,15 +42,15 @@ class FaultHandle:
         self._wire, self.number, self.fault = wire, number, fault
 
     def state(self) -> FaultState:
-        """Its counts now; they stay when the fault is removed. Raises CaptureError when the wire is gone."""
+        """The fault's counts now. They stay when the fault is removed. Raises CaptureError when the wire is gone."""
         return next(state for state in self._wire.faults() if state.number == self.number)
 
     def hits(self) -> int:
-        """How many frames it acted on."""
+        """How many frames the fault acted on."""
         return self.state().hits
 
     def wait_hits(self, count: int = 1, timeout_s: float = HITS_TIMEOUT_S) -> int:
-        """The hits once there are ``count`` of them. Raises UnhitFault when they do not come in time."""
+        """Wait for ``count`` hits and return their number. Raises UnhitFault when they do not come in time."""
         phase = f"hits of fault {self.fault.name}"
         hits = wait_until(self.hits, timeout_s, phase, enough=lambda seen: seen >= count, strict=False, poll_s=_POLL_S)
         if hits < count:
@@ -58,7 +58,7 @@ class FaultHandle:
         return hits
 
     def remove(self) -> None:
-        """Take the fault away. Raises FaultError when it is not set any more."""
+        """Remove the fault. Raises FaultError if it is no longer set."""
         self._wire.remove_fault(self)
 
 
@@ -109,11 +109,11 @@ class Wire:
         return WireCounts(**self._ask("mend"))
 
     def add_fault(self, fault: Fault) -> FaultHandle:
-        """Set a fault: it is asked, after those set before, about every frame from now on. Raises FaultError."""
+        """Set a fault. From now on every frame is checked against it, after the earlier faults. Raises FaultError."""
         return FaultHandle(self, self._ask("add", fault=fault.to_json())["number"], fault)
 
     def remove_fault(self, handle: FaultHandle) -> None:
-        """Take a fault away. Raises FaultError when it is not set any more."""
+        """Remove a fault. Raises FaultError if it is no longer set."""
         if not self._ask("remove", number=handle.number)["removed"]:
             raise FaultError(f"fault {handle.fault.name} (number {handle.number}) is not set")
 
@@ -122,16 +122,17 @@ class Wire:
         return [FaultState(**told) for told in self._ask("faults")["faults"]]
 
     def inject(self, side: str, frame: bytes) -> int:
-        """Send an Ethernet frame to ``side``'s node as if the other had; its number in the capture, on ``to-<side>``.
+        """Send an Ethernet frame to ``side``'s node, as if it came from the other node.
 
-        Raises FaultError for what is no frame or no side.
+        Returns the frame's number in the capture, on interface ``to-<side>``. Raises FaultError for an invalid frame or
+        side.
         """
         if side not in SIDES or not ETHERNET_HEADER <= len(frame) <= LONGEST_FRAME:
-            raise FaultError(f"{len(frame)} bytes to side {side!r}: a frame has a header, a side is a or b")
+            raise FaultError(f"{len(frame)} bytes to side {side!r}: a frame has a header, and a side is a or b")
         return int(self._ask("inject", side=side, frame=frame.hex())["frame"])
 
     def log(self) -> list[dict[str, Any]]:
-        """What was done to the wire, in order: hits of faults, cable cut and mended, frames injected.
+        """The actions on the wire in order: hits of faults, cuts and mends of the cable, injected frames.
 
         Each has ``t_ns`` on the monotonic clock and ``kind`` ("fault", "cable", "inject"); ``frame`` is the number in
         the capture.
@@ -142,7 +143,7 @@ class Wire:
         return found
 
     def stop(self) -> WireCounts | None:
-        """End the wire; its last counts, or None when it was gone already. Safe to call twice."""
+        """End the wire. Returns its last counts, or None if it had ended before. Safe to call twice."""
         if self._stopped:
             return None
         try:

@@ -1,4 +1,4 @@
-"""What tests of the bench itself hold in their hands: the guests of the lab of this run.
+"""Fixtures of the tests of the bench itself: the guests of the lab of this run.
 
 They crash and misuse the nodes they have, so none of them runs on nodes that must be kept.
 """
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test here that has nodes needs nodes of the bench's own, and power over them."""
+    """Every test here with nodes needs nodes that belong to the bench, and power control."""
     for item in items:
         if HERE in item.path.parents and set(IMPLIED) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.needs("power control", "own nodes"))
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def lab_guest(chosen_lab: LabFile) -> Guest:
-    """What kind of guests the lab's nodes, node a at least, are."""
+    """The guest section of the lab's node a."""
     if not isinstance(chosen_lab, SoftPairFile | SoftBridgeFile):
         pytest.skip("the lab has no guests")
     return chosen_lab.guest
@@ -32,5 +32,5 @@ def lab_guest(chosen_lab: LabFile) -> Guest:
 
 @pytest.fixture(scope="session")
 def soft_snapshot(prepared_lab: LabFile, lab_guest: Guest) -> SoftGuest:
-    """What nodes are made from."""
+    """The prepared guest that nodes are made from."""
     return soft_guest(lab_guest)

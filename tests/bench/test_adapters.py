@@ -1,4 +1,4 @@
-"""Adapters on a real kernel: found with all their facts, provisioned as asked, and given back as they were."""
+"""Adapters on a real kernel: found with all their facts, provisioned as asked, and restored."""
 
 import difflib
 import json
@@ -14,7 +14,7 @@ from hil.labs.kinds import told_adapters
 from hil.labs.soft.pair import PLACES, SoftPair
 
 Facts = dict[str, Any]
-# The pair's own provisioning is in the first.
+# The first journal has the pair's own provisioning.
 JOURNAL, OTHER_JOURNAL = "/run/hil/changes.jsonl", "/run/hil/other.jsonl"
 WANTED: Facts = {
     "netdev": "eth0",
@@ -23,9 +23,9 @@ WANTED: Facts = {
     "mtu": 1400,
     "device": "rxe0",
 }
-# User-Mode Linux's netdevs take no larger MTU than they began with.
+# Netdevs of User-Mode Linux take no larger MTU than their first.
 LARGER = pytest.param(1450, 1600, marks=pytest.mark.needs("clones"))
-# What counts, and addr_assign_type, which says for ever that an address was once set.
+# Counters, and addr_assign_type, which shows for ever that an address was once set.
 PASSING = re.compile(
     r"statistics|carrier_(changes|up_count|down_count)|addr_assign_type|/queues/.*(timeout|hang|byte_queue_limits)"
 )
@@ -44,7 +44,7 @@ SHOWN = (
 
 
 def run(pair: SoftPair, *command: str) -> str:
-    """What a program printed on node a."""
+    """The output of a program on node a."""
     done = pair.nodes["a"].system("run", command=list(command))
     assert done["status"] == 0, f"{command}: {done['stderr']}"
     return str(done["stdout"])
@@ -56,11 +56,11 @@ def groups_of(link: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def state(pair: SoftPair) -> dict[str, str]:
-    """What ip, rdma and sysfs show of node a, as text."""
+    """The state of node a as text: the output of ip and rdma, and sysfs."""
     shown = {" ".join(command): run(pair, *command) for command in SHOWN}
     assert '"ifname":"eth0"' in shown["ip -j -d address"], "ip shows nothing to compare"
     files = shown.popitem()[1].splitlines()
-    # A netdev that was moved has its routes behind others', and joins its groups in another order.
+    # After a move, a netdev's routes come after others', and its groups are in another order.
     for what in (name for name in shown if "route" in name):
         shown[what] = "\n".join(map(str, sorted(json.loads(shown[what]), key=lambda route: str(route["dev"]))))
     groups = {link["ifname"]: sorted(map(str, groups_of(link))) for link in json.loads(shown["ip -j maddress"])}
@@ -69,7 +69,7 @@ def state(pair: SoftPair) -> dict[str, str]:
 
 
 def settled(pair: SoftPair, wanted: dict[str, str] | None = None) -> dict[str, str]:
-    """``state`` once it is as ``wanted``, or stays the same: the kernel ends some of it a moment later.
+    """``state`` when it equals ``wanted``, or no longer changes: the kernel removes some objects a moment later.
 
     An IPv6 address stays tentative, without its route, for longer than two readings take.
     """
@@ -87,7 +87,7 @@ def settled(pair: SoftPair, wanted: dict[str, str] | None = None) -> dict[str, s
 
 
 def differences(before: dict[str, str], now: dict[str, str]) -> str:
-    """The lines of a state that are not as before."""
+    """The lines of a state that have changed."""
     both = [(before[what].splitlines(), now[what].splitlines()) for what in before]
     return "\n".join(line for was, is_now in both for line in difflib.unified_diff(was, is_now, n=0, lineterm=""))
 
@@ -101,7 +101,7 @@ def restore(pair: SoftPair, journal: str = JOURNAL) -> list[Facts]:
 
 
 def killed_at_every_step(pair: SoftPair, call: str, **arguments: Any) -> int:
-    """Kill the call at its first step, restore, kill it at the second, and so on; how many steps there were.
+    """Kill the call at its first step, restore, kill it at the second, and so on. Returns the number of steps.
 
     After each, the node is as it was before.
     """
@@ -139,7 +139,7 @@ def test_an_adapter_is_found_with_all_its_facts(pair: SoftPair) -> None:
             == [gid.gid, "RoCE v2", gid.netdev]
             == [gid.gid, gid.type, gid.netdev]
         )
-    # eth1 is on eth0, whose port knows its addresses too.
+    # eth1 is on eth0, whose port has GIDs for eth1's addresses too.
     assert {gid.netdev for gid in gids.values()} == {"eth0", "eth1"}
     assert "0000:0000:0000:0000:0000:ffff:0a4d:0001" in gids
     for wanted in ("rxe1", "rxe1/1", "eth1", "10.78.0.1", second.node_guid, second.node_guid.replace(":", "")):
@@ -166,9 +166,9 @@ VLANS = (
 
 
 @pytest.mark.timeout(300)
-def test_vlans_that_go_up_and_down_with_a_netdev_are_as_before(pair: SoftPair) -> None:
-    """The kernel takes a netdev's VLANs up and down with it, and their IPv6 addresses away: they come back, also with
-    VLANs in VLANs, after a kill at every step. A VLAN that is bound loosely stays as it is."""
+def test_vlans_that_go_up_and_down_with_a_netdev_are_restored(pair: SoftPair) -> None:
+    """The kernel takes a netdev's VLANs up and down with it, and removes their IPv6 addresses. They are restored, also
+    with VLANs in VLANs, after a kill at every step. A VLAN with loose binding does not change."""
     for command in VLANS:
         run(pair, "ip", *command.split())
     for name, mtu in (("eth1.7", 1390), ("eth1.7.9", 1380)):
@@ -192,8 +192,8 @@ def test_vlans_that_go_up_and_down_with_a_netdev_are_as_before(pair: SoftPair) -
     assert pending(pair, OTHER_JOURNAL) == []
 
 
-def test_what_is_on_top_in_another_namespace_keeps_a_netdev_as_it_is(pair: SoftPair) -> None:
-    """A container's VLAN goes up and down with the netdev, and gets its MTU: refused, unless neither concerns it."""
+def test_a_netdev_with_a_vlan_in_another_namespace_is_not_changed(pair: SoftPair) -> None:
+    """A container's VLAN goes up and down with the netdev and gets its MTU. Both changes are refused."""
     run(pair, "mkdir", "-p", "/var")
     run(pair, "ln", "-s", "/run", "/var/run")
     for command in (
@@ -210,7 +210,7 @@ def test_what_is_on_top_in_another_namespace_keeps_a_netdev_as_it_is(pair: SoftP
     with pytest.raises(RemoteError, match=r"eth0 cannot have MTU 1290: it would change eth0.7 in namespace box"):
         node.system("provision", journal=OTHER_JOURNAL, netdev="eth0", mtu=1290, device="rxe0")
     assert pending(pair, OTHER_JOURNAL) == []
-    # It has one of its own on top, whose MTU would not stay.
+    # Another VLAN is on top of it, whose MTU would change.
     run(pair, "ip", "link", "delete", "eth1")
     assert killed_at_every_step(pair, "provision", netdev="eth0", mtu=1300, device="rxe0") == 3
 
@@ -218,7 +218,7 @@ def test_what_is_on_top_in_another_namespace_keeps_a_netdev_as_it_is(pair: SoftP
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("own", "mtu"), [(1450, 1300), (1450, 1450), LARGER, (1500, 1400)])
 def test_an_ipvlan_has_its_own_mtu_again(pair: SoftPair, own: int, mtu: int) -> None:
-    """The kernel gives IPVLANs each MTU of the netdev below, also a larger one, and IPv6 does not hear of every one."""
+    """The kernel gives IPVLANs each MTU of the netdev below, even a larger one, and does not notify IPv6 each time."""
     for command in (
         f"link add link eth0 name ipv0 mtu {own} type ipvlan mode l2",
         "link set ipv0 up",
@@ -230,7 +230,7 @@ def test_an_ipvlan_has_its_own_mtu_again(pair: SoftPair, own: int, mtu: int) -> 
 
 
 def test_no_soft_roce_is_made_on_a_vlan(pair: SoftPair) -> None:
-    """The kernel refuses it, and does not say why; the bench does, and names the netdev below, before a change."""
+    """The kernel refuses it without a reason. The bench refuses it before any change, and names the netdev below."""
     run(pair, "ip", "link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5")
     run(pair, "ip", "link", "add", "link", "eth0.5", "name", "eth0.5.6", "type", "vlan", "id", "6")
     refused = pair.nodes["a"].system("run", command=["rdma", "link", "add", "x", "type", "rxe", "netdev", "eth0.5"])
@@ -246,8 +246,8 @@ def test_no_soft_roce_is_made_on_a_vlan(pair: SoftPair) -> None:
         assert len(foreseen) == 1 or netns
 
 
-def test_what_was_changed_is_undone(pair: SoftPair) -> None:
-    """A pair's node goes back to a bare netdev; provisioned and restored again, it is as it was, byte for byte."""
+def test_changes_are_undone(pair: SoftPair) -> None:
+    """A pair's node is restored to a bare netdev. Provisioned and restored again, it is equal byte for byte."""
     undone = [change["kind"] for change in restore(pair)]
     assert undone == ["SoftDevice", "Address", "Address", "LinkSetting", "LinkSetting"]
     assert restore(pair) == []
@@ -263,18 +263,18 @@ def test_what_was_changed_is_undone(pair: SoftPair) -> None:
 
 @pytest.mark.timeout(240)
 def test_killed_at_any_step_of_provisioning_all_is_undone(pair: SoftPair) -> None:
-    """kill -9 before and after each write to the journal and each change: the node is as before, byte for byte."""
+    """After kill -9 before and after each write to the journal and each change, the node is equal byte for byte."""
     restore(pair)
     assert killed_at_every_step(pair, "provision", **WANTED) == 13
 
 
-def test_killed_at_any_step_of_restoring_it_goes_on(pair: SoftPair) -> None:
-    """Restoring that is killed again and again ends at the same state as one that is not."""
+def test_restoring_that_was_killed_at_any_step_continues(pair: SoftPair) -> None:
+    """Restoring that is killed again and again ends in the same state as restoring that is not."""
     restore(pair)
     before = settled(pair)
     pair.nodes["a"].system("provision", **WANTED)
     step = 0
-    # Each try begins with what is left, so a later step of it is a step nobody has reached yet.
+    # Each try begins with the remaining changes, so its later steps are new.
     while pair.nodes["a"].system("killed", call="restore", at=1 + step % 2):
         step += 1
     assert step >= 6
@@ -282,8 +282,8 @@ def test_killed_at_any_step_of_restoring_it_goes_on(pair: SoftPair) -> None:
     assert settled(pair, before) == before
 
 
-def test_a_device_is_named_by_whatever_is_its_own(pair: SoftPair) -> None:
-    """Its netdev, its address or its GUID: the device; what is nobody's: nothing. Its port is its netdev's."""
+def test_a_device_is_found_by_its_netdev_address_or_guid(pair: SoftPair) -> None:
+    """A netdev, an address or a GUID of the device finds it; an unknown one finds none. Its port is its netdev's."""
     node = pair.nodes["a"]
     guid = run(pair, "cat", "/sys/class/infiniband/rxe0/node_guid").strip()
     for wanted, device in (("eth0", "rxe0"), ("10.77.0.1", "rxe0"), (guid, "rxe0"), ("10.77.0.9", ""), ("eth9", "")):
@@ -293,8 +293,8 @@ def test_a_device_is_named_by_whatever_is_its_own(pair: SoftPair) -> None:
     assert (adapter["state"], adapter["link layer"], adapter["missing gids"]) == (4, "Ethernet", ["10.77.0.9"])
 
 
-def test_an_address_that_no_provider_serves_is_told(pair: SoftPair) -> None:
-    """The port has GIDs of VLANs' addresses and of a MACVLAN's; only what comes to the VLANs reaches the device."""
+def test_an_address_that_no_provider_serves_is_reported(pair: SoftPair) -> None:
+    """The port has GIDs of the addresses of VLANs and of a MACVLAN. Only frames to the VLANs reach the device."""
     addresses = {"eth0": "10.77.0.1", "eth0.5": "10.5.0.1", "eth0.5.6": "10.56.0.1", "eth1": "10.79.0.1"}
     run(pair, "ip", "link", "add", "link", "eth0", "name", "eth1", "type", "macvlan", "mode", "bridge")
     run(pair, "ip", "link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5")
@@ -309,8 +309,8 @@ def test_an_address_that_no_provider_serves_is_told(pair: SoftPair) -> None:
         assert (adapter["missing gids"], adapter["not served"]) == ([], not_served), netdev
 
 
-def test_what_a_host_had_before_is_left_alone(pair: SoftPair) -> None:
-    """Addresses, MTU and soft-RoCE that are there already are not changed, not noted, and still there afterwards."""
+def test_existing_settings_of_a_host_are_left_alone(pair: SoftPair) -> None:
+    """Existing addresses, MTU and soft-RoCE are not changed, not noted, and still there afterwards."""
     restore(pair)
     run(pair, "ip", "link", "set", "eth0", "mtu", "1450", "up")
     run(pair, "ip", "address", "add", "10.77.0.1/24", "dev", "eth0")
@@ -325,8 +325,8 @@ def test_what_a_host_had_before_is_left_alone(pair: SoftPair) -> None:
     assert settled(pair, before) == before
 
 
-def test_what_cannot_be_is_said_before_it_is_changed(pair: SoftPair) -> None:
-    """No such netdev, a device name that is taken, a second device on a netdev: errors that list what is there."""
+def test_impossible_provisioning_is_refused_before_any_change(pair: SoftPair) -> None:
+    """No such netdev, a device name that is taken, a second device on a netdev: each error lists the existing ones."""
     node, before = pair.nodes["a"], pending(pair)
     for wanted, message in (
         ({"netdev": "eth9"}, "there is no netdev 'eth9'; there are: eth0, lo"),
@@ -349,7 +349,7 @@ def test_what_cannot_be_is_said_before_it_is_changed(pair: SoftPair) -> None:
 
 
 def test_a_port_that_does_not_become_ready_is_named(pair: SoftPair) -> None:
-    """No GID in time: the error tells the port's state, and what GIDs it has and lacks."""
+    """No GID in time: the error names the port's state, its GIDs and the missing GIDs."""
     with pytest.raises(
         RemoteError, match=r"rxe0 port 1: ACTIVE \(4\), GIDs .* wanted ACTIVE with .*0a4d:0909"
     ) as caught:
@@ -359,7 +359,7 @@ def test_a_port_that_does_not_become_ready_is_named(pair: SoftPair) -> None:
 
 @pytest.mark.timeout(240)
 def test_settings_for_congestion_are_made_where_asked_and_undone(pair: SoftPair) -> None:
-    """ECN for TCP and the traffic class of RDMA connections, killed at every step: as before."""
+    """ECN for TCP and the traffic class of RDMA connections are restored after a kill at every step."""
     run(pair, "mkdir", "-p", "/sys/kernel/config")
     run(pair, "mount", "-t", "configfs", "none", "/sys/kernel/config")
     wanted = {"netdev": "eth0", "traffic_class": 106, "settings": {"/proc/sys/net/ipv4/tcp_ecn": "1"}}
@@ -372,9 +372,9 @@ def test_settings_for_congestion_are_made_where_asked_and_undone(pair: SoftPair)
 
 
 @pytest.mark.timeout(240)
-def test_a_netdev_in_a_namespace_comes_back_as_it_was(pair: SoftPair) -> None:
-    """Moved with its own addresses lost on the way, given others, killed at every step: it is as before."""
-    # Guests have no /var, where namespaces are named.
+def test_a_netdev_in_a_namespace_is_restored(pair: SoftPair) -> None:
+    """A move loses the netdev's addresses, and it gets others. It is restored after a kill at every step."""
+    # Guests have no /var, but ip keeps the names of namespaces there.
     run(pair, "mkdir", "-p", "/var")
     run(pair, "ln", "-s", "/run", "/var/run")
     run(pair, "ip", "link", "add", "link", "eth0", "name", "eth1", "type", "macvlan", "mode", "bridge")

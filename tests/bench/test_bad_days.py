@@ -1,6 +1,6 @@
-"""What goes wrong around a test: nodes that die, disks that fill, a bench that is killed. Each has one clear message.
+"""Failures around a test: nodes that die, disks that fill, a bench that is killed. Each has one clear message.
 
-The bench runs as a user runs it: its own process, with tests written to a folder of their own.
+The bench runs as a user runs it: in its own process, with tests in their own folder.
 """
 
 import json
@@ -92,7 +92,7 @@ def test_unjudged(bench):
 
 
 class Run:
-    """A bench in a process of its own, on the test file ``text``."""
+    """A bench in its own process, on the test file ``text``."""
 
     def __init__(self, tmp_path: Path, text: str) -> None:
         self.results = tmp_path / "evidence"
@@ -134,7 +134,7 @@ class Run:
             time.sleep(0.02)
 
     def wait_for_machines(self) -> None:
-        """Until both QEMUs and the wire of some test run."""
+        """Wait until both QEMUs and the wire of a test run."""
         end_ns = time.monotonic_ns() + int(STEP_TIMEOUT_S * 1e9)
         while len(self.children()) < 3:
             assert time.monotonic_ns() < end_ns, self.output.read_text()
@@ -154,7 +154,7 @@ class Run:
         return found
 
     def nothing_left(self) -> None:
-        """Assert that no process and no temporary file of the run stays."""
+        """Assert that no process and no temporary file of the run remains."""
         end_ns = time.monotonic_ns() + 5 * 10**9
         while self.children() and time.monotonic_ns() < end_ns:
             time.sleep(0.05)
@@ -174,7 +174,7 @@ def test_a_guest_that_panics_makes_its_test_invalid_and_the_others_go_on(tmp_pat
 
 
 def test_a_guest_that_hangs_makes_its_test_invalid_and_the_others_go_on(tmp_path: Path) -> None:
-    """A node whose agent answers nothing for ten seconds hangs, and is said to."""
+    """A node whose agent does not answer for ten seconds hangs, and the reason says so."""
     run = Run(tmp_path, HANG + HEALTHY)
     assert run.wait() == 2, run.output.read_text()
     verdict, reason = run.verdicts()["test_hang"]
@@ -184,7 +184,7 @@ def test_a_guest_that_hangs_makes_its_test_invalid_and_the_others_go_on(tmp_path
 
 
 def test_a_node_without_memory_makes_its_test_invalid_and_the_others_go_on(tmp_path: Path) -> None:
-    """The kernel ends what took all of a node's memory, which is named; the agent lives, and the next test passes."""
+    """The kernel kills the process that took all of a node's memory, and the reason names it. The next test passes."""
     run = Run(tmp_path, NO_MEMORY + HEALTHY)
     assert run.wait() == 2, run.output.read_text()
     verdict, reason = run.verdicts()["test_no_memory"]
@@ -194,7 +194,7 @@ def test_a_node_without_memory_makes_its_test_invalid_and_the_others_go_on(tmp_p
 
 
 def test_a_test_that_judges_nothing_is_not_a_pass(tmp_path: Path) -> None:
-    """A close that nobody judged is invalid, and the exit code says so."""
+    """A test that does not judge its close is invalid, and so is the exit code."""
     run = Run(tmp_path, UNJUDGED)
     assert run.wait() == 2, run.output.read_text()
     verdict, reason = run.verdicts()["test_unjudged"]
@@ -202,7 +202,7 @@ def test_a_test_that_judges_nothing_is_not_a_pass(tmp_path: Path) -> None:
 
 
 def test_a_failing_test_with_incomplete_evidence_is_invalid(tmp_path: Path) -> None:
-    """Evidence comes before the verdict: a fail that nobody can look at is not one."""
+    """A fail without complete evidence is invalid."""
     run = Run(tmp_path, BROKEN_AND_INCOMPLETE)
     assert run.wait() == 2, run.output.read_text()
     verdict, reason = run.verdicts()["test_fails_without_evidence"]
@@ -226,8 +226,8 @@ def test_a_full_disk_makes_the_capture_incomplete_and_the_test_invalid(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_a_bench_that_is_stopped_leaves_nothing_running_and_keeps_what_was_finished(tmp_path: Path, name: str) -> None:
-    """Ctrl-C, a polite kill and kill -9: no QEMU, no wire, no temporary file; finished verdicts are there."""
+def test_a_bench_that_is_stopped_leaves_nothing_running_and_keeps_its_verdicts(tmp_path: Path, name: str) -> None:
+    """After Ctrl-C, SIGTERM and kill -9 there is no QEMU, no wire and no temporary file; verdicts are kept."""
     run = Run(tmp_path, ENDLESS)
     run.wait_for_verdicts(1)
     run.wait_for_machines()
@@ -253,7 +253,7 @@ def prepare(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_a_results_folder_that_cannot_be_made_is_said_before_anything_runs(tmp_path: Path) -> None:
+def test_a_results_folder_that_cannot_be_made_is_reported_before_any_test(tmp_path: Path) -> None:
     """A file where the folder should be: exit code 2 and its name."""
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-m", "hil", "run", "--results", str(tmp_path / "file" / "x")]
@@ -264,7 +264,7 @@ def test_a_results_folder_that_cannot_be_made_is_said_before_anything_runs(tmp_p
 
 @pytest.fixture
 def cache(tmp_path: Path, soft_snapshot: Snapshot) -> Path:
-    """A cache of its own that holds today's image (hard links where it can) and no snapshot."""
+    """A separate cache with the current image (hard links if possible) and no snapshot."""
     folder = tmp_path / "cache"
     image = soft_snapshot.image.kernel.parent
     place = folder / "images" / image.name
@@ -276,8 +276,8 @@ def cache(tmp_path: Path, soft_snapshot: Snapshot) -> Path:
     return folder
 
 
-def test_a_damaged_snapshot_is_made_again_and_said_so(cache: Path) -> None:
-    """After kill -9 while a snapshot is made nothing stays; damage to a finished one is mended and said so."""
+def test_a_damaged_snapshot_is_reported_and_made_again(cache: Path) -> None:
+    """kill -9 during the making of a snapshot leaves no files. A damaged snapshot is reported and made again."""
     command = [sys.executable, "-m", "hil", "prepare"]
     killed = subprocess.Popen(command, env=os.environ | {"HIL_CACHE": str(cache)}, cwd=ROOT, stderr=subprocess.DEVNULL)
     end_ns = time.monotonic_ns() + int(STEP_TIMEOUT_S * 1e9)
@@ -287,7 +287,7 @@ def test_a_damaged_snapshot_is_made_again_and_said_so(cache: Path) -> None:
     killed.kill()
     killed.wait()
     end_ns = time.monotonic_ns() + 10 * 10**9
-    # Not below them: a folder may go while it is looked into.
+    # Do not search below them: a folder may be removed at the same time.
     while list(cache.glob("*/building-*")):
         assert time.monotonic_ns() < end_ns, "the killed bench's folder stays"
         time.sleep(0.05)
@@ -307,7 +307,7 @@ def test_a_damaged_snapshot_is_made_again_and_said_so(cache: Path) -> None:
     assert "is damaged (state has the wrong content): making it again" in done.stderr
 
 
-def test_no_room_for_a_snapshot_is_said_before_it_is_tried(cache: Path) -> None:
+def test_no_room_for_a_snapshot_is_reported_before_it_is_made(cache: Path) -> None:
     """A full disk below the cache: exit code 2 and how much is missing."""
     script = 'mount -t tmpfs -o size=8m none "$1" && exec "$2" -m hil prepare'
     (cache / "snapshots").mkdir()
@@ -349,21 +349,21 @@ def test_no_network_for_the_packages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("program", "package"), [("qemu-system-x86_64", "qemu-system-x86")])
 def test_a_missing_program_is_named_with_its_package(cache: Path, program: str, package: str) -> None:
-    """Without QEMU on the PATH: exit code 2 and the command that mends it."""
+    """Without QEMU on the PATH: exit code 2 and the command that installs it."""
     done = prepare(cache, PATH="/nonexistent")
     assert done.returncode == 2
     assert f"{program} is missing; install it with: apt-get install {package}" in done.stderr
 
 
 def test_mmdebstrap_missing_is_named(tmp_path: Path) -> None:
-    """Without mmdebstrap and without a cached image: exit code 2 and the command that mends it."""
+    """Without mmdebstrap and without a cached image: exit code 2 and the command that installs it."""
     done = prepare(tmp_path / "cache", PATH="/nonexistent")
     assert done.returncode == 2
     assert "mmdebstrap is missing; install it with: apt-get install mmdebstrap" in done.stderr
 
 
 def test_whether_kvm_works_is_found_out_by_booting_and_remembered(cache: Path) -> None:
-    """Where /dev/kvm can be opened, a node is booted under it once; the answer is kept and reported when it is no."""
+    """If /dev/kvm can be opened, a node is booted under it once. The result is cached, and a failure is reported."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("/dev/kvm is not there or not ours to open")
     for remembered in cache.glob("accelerator-*"):

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.needs("clones"), pytest.mark.usefixtures("soft_snapsho
 
 
 class Hand:
-    """``hil lab ...`` with a runtime folder of its own."""
+    """``hil lab ...`` with its own runtime folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +67,7 @@ def hand(tmp_path: Path) -> Iterator[Hand]:
 
 
 def test_a_lab_by_hand(hand: Hand, tmp_path: Path) -> None:
-    """Up, status, a command and a terminal on a node, its console, a second up that is refused, down."""
+    """up, status, a command and a terminal on a node, its console, a second up that is refused, down."""
     status, output = hand.lab("up")
     assert status == 0 and "10.77.0.1" in output and output.count("alive") == 2, output
     assert len(hand.processes()) >= 4
@@ -90,7 +90,7 @@ def test_a_lab_by_hand(hand: Hand, tmp_path: Path) -> None:
 
 
 def test_a_supervisor_that_is_killed_leaves_nothing(hand: Hand, tmp_path: Path) -> None:
-    """kill -9: the nodes and the wire go with it, and the next command clears its folder away."""
+    """After kill -9 the nodes and the wire end too, and the next command removes the folder."""
     assert hand.lab("up")[0] == 0
     (folder,) = (tmp_path / "hil").iterdir()
     os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
@@ -99,7 +99,7 @@ def test_a_supervisor_that_is_killed_leaves_nothing(hand: Hand, tmp_path: Path) 
     assert list((tmp_path / "hil").iterdir()) == []
 
 
-def test_a_lab_that_cannot_be_made_is_told(hand: Hand) -> None:
+def test_a_lab_that_cannot_be_made_is_reported(hand: Hand) -> None:
     """A lab that cannot be made ends ``up`` with 2 and the reason, and leaves nothing."""
     lab = hand.folder / "lab.toml"
     lab.write_text(

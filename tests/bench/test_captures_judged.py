@@ -1,4 +1,4 @@
-"""Each way a connection ends, made on the soft pair, and told by ``hil verify``'s judgement from the capture alone."""
+"""Each way in which a connection ends on the soft pair, recognised by ``hil verify`` from the capture alone."""
 
 import threading
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ A, B = "10.77.0.1", "10.77.0.2"
 
 @pytest.fixture
 def ends(pair: SoftPair) -> Iterator[Bench]:
-    """A bench whose test looks at the capture only: nodes may die in it, and nothing else is judged."""
+    """A bench whose test judges the capture only, so nodes may die in it."""
     made = Bench(pair)
     yield made
     pair.write(pair.evidence(audit=False))
 
 
 def judged(bench: Bench) -> list[Judged]:
-    """Every connection of the capture, as it is now."""
+    """Every connection in the current capture."""
     bench.pair.wire.counts()
     with open_capture(bench.pair.wire.path) as capture:
         return [judge(facts) for facts in FileRebuild(capture)]
@@ -64,7 +64,7 @@ def test_the_acceptor_closes(ends: Bench) -> None:
 
 
 def test_a_close_with_pending_receives_resets(ends: Bench) -> None:
-    """The main job: the connector closes, the peer's pending receives end, and the capture alone tells it."""
+    """The connector closes, and the peer's pending receives end. The capture alone shows it."""
     connector, acceptor = ends.connect()
     receives = [acceptor.recv(offset=256 * i) for i in range(3)]
     connector.send(b"first")
@@ -108,8 +108,8 @@ def test_both_close_at_once(ends: Bench) -> None:
     assert connection.verdict is Verdict.PASS, connection
 
 
-def test_nobody_listens(ends: Bench) -> None:
-    """A REJ with its reason, and nothing after it."""
+def test_no_listener(ends: Bench) -> None:
+    """A REJ with its reason, and no frame after it."""
     a, b = ends.start()
     socket = a.socket(6000, 0x10)
     a.wsp("WSPConnect", s=socket.s, address=b.ip, port=PORT)
@@ -122,7 +122,7 @@ def test_nobody_listens(ends: Bench) -> None:
 
 
 def test_the_wire_is_cut_under_a_send(ends: Bench) -> None:
-    """The same PSN again and again, no answer, then the DREQ into the void."""
+    """The same PSN again and again without an answer, then the DREQ without an answer."""
     connector, acceptor = ends.connect()
     acceptor.recv()
     ends.pair.wire.cut()
@@ -137,8 +137,8 @@ def test_the_wire_is_cut_under_a_send(ends: Bench) -> None:
     assert connection.verdict is Verdict.PASS, connection
 
 
-def test_the_peer_is_gone_without_a_word(ends: Bench) -> None:
-    """A DREQ that nobody answers: the capture ends before the closer gives up, so it proves neither."""
+def test_the_peer_is_gone_without_a_message(ends: Bench) -> None:
+    """A DREQ without an answer: the capture ends before the closer gives up, so it proves neither."""
     connector, _ = ends.connect()
     ends.pair.nodes["b"].machine.freeze()
     connector.close()

@@ -26,7 +26,7 @@ from hil.labs.soft.file import Guest
 ROOT = Path(__file__).parents[2]
 RUN_TIMEOUT_S = 900.0
 NOTICED_WITHIN_S = 40.0
-# Their shell is busybox's, which takes an "ip" of its own before iproute2's; other hosts' shells do not.
+# The guests' shell is busybox's, which prefers its own "ip" to iproute2's. Other hosts' shells do not.
 NO_SHELL = (
     "ForceCommand exec /usr/bin/python3 -B -c "
     "'import os, shlex; run = shlex.split(os.environ[\"SSH_ORIGINAL_COMMAND\"]); os.execvp(run[0], run)'"
@@ -34,7 +34,7 @@ NO_SHELL = (
 
 pytestmark = pytest.mark.timeout(RUN_TIMEOUT_S)
 FOLDER_TIME = re.compile(r"(?<=\d) [A-Z][a-z]{2} +\d+ \d\d:\d\d(?= (run|netns|infiniband|\.|\.\.)$)", re.MULTILINE)
-# All hard closes, and of other areas what runs on hosts and what cannot.
+# All hard closes, and tests of other areas that run on hosts and that cannot.
 AREAS = (
     "tests/contract/test_hard_close.py",
     "tests/contract/test_receiving.py::test_a_lost_connection_and_a_reset_have_different_codes",
@@ -56,7 +56,7 @@ def test_close(bench, n):
 """
 
 
-# It opens the adapter, and what it has of it is other every moment.
+# A program that uses the adapter. Its resources change all the time.
 STRANGER = """
 import time
 from pyverbs.device import Context
@@ -71,7 +71,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory, lab_guest: Guest) -> Iterator[ForeignHosts]:
-    """Both hosts, as their admin left them: machines of the lab's kind."""
+    """Both hosts in the state that their admin made: machines of the lab's kind."""
     with ForeignHosts(tmp_path_factory.mktemp("foreign"), lab_guest) as made:
         yield made
 
@@ -123,10 +123,10 @@ def provisioned(text: str) -> str:
 
 
 def settled_look(foreign: ForeignHosts) -> dict[str, str]:
-    """What both hosts look like when the connection manager has forgotten what was closed."""
+    """The state of both hosts after the connection manager has forgotten the closed connections."""
     end_ns = time.monotonic_ns() + 30 * 10**9
     last: dict[str, str] = {}
-    # An address is tentative, and without its route, for longer than two looks take.
+    # An address stays tentative and without its route for longer than two looks take.
     while (looks := {name: host.look() for name, host in foreign.hosts.items()}) != last or "tentative" in str(looks):
         assert time.monotonic_ns() < end_ns
         last = looks
@@ -134,24 +134,24 @@ def settled_look(foreign: ForeignHosts) -> dict[str, str]:
 
 
 def differences(before: dict[str, str], after: dict[str, str]) -> str:
-    """Line by line, what is other than before on which host."""
+    """The lines that have changed, with their host."""
     pairs = ((before[name].splitlines(), after[name].splitlines(), name) for name in before)
     lines = (unified_diff(was, now, f"{name} before", f"{name} after", n=1, lineterm="") for was, now, name in pairs)
     return "\n".join(itertools.chain.from_iterable(lines))
 
 
 def assert_as_before(foreign: ForeignHosts, before: dict[str, str]) -> None:
-    """What hosts look like that were provisioned: the journal's folder came and went, which changes the time of the
-    folder it was in."""
+    """The state of hosts after provisioning: the journal's folder was made and removed, which changes the time of its
+    parent folder."""
     looks = (before, settled_look(foreign))
     was, now = ({name: FOLDER_TIME.sub("", look) for name, look in look_of.items()} for look_of in looks)
     assert not (changed := differences(was, now)), changed
 
 
-def test_the_contract_runs_unchanged_and_the_hosts_are_as_they_were(foreign: ForeignHosts, tmp_path: Path) -> None:
-    """Hard closes and what needs more than a foreign host: passes and reasons; then ip, rdma and ls say what they said.
+def test_the_contract_runs_unchanged_and_leaves_the_hosts_unchanged(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """Hard closes pass, other tests are unsupported with a reason. Then ip, rdma and ls print the same as before.
 
-    A witness that the bench knows nothing of saw no RoCE packet that the capture on host a lacks.
+    The wire's own capture, which is unknown to the bench, has no RoCE packet that the capture on host a lacks.
     """
     before = settled_look(foreign)
     results = tmp_path / "results"
@@ -172,8 +172,8 @@ def test_the_contract_runs_unchanged_and_the_hosts_are_as_they_were(foreign: For
     assert made_with["nodes"]["a"]["packages"]["rdma-core"] and made_with["cabling"].startswith("internal")
 
 
-def test_what_other_programs_hold_of_the_adapter_is_theirs(foreign: ForeignHosts, tmp_path: Path) -> None:
-    """While somebody else's program works with the adapter of a host, closes pass there as they do without it."""
+def test_resources_of_other_programs_are_ignored(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """While another program uses the adapter of a host, closes still pass there."""
     host = foreign.hosts["a"]
     pid = host.run(f"setsid python3 -c '{STRANGER}' < /dev/null > /dev/null 2> /tmp/stranger & echo $!").strip()
     try:
@@ -188,29 +188,29 @@ def test_what_other_programs_hold_of_the_adapter_is_theirs(foreign: ForeignHosts
 
 
 @pytest.mark.parametrize("end", ["down", "kill -9", "kill -9 in the middle"])
-def test_what_was_provisioned_is_given_back(
+def test_provisioning_is_undone(
     foreign: ForeignHosts,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
     end: str,
 ) -> None:
-    """Addresses and MTU are given to both hosts: after "down", and after kill -9 and "restore", they are as before.
+    """Both hosts get addresses and an MTU. After "down", and after kill -9 and "restore", their state is as before.
 
     The controller may be killed while it has provisioned one host and not the other.
-    A third node, such as one that would record, is there for work by hand as well.
+    A third node, such as a recording node, can be used by hand too.
     """
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     before = settled_look(foreign)
     lab = foreign.lab_file(name="provisioned.toml")
     lab.write_text(provisioned(lab.read_text()) + '[nodes.m]\nkind = "local"\n')
 
-    # Where the test fails its lab would run on.
+    # If the test fails, its lab must not continue to run.
     request.addfinalizer(lambda: Run("lab", "down").wait())
     supervisor = tmp_path / "hil" / "foreign" / "pid"
     if end == "kill -9 in the middle":
         making = Run("lab", "up", str(lab))
-        # The first change is written down: the others are still to come.
+        # The first change is noted. The others are still to come.
         _wait(lambda: foreign.hosts["a"].run("ls /run/hil 2> /dev/null; true") != "", making)
         os.kill(int(supervisor.read_text()), signal.SIGKILL)
         status, output = making.wait()
@@ -234,7 +234,7 @@ def test_what_was_provisioned_is_given_back(
 
     assert status == 0, output
     assert_as_before(foreign, before)
-    # What a supervisor that was killed left here went with the restoring.
+    # Restoring has removed the folder of the killed supervisor.
     assert Run("lab", "status").wait() == (0, "")
     assert list((tmp_path / "hil").iterdir()) == []
 
@@ -242,14 +242,14 @@ def test_what_was_provisioned_is_given_back(
 def test_namespaces_are_made_for_a_run_and_taken_back(
     foreign: ForeignHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """On both hosts a netdev is moved into a namespace, with soft-RoCE on it; the nodes are inside. Then all is back.
+    """On both hosts a netdev is moved into a namespace, with soft-RoCE on it; the nodes are inside. Then all is undone.
 
-    A netdev that somebody has soft-RoCE on stays where it is: its device would end.
+    A netdev with another user's soft-RoCE is not moved: its device would end.
     """
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     request.addfinalizer(lambda: Run("lab", "down").wait())
     for host in foreign.hosts.values():
-        # Where namespaces are named; it stays, as "ip netns" leaves it.
+        # The folder with the names of namespaces. "ip netns" leaves it behind.
         host.run("mkdir -p /var; ln -sfn /run /var/run; /usr/bin/ip netns add some; /usr/bin/ip netns delete some")
         host.run("/usr/bin/ip link add link eth0 name eth9 type macvlan mode bridge")
     try:
@@ -297,7 +297,7 @@ def test_namespaces_are_made_for_a_run_and_taken_back(
 def test_a_lab_that_records_nothing_is_for_work_by_hand(
     foreign: ForeignHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """It comes up and goes down, and says that it records nothing; a contract test is unsupported on it."""
+    """The lab starts and ends, and reports that it records nothing. A contract test is unsupported on it."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     lab = foreign.lab_file('kind = "none"', "none.toml")
     request.addfinalizer(lambda: Run("lab", "down").wait())
@@ -314,7 +314,7 @@ def test_a_lab_that_records_nothing_is_for_work_by_hand(
 
 @pytest.mark.parametrize("method", ["tcpdump", "dumpcap"])
 def test_a_capture_program_takes_the_packet_sockets_place(foreign: ForeignHosts, tmp_path: Path, method: str) -> None:
-    """It records the same closes on host b, and tells that it lost nothing."""
+    """It records the same closes on host b, and reports no losses."""
     lab = foreign.lab_file(f'kind = "host"\non = "b"\nmethod = "{method}"', f"{method}.toml")
     (tmp_path / "test_it.py").write_text(CLOSES)
     status, output = contract(lab, tmp_path / "results", str(tmp_path / "test_it.py")).wait()
@@ -323,8 +323,8 @@ def test_a_capture_program_takes_the_packet_sockets_place(foreign: ForeignHosts,
 
 @pytest.mark.parametrize("interface", ["", "eth0"])
 def test_a_lab_may_be_in_a_vlan(foreign: ForeignHosts, tmp_path: Path, interface: str) -> None:
-    """Both adapters' netdevs are VLANs on their port's: addresses and MTU come and go, closes pass, and the port's own
-    frames, if those are recorded, are tagged."""
+    """Both adapters' netdevs are VLANs on their port's netdev. Addresses and MTU are set and restored, and closes pass.
+    Frames recorded on the port's netdev are tagged."""
     for host in foreign.hosts.values():
         host.run("/usr/bin/ip link add link eth0 name eth0.5 type vlan id 5; /usr/bin/ip link set eth0.5 up")
     try:
@@ -345,8 +345,8 @@ def test_a_lab_may_be_in_a_vlan(foreign: ForeignHosts, tmp_path: Path, interface
 
 
 def test_a_mirror_port_on_a_third_host_takes_the_packet_sockets_place(tmp_path: Path, lab_guest: Guest) -> None:
-    """A switch copies what both hosts send to a host that has no adapter: recorded there, the same closes pass, and a
-    mirror that lost its cable makes the next ones invalid."""
+    """A bridge copies the frames of both hosts to a host without an adapter, which records them. The same closes pass.
+    A mirror without its cable makes the next closes invalid."""
     (tmp_path / "test_it.py").write_text(CLOSES)
     with ForeignHosts(tmp_path / "hosts", lab_guest, mirrored=True) as hosts:
         before = settled_look(hosts)
@@ -360,7 +360,7 @@ def test_a_mirror_port_on_a_third_host_takes_the_packet_sockets_place(tmp_path: 
 
 
 def test_a_wrong_key_is_no_node(foreign: ForeignHosts, tmp_path: Path) -> None:
-    """A host whose key is not the known one is not spoken to: the doctor says so, and the tests are invalid."""
+    """The bench refuses a host with an unknown key: the doctor reports it, and the tests are invalid."""
     lab, known = foreign.lab_file(), foreign.folder / "known_hosts"
     make_key(tmp_path / "other")
     foreign_key, stranger = known.read_text(), " ".join((tmp_path / "other.pub").read_text().split()[:2])
@@ -376,8 +376,8 @@ def test_a_wrong_key_is_no_node(foreign: ForeignHosts, tmp_path: Path) -> None:
     assert "Host key verification failed" in output
 
 
-def test_a_key_nobody_let_in_is_told(foreign: ForeignHosts, tmp_path: Path) -> None:
-    """The host refuses the key: the doctor names the command that lets it in."""
+def test_a_refused_key_is_reported(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """The host refuses the key: the doctor names the command that authorises it."""
     lab = foreign.lab_file()
     make_key(tmp_path / "mine")
     lab.write_text(lab.read_text().replace('identity = "key"', f'identity = "{tmp_path / "mine"}"'))
@@ -396,8 +396,8 @@ Host *
 """
 
 
-def test_a_connection_that_is_open_already_is_shared(foreign: ForeignHosts, tmp_path: Path) -> None:
-    """The user's ssh holds connections open, which are the only way in; what else it does at a terminal is left out."""
+def test_an_open_connection_is_shared(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """The user's ssh has open connections, which are the only way in. Other settings for terminals are ignored."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     own = folder / "config"
     own.write_text(OWN_CONFIGURATION.format(folder=folder))
@@ -405,7 +405,7 @@ def test_a_connection_that_is_open_already_is_shared(foreign: ForeignHosts, tmp_
     with ExitStack() as until_end:
         until_end.callback(shutil.rmtree, folder)
         text = lab.read_text().replace('config = "/dev/null"', f'config = "{own}"')
-        # Somebody else's key: no new connection is let in.
+        # The host accepts another key only, so no new connection can be made.
         make_key(folder / "other")
         lab.write_text(text.replace('identity = "key"', f'identity = "{folder / "other"}"'))
         status, said = Run("doctor", f"--lab={lab}").wait()
@@ -422,8 +422,8 @@ def test_a_connection_that_is_open_already_is_shared(foreign: ForeignHosts, tmp_
         assert (status, counted(tmp_path / "results")) == (0, Counter({"pass": 4})), output
 
 
-def test_a_login_that_prints_is_told_at_once(foreign: ForeignHosts) -> None:
-    """What a host's ~/.bashrc prints comes before the agent's first word: it is shown, with what mends it."""
+def test_a_login_that_prints_is_reported_at_once(foreign: ForeignHosts) -> None:
+    """The output of a host's ~/.bashrc comes before the agent's first message. It is shown with advice."""
     with foreign.sshd("ForceCommand echo 'welcome, stranger'; exec sh -c \"$SSH_ORIGINAL_COMMAND\""):
         began_ns = time.monotonic_ns()
         status, said = Run("doctor", f"--lab={foreign.lab_file()}").wait()
@@ -432,8 +432,8 @@ def test_a_login_that_prints_is_told_at_once(foreign: ForeignHosts) -> None:
     assert took_s < NOTICED_WITHIN_S
 
 
-def test_a_host_without_pyverbs_is_told(foreign: ForeignHosts, tmp_path: Path) -> None:
-    """The doctor names the package that is missing, and a run ends before anything runs on the host."""
+def test_a_host_without_pyverbs_is_reported(foreign: ForeignHosts, tmp_path: Path) -> None:
+    """The doctor names the missing package, and a run ends before a test runs on the host."""
     packages = "/usr/lib/python3/dist-packages"
     foreign.hosts["b"].run(f"mv {packages}/pyverbs {packages}/away")
     (tmp_path / "test_it.py").write_text(CLOSES)
@@ -446,8 +446,8 @@ def test_a_host_without_pyverbs_is_told(foreign: ForeignHosts, tmp_path: Path) -
     assert counted(tmp_path / "results") == Counter({"invalid": 4}) and "pyverbs is missing" in output
 
 
-def test_an_ordinary_user_is_told_what_it_lacks(foreign: ForeignHosts) -> None:
-    """Logged in without CAP_NET_ADMIN: the doctor names what is missing and how to get it."""
+def test_missing_rights_of_an_ordinary_user_are_reported(foreign: ForeignHosts) -> None:
+    """Logged in without CAP_NET_ADMIN: the doctor names the missing capability and how to get it."""
     lab = foreign.lab_file()
     lab.write_text(lab.read_text().replace('user = "root"', 'user = "user"'))
     for host in foreign.hosts.values():
@@ -462,7 +462,7 @@ def test_an_ordinary_user_is_told_what_it_lacks(foreign: ForeignHosts) -> None:
 
 
 def test_a_node_pulled_out_in_the_middle_costs_its_own_tests_only(foreign: ForeignHosts, tmp_path: Path) -> None:
-    """Host b stands still in the middle of a suite: within seconds tests are invalid; when it is back, tests pass."""
+    """Host b stops in the middle of a suite: within seconds tests are invalid. When it is back, tests pass."""
     (tmp_path / "test_it.py").write_text(CLOSES.replace("range(4)", "range(12)"))
     results = tmp_path / "results"
     run = contract(foreign.lab_file(), results, str(tmp_path / "test_it.py"))
@@ -479,8 +479,8 @@ def test_a_node_pulled_out_in_the_middle_costs_its_own_tests_only(foreign: Forei
 
 
 @pytest.mark.parametrize("ends", ["INT INT INT", "TERM", "HUP TERM INT"])
-def test_a_run_that_is_told_to_end_gives_the_hosts_back(foreign: ForeignHosts, tmp_path: Path, ends: str) -> None:
-    """Ctrl-C pressed again and again, a polite kill, a terminal that goes: hosts are as before, the status is 2."""
+def test_an_interrupted_run_restores_the_hosts(foreign: ForeignHosts, tmp_path: Path, ends: str) -> None:
+    """After repeated Ctrl-C, SIGTERM, or the end of the terminal, the hosts are restored and the exit code is 2."""
     before = settled_look(foreign)
     lab = foreign.lab_file(name="provisioned.toml")
     lab.write_text(provisioned(lab.read_text()))

@@ -1,6 +1,6 @@
-"""Broken providers and a lying wire that only a bad wire brings to light: a cell of the matrix names each.
+"""Mutants of the provider and of the wire that only a fault of the wire reveals. A cell of the matrix names each.
 
-The matrix runs as a user runs it: its own process, on the real cell.
+The matrix runs as a user runs it: in its own process, on the real cell.
 """
 
 import json
@@ -27,7 +27,7 @@ Found = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def verdict(tmp_path: Path, pytestconfig: pytest.Config) -> Found:
-    """Gives verdict and reason of one test of the matrix, run with options on this run's own lab."""
+    """A function that runs one test of the matrix with options on this run's lab, and returns verdict and reason."""
     lab = lab_file_path(pytestconfig).absolute()
 
     def found(test: str, *options: str) -> tuple[str, str]:
@@ -42,30 +42,30 @@ def verdict(tmp_path: Path, pytestconfig: pytest.Config) -> Found:
 
 
 def test_a_provider_that_resets_only_once_is_found_by_a_lost_dreq(verdict: Found) -> None:
-    """Without a fault its DREQ arrives; where the first is lost the peer's receive never ends."""
+    """Without a fault its DREQ arrives. If the first is lost, the peer's receive never ends."""
     found = verdict(CELL.format("DREQ-drop"), "--hil-provider=ResetsOnce")
     assert found[0] == "fail", found
 
 
 def test_a_provider_that_completes_sends_early_is_found_by_a_lost_send(verdict: Found) -> None:
-    """It calls a message sent that no acknowledgement was ever seen of."""
+    """It completes a send without any acknowledgement."""
     kind, reason = verdict(CELL.format("SEND-last-drop"), "--hil-provider=EarlySuccess")
     assert kind == "fail" and "every success at node a was an acknowledged message on the wire" in reason, reason
 
 
 def test_a_provider_that_takes_a_lost_connection_for_a_reset_is_found_when_all_dreqs_are_lost(verdict: Found) -> None:
-    """No reset reached the peer, so none may be told of."""
+    """No reset reached the peer, so the provider must not report one."""
     found = verdict(LOST, "--hil-provider=AlwaysReset")
     assert found[0] == "fail" and "WSAECONNRESET" in found[1], found
 
 
 def test_a_provider_that_leaves_a_broken_connection_is_found_by_a_lost_dreq(verdict: Found) -> None:
-    """The peer, at whose end nothing was wrong, waits for ever."""
+    """The peer, whose end has no error, waits for ever."""
     kind, reason = verdict(BROKE, "--hil-provider=LeavesBroken")
     assert kind == "fail" and "WSAECONNRESET" in reason, reason
 
 
 def test_a_wire_that_hands_on_what_it_says_it_dropped_is_found(verdict: Found) -> None:
-    """Every count agrees, and still the peer hears of a reset that no DREQ brought."""
+    """Every count agrees, and still the peer gets a reset without a DREQ."""
     kind, reason = verdict(CELL.format("DREQ-drop"), "--hil-wire=Denies")
     assert kind == "fail" and "what the peer's CM hears the wire has carried" in reason, reason

@@ -1,4 +1,4 @@
-"""The bench names each deliberately broken provider by the finding that breaks."""
+"""The bench names each mutant of the provider by the broken finding."""
 
 import re
 import threading
@@ -27,7 +27,7 @@ from hil.winsock.codes import Code
     ],
 )
 def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: str) -> None:
-    """Each broken rule shows up as a broken finding that names its requirement."""
+    """Each broken requirement is named by a broken finding."""
     at_peer = provider == "NoFlush"
     bench.start(provider_a="" if at_peer else provider, provider_b=provider if at_peer else "")
     closer, peer = bench.connect()
@@ -41,7 +41,7 @@ def test_a_broken_provider_is_named(bench: Bench, provider: str, requirement: st
 
 
 def test_a_failure_that_returns_success_is_named(bench: Bench) -> None:
-    """A close of what is no socket stores WSAENOTSOCK and returns 0: the code alone is not enough."""
+    """The close of an invalid socket stores WSAENOTSOCK and returns 0. The code alone is not enough."""
     bench.start(provider_a="ClosesAnyway")
     closer, peer = bench.connect()
     answer = closer.at.wsp("WSPCloseSocket", s=closer.socket.s + 1000, deliberately=["SWITCH-12"])
@@ -72,8 +72,8 @@ def test_a_failure_that_returns_success_is_named(bench: Bench) -> None:
         ("LeakDescriptor", [r"pid {pid} \(.*\): 1 descriptors of /tmp/"]),
     ],
 )
-def test_what_is_left_over_is_named(bench: Bench, provider: str, texts: list[str]) -> None:
-    """A leak's finding tells what is left, of which process, and the call that made it."""
+def test_a_leak_is_named(bench: Bench, provider: str, texts: list[str]) -> None:
+    """A leak's finding names the remaining resource, its process, and the call that made it."""
     bench.start(provider_a=provider)
     closer, peer = bench.connect()
     closer.recv()
@@ -86,11 +86,11 @@ def test_what_is_left_over_is_named(bench: Bench, provider: str, texts: list[str
         assert re.search(text.replace("{pid}", known["pid"]).replace("{socket}", known["socket"]), seen), seen
 
 
-def test_a_kernel_that_complains_is_heard(bench: Bench) -> None:
-    """What a node's kernel logs between start and end of a test is judged, and counters and log are kept."""
+def test_a_complaint_of_the_kernel_is_noticed(bench: Bench) -> None:
+    """The messages of a node's kernel during a test are judged, and counters and log are kept."""
     closer, peer = bench.connect()
     closer.close()
-    # Only the kernel itself is believed: it shows where its processes are, as it does when something is wrong.
+    # Only the kernel's own messages count. This makes it list its processes, as it does after an error.
     bench.run("b", "sh", "-c", "echo 'BUG: said by a program' > /dev/kmsg; echo t > /proc/sysrq-trigger")
 
     (finding,) = broken(bench.findings(bench.hard_close(closer, peer)))
@@ -104,10 +104,10 @@ def test_a_kernel_that_complains_is_heard(bench: Bench) -> None:
 
 
 def test_in_a_simultaneous_close_the_second_side_is_judged_too(bench: Bench) -> None:
-    """Both close, one of them with a wrong code: its side is named whichever end it is."""
+    """Both close, one of them with a wrong code. The finding names its side, at either end."""
     bench.start(provider_b="WrongCode")
     closes = []
-    # Where one close came first, the other side's operations ended with its reset: of several, one is simultaneous.
+    # If one close came first, its reset ended the other side's operations. One of several closes is simultaneous.
     for port in range(6000, 6006):
         one, two = bench.connect(port)
         for end in (one, two):
@@ -122,8 +122,8 @@ def test_in_a_simultaneous_close_the_second_side_is_judged_too(bench: Bench) -> 
     assert "CLOSE-13" in {r for finding in findings for r in finding.requirements}
 
 
-def test_a_sound_provider_breaks_no_link(bench: Bench) -> None:
-    """The same steps with the real provider: every finding holds, so what breaks above breaks for its own reason."""
+def test_a_good_provider_breaks_no_finding(bench: Bench) -> None:
+    """The same steps with the real provider: every finding holds, so only the mutants break findings above."""
     closer, peer = bench.connect()
     closer.recv()
     peer.recv()

@@ -1,4 +1,4 @@
-"""The races name providers that are broken only in a race: few rounds are enough for each."""
+"""The races name mutants of the provider that fail only in a race. A few rounds are enough for each."""
 
 import pytest
 
@@ -6,12 +6,12 @@ from hil.labs.soft.pair import SoftPair
 from hil.testing.races import Outcome, connected_racers, race
 
 PORT, SEED = 5001, 20
-# What a sound provider grows by with each round, at most (tests/contract/test_races.py).
+# The largest growth of a good provider in each round (tests/contract/test_races.py).
 MAX_BLOCKS = 5
 
 
 def outcome_of(pair: SoftPair, provider: str, at: str, kind: str) -> Outcome:
-    """A race with the broken provider at one end, and a sound one at the other."""
+    """A race with the mutant at one end, and a good provider at the other."""
     names = {at: provider}
     racers = connected_racers(pair, names.get("closer", ""), names.get("peer", ""), connect_timeout_s=4.0)
     return race(kind, 150, SEED, *racers, PORT, workers=4 if kind == "storm" else 2, limit_s=5.0)
@@ -32,7 +32,7 @@ def outcome_of(pair: SoftPair, provider: str, at: str, kind: str) -> Outcome:
     ],
 )
 def test_a_race_names_a_broken_provider(pair: SoftPair, provider: str, at: str, kind: str, seen: str) -> None:
-    """What breaks only now and then shows in the rounds, and is told as what was seen."""
+    """An intermittent failure occurs in the rounds, and is reported as it was observed."""
     told = outcome_of(pair, provider, at, kind).problems_text()
 
     assert seen in told
@@ -40,7 +40,7 @@ def test_a_race_names_a_broken_provider(pair: SoftPair, provider: str, at: str, 
 
 
 def test_memory_that_grows_with_the_rounds_is_seen(pair: SoftPair) -> None:
-    """A provider that keeps what it should forget grows, round for round; its peer does not."""
+    """A provider that does not free memory grows with each round; its peer does not."""
     outcome = outcome_of(pair, "KeepsOperations", "closer", "completion")
 
     assert not outcome.problems, outcome.problems_text()

@@ -18,14 +18,14 @@ Facts = dict[str, Any]
 
 
 def shell(pair: SoftPair, script: str) -> str:
-    """What a script printed on node a."""
+    """The output of a script on node a."""
     done = pair.nodes["a"].system("run", command=["sh", "-c", script])
     assert done["status"] == 0, done["stderr"]
     return str(done["stdout"])
 
 
 def rdma(pair: SoftPair, *arguments: str) -> list[Facts]:
-    """What ``rdma -j -d`` tells on node a."""
+    """The output of ``rdma -j -d`` on node a."""
     found: list[Facts] = json.loads(shell(pair, f"rdma -j -d {' '.join(arguments)}"))
     return found
 
@@ -59,7 +59,7 @@ def opened(pair: SoftPair) -> Iterator[SoftPair]:
     a.listen(5009)
     pids = [shell(pair, f"{p} -d rxe0 -g 1 -p {n} > /tmp/{p} 2>&1 & echo $!") for p, n in PROGRAMS.items()]
     end_ns = time.monotonic_ns() + 20 * 10**9
-    # They wait for a peer once they have all that they open.
+    # They wait for a peer after they have opened all resources.
     while not all(f":{n:04X} " in shell(pair, "cat /proc/net/tcp* | grep ' 0A '; true") for n in PROGRAMS.values()):
         assert time.monotonic_ns() < end_ns, shell(pair, "head /tmp/ibv_*")
         time.sleep(0.1)
@@ -70,8 +70,8 @@ def opened(pair: SoftPair) -> Iterator[SoftPair]:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_every_object_is_what_rdma_shows(opened: SoftPair, transport: str) -> None:
-    """Device, port, counters and each kind of resource, with owners: the same as iproute2's rdma tells."""
+def test_every_object_equals_the_output_of_rdma(opened: SoftPair, transport: str) -> None:
+    """Device, port, counters and each kind of resource, with owners, equal the output of iproute2's rdma."""
     found = device(opened, transport)
     (theirs,) = rdma(opened, "dev")
     assert (found["index"], found["name"]) == (theirs["ifindex"], theirs["ifname"])
@@ -93,7 +93,7 @@ def test_every_object_is_what_rdma_shows(opened: SoftPair, transport: str) -> No
         assert sorted(ours, key=repr) == sorted(map(by_name, wanted), key=repr), kind
 
 
-# Our name for each of rdma's, by kind: what else rdma prints would be missed, so everything must be here.
+# Our name for each of rdma's names, by kind. It must be complete, so that no output of rdma is missed.
 OWNER = {"thread": "pid"}
 RESOURCES: dict[str, tuple[str, dict[str, str]]] = {
     "QueuePair": (
@@ -127,7 +127,7 @@ BY_RDMA = {"SOFTIRQ": "DIRECT", "WORKQUEUE": "SOFTIRQ", "UNBOUND_WORKQUEUE": "WO
 
 
 def as_shown(entry: Facts, names: dict[str, str]) -> Facts:
-    """One of our entries in rdma's names; what has no name there keeps ours, and so differs."""
+    """One of our entries with rdma's names. A field without a name there keeps ours, and so differs."""
     found = {(names | OWNER).get(ours, ours): value for ours, value in entry.items()}
     for name in ("src-addr", "dst-addr"):
         if name in found:
@@ -192,7 +192,7 @@ def test_settings_are_made_and_read_back(pair: SoftPair, transport: str) -> None
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_what_a_driver_cannot_do_is_said(pair: SoftPair, transport: str) -> None:
+def test_a_request_that_a_driver_cannot_do_is_an_error(pair: SoftPair, transport: str) -> None:
     """Soft-RoCE cannot change its namespace, and no counter is bound to a queue pair: an error, and an empty list."""
     assert netlink(pair, "qp_counters", device_index=0, transport=transport) == []
     for call, more in (("bind_counter", {}), ("unbind_counter", {"counter": 5})):
@@ -214,8 +214,8 @@ def test_character_devices_are_those_of_dev(pair: SoftPair, transport: str) -> N
         assert found["CHARDEV"] == (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
 
 
-def test_device_events_come_unasked(pair: SoftPair) -> None:
-    """A link made and deleted is three events on the timeline; an older kernel says plainly that it has none."""
+def test_device_events_are_recorded(pair: SoftPair) -> None:
+    """A link made and deleted gives three events on the timeline. An older kernel gives an error that it has none."""
     if "monitor on" not in shell(pair, "rdma system"):
         with pytest.raises(RemoteError, match=r"tells no RDMA device events: it needs Linux 6\.12"):
             pair.nodes["a"].system("watch_devices")

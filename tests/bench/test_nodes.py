@@ -1,4 +1,4 @@
-"""Nodes, their channel, their adapters and the wire between them, on the real thing."""
+"""Real nodes, their channel, their adapters and the wire between them."""
 
 import ipaddress
 import json
@@ -29,7 +29,7 @@ def test_several_calls_run_at_a_time(pair: SoftPair) -> None:
 
 
 def test_a_remote_error_carries_its_traceback(pair: SoftPair) -> None:
-    """What raised on the node raises here, with the node's own traceback."""
+    """An exception on the node is raised here, with the node's own traceback."""
     with pytest.raises(RemoteError, match="no-such-netdev") as caught:
         pair.nodes["a"].system("counters", netdev="no-such-netdev")
     assert caught.value.kind == "FileNotFoundError"
@@ -37,7 +37,7 @@ def test_a_remote_error_carries_its_traceback(pair: SoftPair) -> None:
 
 
 def test_a_call_that_does_not_end_is_a_timeout_of_its_phase(pair: SoftPair) -> None:
-    """The node lives, only the answer is late: PhaseTimeout names call and phase, and the node stays usable."""
+    """The node is alive, only the answer is late: PhaseTimeout names call and phase, and the node stays usable."""
     node = pair.nodes["a"]
     worker, _ = node.channel.spawn("system")
     with pytest.raises(PhaseTimeout, match=r"run did not answer within 0.5 s \(napping\)"):
@@ -56,7 +56,7 @@ def test_a_workers_death_is_noticed_at_once(pair: SoftPair) -> None:
     assert time.monotonic_ns() - started < 20 * 10**9
 
 
-def test_calls_to_a_dying_worker_do_not_take_the_agent_with_them(pair: SoftPair) -> None:
+def test_calls_to_a_dying_worker_do_not_end_the_agent(pair: SoftPair) -> None:
     """Hundreds of calls that arrive with the worker's death are answered, and the node lives."""
     node = pair.nodes["b"]
     for round_number in range(5):
@@ -71,7 +71,7 @@ def test_calls_to_a_dying_worker_do_not_take_the_agent_with_them(pair: SoftPair)
 
 
 def test_a_nodes_death_is_noticed_at_once(pair: SoftPair) -> None:
-    """When its machine goes, a running call fails with NodeDied; the other node lives on."""
+    """When its machine ends, a running call fails with NodeDied; the other node stays alive."""
     node = pair.nodes["a"]
     threading.Timer(0.3, os.kill, (node.machine.pid, signal.SIGKILL)).start()
     with pytest.raises(NodeDied):
@@ -101,8 +101,8 @@ def test_provisioned_addresses_mtu_and_gids_are_the_kernels(pair: SoftPair) -> N
         assert {gid_of(place.ipv4), gid_of(place.ipv6)} <= set(listing.split())
 
 
-def test_a_deaf_connection_manager_is_told(pair: SoftPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state of its own queue pair is what rdma shows; where it is not RTS the evidence carries nothing."""
+def test_a_connection_manager_that_receives_nothing_is_noticed(pair: SoftPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of its own queue pair is the same as in rdma's output. If it is not RTS, the evidence is incomplete."""
     assert pair.nodes["a"].system("general_services", device="rxe0") == ["RTS"]
     shown = pair.nodes["a"].system("run", command=["rdma", "-j", "resource", "show", "qp"])["stdout"]
     assert [qp["state"] for qp in json.loads(shown) if qp["type"] == "GSI"] == ["RTS"]
@@ -143,7 +143,7 @@ def test_the_wire_loses_nothing_under_load(pair: SoftPair) -> None:
     """A thousand large pings both ways: every frame the adapters count is captured, in order of time."""
     sent = dict.fromkeys(("a", "b"), "")
 
-    # Replies are counted by the kernels: a ping that is not scheduled for some ms loses them in its own small buffer.
+    # The kernels count the replies, because a ping that is not scheduled for some ms loses them in its small buffer.
     def flood(node: str, address: str) -> None:
         command = ["busybox", "ping", "-c", "500", "-i", "0.002", "-s", "1400", "-q", address]
         sent[node] = pair.nodes[node].system("run", command=command)["stdout"]
@@ -174,7 +174,7 @@ def test_the_wire_loses_nothing_under_load(pair: SoftPair) -> None:
 
 
 def test_a_frame_missing_from_the_capture_makes_the_evidence_incomplete(pair: SoftPair) -> None:
-    """A frame that went round the wire is noticed by the adapters' counters: the check can fail."""
+    """The adapters' counters reveal a frame that bypassed the wire, so the check can fail."""
     broadcast = b"\xff" * 6 + bytes.fromhex("525400000102") + b"\x88\xb5" + b"round the wire".ljust(50, b"\0")
     pair.nodes["a"].frames.send(broadcast)
     problems = pair.evidence().problems
@@ -182,7 +182,7 @@ def test_a_frame_missing_from_the_capture_makes_the_evidence_incomplete(pair: So
 
 
 def test_each_nodes_console_is_kept(pair: SoftPair) -> None:
-    """What a kernel says lands in the node's console file."""
+    """A kernel's messages are in the node's console file."""
     pair.nodes["b"].system("run", command=["sh", "-c", "echo hello from b > /dev/kmsg; echo spoken > /dev/console"])
     end_ns = time.monotonic_ns() + 15 * 10**9
     while "spoken" not in Path(pair.folder / "console-b").read_text(errors="replace"):

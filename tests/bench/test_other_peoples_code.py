@@ -1,4 +1,4 @@
-"""Code nobody here wrote: rdma-core's programs talk to the provider and through the wire, tshark reads the capture."""
+"""Programs of other projects: rdma-core's talk to the provider and through the wire, tshark reads the capture."""
 
 import shutil
 import struct
@@ -21,7 +21,7 @@ from hil.winsock.codes import CF_REJECT, MEM_READ, MEM_WRITE, Code
 
 
 def wait_for_listener(pair: SoftPair, node: str, port: int = 0) -> None:
-    """Until the node's kernel shows a listening CM_ID, on ``port`` when given."""
+    """Wait until the node's kernel shows a listening CM_ID, on ``port`` if it is given."""
     end_ns = time.monotonic_ns() + 10 * 10**9
     command, wanted = ["rdma", "res", "show", "cm_id"], f":{port} " if port else ":"
     # An id that is bound is shown too, before it listens.
@@ -137,7 +137,7 @@ def test_ucmatose_serves_our_connector_and_disconnects(bench: Bench) -> None:
     ],
     ids=["ucmatose", "rping", "rstream"],
 )
-def test_programs_are_told_that_we_refuse(bench: Bench, command: tuple[str, ...], port: int, says: str) -> None:
+def test_programs_report_our_rejection(bench: Bench, command: tuple[str, ...], port: int, says: str) -> None:
     """CF_REJECT reaches a librdmacm or rsockets client as a rejection by the consumer."""
     _, b = bench.start()
     listener = b.listen(port)
@@ -213,6 +213,6 @@ def test_tshark_sees_the_same_cm_messages(bench: Bench) -> None:
     ours = [(p.frame, p.cm, p.local_comm_id) for p in roce_packets(read_pcapng(capture)) if p.cm]
     theirs = messages_by_tshark(capture)
 
-    # The kernel may say "please wait" (MRA), and say anything again.
+    # The kernel may send "please wait" (MRA), and may repeat any message.
     assert list(dict.fromkeys(m for _, m, _ in ours if m != "MRA")) == ["REQ", "REP", "RTU", "DREQ", "DREP"]
     assert theirs == ours

@@ -1,6 +1,6 @@
-"""Provisioning killed at every step and undone, on this machine's kernel, in a network namespace of the test's own.
+"""Provisioning killed at every step and undone, on this machine's kernel, in the test's own network namespace.
 
-Run as a program, this file is what goes on inside that namespace.
+As a program, this file runs the steps inside that namespace.
 """
 
 import difflib
@@ -30,7 +30,7 @@ VETH = ["ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1"]
 
 
 def can_be_apart() -> bool:
-    """Whether this machine lets us make a network namespace with a pair of netdevs in it."""
+    """Whether this machine allows a network namespace with a pair of netdevs in it."""
     if os.geteuid() or not (shutil.which("unshare") and shutil.which("ip")):
         return False
     return subprocess.run([*APART, *VETH], capture_output=True).returncode == 0
@@ -42,11 +42,11 @@ def can_be_apart() -> bool:
     "case", ["bare", "in use", "namespace", "routes", "nodes", "small", "asleep", "shared", "lived in", "gone", "full"]
 )
 def test_killed_at_any_step_all_is_undone(case: str, tmp_path: Path) -> None:
-    """A bare netdev, one in use and one moved to a namespace are as before; one that would lose something stays.
+    """A bare netdev, one in use and one moved to a namespace are restored; one that would lose facts is not changed.
 
-    IPv6 addresses are given back that the kernel drops below an MTU of 1280, or where a netdev goes down again.
+    IPv6 addresses that the kernel drops below an MTU of 1280, or when a netdev goes down, are restored.
 
-    Of nodes that are namespaces of one machine, each gives back its own netdevs, and not their namesakes.
+    If nodes are namespaces of one machine, each restores its own netdevs, and not those with the same names.
     """
     program = [sys.executable, __file__, case, str(tmp_path / "changes.jsonl")]
     done = subprocess.run(
@@ -60,7 +60,7 @@ def ip(*arguments: str) -> str:
 
 
 def state() -> list[str]:
-    """What ip shows. A netdev that was moved has its routes behind others', and joins its groups in another order."""
+    """The output of ip. After a move, a netdev's routes come after others', and its groups are in another order."""
     routes = [json.loads(ip("-j", *what, "route", "show", "table", "all")) for what in ([], ["-6"])]
     groups = {link["ifname"]: sorted(map(str, link["maddr"])) for link in json.loads(ip("-j", "maddress"))}
     by_netdev = [str(route) for known in routes for route in sorted(known, key=lambda route: str(route["dev"]))]
@@ -68,7 +68,7 @@ def state() -> list[str]:
 
 
 def settled(wanted: list[str]) -> list[str]:
-    """``state`` once it is as ``wanted``: the kernel ends some of it a moment later."""
+    """``state`` when it equals ``wanted``: the kernel removes some objects a moment later."""
     end_ns = time.monotonic_ns() + 40 * 10**9
     while (now := state()) != wanted and time.monotonic_ns() < end_ns:
         time.sleep(0.05)
@@ -76,7 +76,7 @@ def settled(wanted: list[str]) -> list[str]:
 
 
 def changes(asked: Wanted) -> Iterator[Change]:
-    """What provisioning changes of a netdev; an RDMA device would need a kernel with RDMA."""
+    """The changes of provisioning on a netdev. An RDMA device would need a kernel with RDMA."""
     if asked.netns:
         yield from _move_changes(asked)
     yield from in_namespace(asked.netns, lambda: list(_link_changes(asked)))
@@ -84,7 +84,7 @@ def changes(asked: Wanted) -> Iterator[Change]:
 
 
 def killed(asked: Wanted, journal: Path, at: int) -> bool:
-    """Provision in a process that is killed at its step ``at``; whether it was."""
+    """Provision in a process that is killed at its step ``at``. Returns whether it was killed."""
     pid = os.fork()
     if pid == 0:
         steps = itertools.count()
@@ -106,7 +106,7 @@ def killed(asked: Wanted, journal: Path, at: int) -> bool:
 
 
 def check(asked: Wanted, journal: Path, steps: int) -> None:
-    """Kill provisioning at each of its ``steps``, and not at all; restored, everything is as before."""
+    """Kill provisioning at each of its ``steps``, and not at all. After restoring, the state is as before."""
     before = state()
     for step in itertools.count():
         was_killed = killed(asked, journal, step)
@@ -120,8 +120,8 @@ def check(asked: Wanted, journal: Path, steps: int) -> None:
 
 
 def make_netdevs(*, used: bool) -> None:
-    """v0 and its peer v1, which have been up before: only then does the kernel give them a queueing discipline."""
-    # Namespaces have their names in this folder; what is made here is nobody else's.
+    """v0 and its peer v1, which have been up before. Only then the kernel gives them a queueing discipline."""
+    # This folder has the names of namespaces. This mount makes it private to the test.
     Path("/run/netns").mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", "/run/netns"], check=True)
     ip(*VETH[1:])
@@ -137,7 +137,7 @@ def make_netdevs(*, used: bool) -> None:
 
 
 def wait_unchanging() -> None:
-    """Wait until no address is tentative any more and the state stays."""
+    """Wait until no address is tentative and the state no longer changes."""
     last: list[str] = []
     end_ns = time.monotonic_ns() + 15 * 10**9
     while ("tentative" in (now := state())[0] or now != last) and time.monotonic_ns() < end_ns:
@@ -146,7 +146,7 @@ def wait_unchanging() -> None:
 
 
 def restored_in(netns: str, journal: Path) -> list[str]:
-    """Restore as a node in that namespace does; the netdevs whose changes were undone."""
+    """Restore as a node in that namespace does. Returns the netdevs whose changes were undone."""
     code = (
         "import sys; from hil.adapters.restore import restore\n"
         "print(*(change['facts']['netdev'] for change in restore(sys.argv[1])))"
@@ -155,7 +155,7 @@ def restored_in(netns: str, journal: Path) -> list[str]:
 
 
 def note_in(netns: str, change: str, journal: Path) -> None:
-    """Note a change, in the words of a program, as whoever is in that namespace would."""
+    """Note a change in the journal, as a program in that namespace would."""
     code = (
         "import sys; from pathlib import Path; from hil.adapters.changes import LinkSetting, noted\n"
         f"from hil.adapters.journal import Journal\nJournal(Path(sys.argv[1])).note(*noted({change}))"
@@ -164,7 +164,7 @@ def note_in(netns: str, change: str, journal: Path) -> None:
 
 
 def check_nodes_of_one_machine(journal: Path) -> None:
-    """Two nodes in namespaces of this machine share the journal: the first to restore leaves the second's alone."""
+    """Two nodes in namespaces of this machine share the journal. Restoring one does not touch the other's changes."""
     for name in ("left", "right"):
         ip("netns", "add", name)
         ip("-n", name, "link", "set", "lo", "up")
@@ -177,7 +177,7 @@ def check_nodes_of_one_machine(journal: Path) -> None:
 
 
 def check_a_namespace_that_is_gone(journal: Path) -> None:
-    """What was changed in a namespace that somebody deleted stays noted, and is told as what it is."""
+    """Changes in a deleted namespace stay noted, and are reported."""
     ip("netns", "add", "gone")
     note_in("gone", "LinkSetting('lo', 'mtu', 1500, 1400)", journal)
     ip("netns", "delete", "gone")
@@ -187,7 +187,7 @@ def check_a_namespace_that_is_gone(journal: Path) -> None:
 
 
 def check_no_room(journal: Path) -> None:
-    """Where a full disk has no room to note what is undone, all of it is undone all the same."""
+    """All changes are undone even if the disk is too full to note it."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16384", "none", str(journal.parent)], check=True)
     names = ("rp_filter", "log_martians", "arp_ignore", "arp_announce")
     paths = [Path(f"/proc/sys/net/ipv4/conf/all/{name}") for name in names]
@@ -198,7 +198,7 @@ def check_no_room(journal: Path) -> None:
         made.make()
     assert not any(path.read_text() == was for path, was in zip(paths, before, strict=True))
     with journal.open("ab") as file:
-        # Its last page has no room either.
+        # The journal's last page has no room either.
         file.write(b"\n" * (4096 - journal.stat().st_size % 4096))
     with suppress(OSError):
         (journal.parent / "others").write_bytes(bytes(1 << 20))
@@ -208,7 +208,7 @@ def check_no_room(journal: Path) -> None:
         except AdapterError as error:
             assert "cannot be written: No space left on device" in str(error), error
         else:
-            raise AssertionError("there was room to note what is undone")
+            raise AssertionError("there was room to note the undone changes")
         assert [path.read_text() for path in paths] == before
     (journal.parent / "others").unlink()
     assert len(restore(journal)) == 4 and not journal.exists()
@@ -217,7 +217,7 @@ def check_no_room(journal: Path) -> None:
 def main(case: str, journal: Path) -> None:
     make_netdevs(used=case != "bare")
     if case == "asleep":
-        # Its addresses were given to it while it was down.
+        # The netdev got its addresses while it was down.
         ip("link", "set", "v0", "down")
         ip("addr", "add", "fd09::7/64", "dev", "v0", "nodad")
         wait_unchanging()
@@ -282,7 +282,7 @@ ELSEWHERE = {
 
 
 def check_losses() -> None:
-    """A netdev that would lose something by what is asked is left alone, and what it would lose is named."""
+    """A netdev that would lose facts by the change is not changed, and the error names them."""
     for lost, command in LOSSES.items():
         refused(lost, command, "move to another namespace", Wanted("v0", netns="hil-a"))
     for lost, command in WITHOUT_IPV6.items():
@@ -296,10 +296,10 @@ def check_losses() -> None:
         ip("netns", "add", "hil-c")
         ip(*command.split())
         cannot(asked, f"v0 cannot have MTU {asked.mtu}: it would change m0 in namespace hil-c")
-    # One that is small enough stays as it is.
+    # An MTU that is small enough does not change.
     ip("-n", "hil-c", "link", "set", "m0", "mtu", "1300")
     list(itertools.islice(changes(Wanted("v0", mtu=1300)), 1))
-    # A bridge's MTU is that of its smallest port: it is as before in the end, and what is on top of it is not.
+    # A bridge's MTU is that of its smallest port. It is restored, but netdevs on top of the bridge are not.
     ip("link", "delete", "v0")
     make_netdevs(used=True)
     subprocess.run(["sh", "-ec", BRIDGED], check=True)
@@ -307,7 +307,7 @@ def check_losses() -> None:
     ip("link", "set", "mv0", "mtu", "1400")
     list(itertools.islice(changes(Wanted("v0", mtu=1400)), 1))
     ip("link", "delete", "br1")
-    # What concerns IPv4 is not lost with IPv6.
+    # IPv4 facts are not lost with IPv6.
     ip("link", "delete", "v0")
     make_netdevs(used=True)
     ip("address", "add", "10.9.0.8/24", "dev", "v0", "metric", "50")
@@ -315,8 +315,8 @@ def check_losses() -> None:
 
 
 def refused(lost: str, command: str, what: str, asked: Wanted) -> None:
-    """Raises AssertionError unless a netdev after ``command`` cannot be what is ``asked``, for what it would lose."""
-    # Each has a netdev of its own, with what the others have.
+    """Assert that a netdev after ``command`` refuses the ``asked`` change, because of the facts it would lose."""
+    # Each has its own netdev with the same facts.
     ip("link", "delete", "v0")
     make_netdevs(used=True)
     subprocess.run(["sh", "-ec", command], check=True)
@@ -324,7 +324,7 @@ def refused(lost: str, command: str, what: str, asked: Wanted) -> None:
 
 
 def cannot(asked: Wanted, *said: str) -> None:
-    """Raises AssertionError unless provisioning refuses what is ``asked`` and says all that."""
+    """Assert that provisioning refuses the ``asked`` change with a message that contains all the texts."""
     try:
         list(itertools.islice(changes(asked), 2))
     except AdapterError as error:
@@ -343,8 +343,8 @@ LIVED_IN = (
 
 
 def check_lived_in(journal: Path) -> None:
-    """Broadcasts, scopes, given link-local addresses, the order of IPv6's, IPv6's own MTU, MACVLANs on top and what
-    others did meanwhile: all is as it would have been."""
+    """Broadcasts, scopes, link-local addresses, the order of IPv6 addresses, IPv6's own MTU, MACVLANs on top and other
+    programs' changes in the meantime: all are as they would have been."""
     for command in LIVED_IN:
         ip(*command.split())
     wait_unchanging()
@@ -359,7 +359,7 @@ def check_lived_in(journal: Path) -> None:
         kept = [Path(f"/proc/sys/net/ipv6/conf/{name}/mtu").read_text() for name in ("v0", "m0")]
         assert kept == ["1400\n", "1390\n"]
 
-    # Somebody else's addresses came to a network whose first is ours.
+    # Another program added addresses to a network whose first address is ours.
     promoting = Path("/proc/sys/net/ipv4/conf/v0/promote_secondaries")
     promoting.write_text("0")
     provide(Wanted("v0", ["10.9.3.1/24"]), journal)
@@ -376,7 +376,7 @@ def check_lived_in(journal: Path) -> None:
     assert left[1]["label"] == "v0:x" and "src 10.9.3.2" in ip("route", "show", "default")
     assert promoting.read_text() == "0\n"
 
-    # Under another name it is still the one that was changed.
+    # The netdev with a new name is still restored.
     provide(Wanted("v0", ["10.9.4.1/24"], mtu=1200), journal)
     ip("link", "set", "v0", "name", "w0")
     try:
@@ -384,13 +384,13 @@ def check_lived_in(journal: Path) -> None:
     except AdapterError as error:
         assert "v0 is called w0 now" in str(error) and str(journal) in str(error), error
     else:
-        raise AssertionError("what is called otherwise now was taken for undone")
+        raise AssertionError("the renamed netdev was treated as restored")
     ip("link", "set", "w0", "name", "v0")
     assert {change["kind"] for change in restore(journal)} == {"Address", "LinkSetting"}
     assert Path("/proc/sys/net/ipv6/conf/v0/mtu").read_text() == "1400\n"
     assert "10.9.4.1" not in ip("address", "show", "v0") and not journal.exists()
 
-    # Somebody removed the namespace, and a virtual netdev goes with it.
+    # The namespace was removed, and its virtual netdev with it.
     ip("link", "delete", "v0")
     make_netdevs(used=True)
     provide(Wanted("v0", ["10.9.4.1/24"], netns="hil-b"), journal)
@@ -417,7 +417,7 @@ def provide(asked: Wanted, journal: Path) -> None:
 
 
 def check_a_namespace_of_two(journal: Path) -> None:
-    """Another bench, at work, is in the namespace: it stays, and what is in it by then is not taken down with it."""
+    """Another bench is at work in the namespace, so the namespace is kept, and so are the netdevs in it."""
     wanted = {"netdev": "v0", "netns": "hil-a", "wait": False}
     provision(journal=journal, owner=Owner.through("one", os.getpid()), **wanted)
     try:
@@ -432,7 +432,7 @@ def check_a_namespace_of_two(journal: Path) -> None:
     except AdapterError as error:
         assert "namespace hil-a still holds v1" in str(error)
     else:
-        raise AssertionError("the namespace went with somebody's netdev in it")
+        raise AssertionError("the namespace was removed with another user's netdev in it")
     ip("-n", "hil-a", "link", "set", "v1", "netns", str(os.getpid()))
     restore(journal=journal)
     assert "hil-a" not in ip("netns") and {"v0", "v1"} <= {link["ifname"] for link in json.loads(ip("-j", "link"))}

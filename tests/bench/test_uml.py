@@ -1,4 +1,4 @@
-"""Nodes that are User-Mode Linux: what a process in the place of a machine must do as a machine does."""
+"""Nodes that are User-Mode Linux: the process must behave as a machine does."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ NOTICED_WITHIN_S = 10.0
 
 @pytest.fixture(scope="session")
 def guest() -> SoftGuest:
-    """What nodes on User-Mode Linux are made from."""
+    """The prepared guest of nodes on User-Mode Linux."""
     return soft_guest(read_lab_file(LAB).guest)  # type: ignore[union-attr]
 
 
@@ -67,7 +67,7 @@ def processes(group: int) -> list[int]:
 
 
 def test_a_hard_close_is_judged_whole(uml_pair: SoftPair) -> None:
-    """The chain of a close holds, link by link, on the kernel that was built."""
+    """Every finding of a close holds on the kernel that was built."""
     bench = Bench(uml_pair)
     closer, peer = bench.connect()
     closer.recv(), peer.recv()
@@ -104,7 +104,7 @@ def test_long_messages_to_a_node_arrive_whole(node: SoftNode) -> None:
 
 
 def test_a_netdev_goes_down_and_comes_up_again(uml_pair: SoftPair) -> None:
-    """As often as one likes, and it carries frames again each time."""
+    """It does so any number of times, and carries frames again each time."""
     node, other = uml_pair.nodes["a"], uml_pair.place("b").ipv4
     for _ in range(3):
         for state in ("down", "up"):
@@ -113,22 +113,22 @@ def test_a_netdev_goes_down_and_comes_up_again(uml_pair: SoftPair) -> None:
 
 
 def test_a_dead_node_is_noticed_at_once(node: SoftNode) -> None:
-    """A running call fails as soon as the machine's process is killed, and no process of it stays."""
+    """A running call fails as soon as the machine's process is killed, and none of its processes remains."""
     threading.Timer(0.3, os.kill, (node.machine.pid, signal.SIGKILL)).start()
     with pytest.raises(NodeDied):
         node.system("run", command=["sleep", "50"])
     wait(lambda: not processes(node.machine.pid))
 
 
-def test_a_panic_ends_the_node_with_its_words(node: SoftNode) -> None:
-    """The kernel's last words are in the error."""
+def test_a_panic_ends_the_node_with_its_message(node: SoftNode) -> None:
+    """The kernel's last messages are in the error."""
     with pytest.raises(NodeDied, match=r"sysrq|panic|crash"):
         node.system("panic")
     wait(lambda: not node.machine.alive())
 
 
-def test_a_frozen_node_hangs_and_goes_on(node: SoftNode) -> None:
-    """No process of it runs while it is frozen; thawed, it answers."""
+def test_a_frozen_node_hangs_and_continues(node: SoftNode) -> None:
+    """None of its processes runs while it is frozen. Thawed, it answers."""
     assert node.system("versions")
     node.machine.freeze()
 
@@ -142,7 +142,7 @@ def test_a_frozen_node_hangs_and_goes_on(node: SoftNode) -> None:
 
 
 def test_the_console_moves(node: SoftNode, tmp_path: Path) -> None:
-    """What the kernel says goes to the file that the console was moved to."""
+    """The kernel's messages are written to the file that the console was moved to."""
     node.move_console(tmp_path / "other")
     node.system(
         "run",
@@ -157,7 +157,7 @@ def test_the_console_moves(node: SoftNode, tmp_path: Path) -> None:
 
 
 def test_a_node_sees_nothing_of_this_machine(node: SoftNode) -> None:
-    """Its kernel can look into folders of the host's: none is open to it."""
+    """Its kernel could mount folders of the host, but none is accessible."""
     done = node.system("run", command=["sh", "-c", "mkdir /host; mount -t hostfs none /host -o /; ls /host"])
     assert not {"home", "root", "usr"} & set(done["stdout"].split()), done
 
@@ -190,13 +190,13 @@ def test_nothing_outlives_a_killed_bench(tmp_path: Path, guest: SoftGuest, when:
 
 
 def test_each_machine_stays_on_one_core(node: SoftNode) -> None:
-    """Every process of it, so that none wakes another across cores."""
+    """All its processes run on one core, so that none wakes another across cores."""
     node.system("versions")
     assert {len(os.sched_getaffinity(pid)) for pid in processes(node.machine.pid)} == {1}
 
 
 def test_frames_are_on_the_capture_as_the_adapters_counted_them(uml_pair: SoftPair, tmp_path: Path) -> None:
-    """Hundreds of pings with large payloads: nothing is lost, and both counters are the capture's."""
+    """Hundreds of pings with large payloads: no frame is lost, and both counters equal the capture's."""
     node, other = uml_pair.nodes["a"], uml_pair.place("b").ipv4
     command = ["ping", "-c", "200", "-i", "0.002", "-s", "1400", other]
     assert node.system("run", command=command)["status"] == 0

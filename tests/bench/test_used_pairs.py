@@ -1,4 +1,4 @@
-"""Tests may have a pair one after the other, as long as each leaves it as it found it."""
+"""Several tests may use a pair one after the other, if each leaves it unchanged."""
 
 import signal
 import time
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.needs("clones")
 
 @pytest.fixture
 def soft_lab(soft_snapshot: object) -> Iterator[SoftLab]:
-    """A lab of clones that no other test has."""
+    """A lab of clones that no other test uses."""
     made = SoftLab(SoftPairFile())
     yield made
     made.close()
@@ -31,7 +31,7 @@ def soft_lab(soft_snapshot: object) -> Iterator[SoftLab]:
 def run_a_test(
     lab: SoftLab, folder: Path, at_last: Callable[[SoftPair], object] = lambda pair: None, *, passes: bool = True
 ) -> list[int]:
-    """What a contract test does on a pair of the lab, and then ``at_last``; the pair's machines' process ids."""
+    """Run the steps of a contract test on a pair of the lab, then ``at_last``. Returns the machines' process ids."""
     with lab.pair(folder, used=True) as pair:
         bench = Bench(pair)
         connector, acceptor = bench.connect()
@@ -50,12 +50,12 @@ def speak(pair: SoftPair) -> None:
 
 
 def connections(folder: Path) -> int:
-    """How many connections a test's capture shows to have been asked for."""
+    """The number of connection requests in a test's capture."""
     return sum(packet.cm == "REQ" for packet in roce_packets(came_in(read_pcapng(folder / "wire.pcapng"))))
 
 
-def test_a_pair_that_was_left_as_it_was_found_is_used_again(soft_lab: SoftLab, tmp_path: Path) -> None:
-    """Three tests have the same machines, and each has evidence of its own: packets and console."""
+def test_an_unchanged_pair_is_used_again(soft_lab: SoftLab, tmp_path: Path) -> None:
+    """Three tests use the same machines, and each has its own evidence: packets and console."""
     folders = [tmp_path / str(number) for number in range(3)]
 
     had = [*(run_a_test(soft_lab, folder) for folder in folders[:2]), run_a_test(soft_lab, folders[2], speak)]
@@ -69,7 +69,7 @@ def test_a_pair_that_was_left_as_it_was_found_is_used_again(soft_lab: SoftLab, t
 
 
 def unseen(pair: SoftPair, script: str) -> None:
-    """Run a shell's ``script`` on node b, not in the way that says it: only a look at the node can tell."""
+    """Run a shell's ``script`` on node b without noting the change. Only the check of the node can find it."""
     channel = pair.nodes["b"].channel
     worker, _ = channel.spawn("system")
     channel.call(worker, "run", 20.0, "a script", command=["sh", "-c", script])
@@ -101,24 +101,24 @@ SPOILS: dict[str, Callable[[SoftPair], object]] = {
 
 
 @pytest.mark.parametrize("spoils", SPOILS.values(), ids=SPOILS)
-def test_a_pair_that_was_changed_is_not(
+def test_a_changed_pair_is_not_used_again(
     soft_lab: SoftLab, tmp_path: Path, spoils: Callable[[SoftPair], object]
 ) -> None:
-    """Whatever a test left or lost on the way: the next test has machines of its own."""
+    """After any change by a test, the next test gets new machines."""
     first = run_a_test(soft_lab, tmp_path / "1", spoils)
 
     assert not set(run_a_test(soft_lab, tmp_path / "2")) & set(first)
 
 
-def test_a_pair_whose_test_did_not_pass_is_not(soft_lab: SoftLab, tmp_path: Path) -> None:
-    """After anything but a pass the next test has machines of its own."""
+def test_a_pair_whose_test_did_not_pass_is_not_used_again(soft_lab: SoftLab, tmp_path: Path) -> None:
+    """After any verdict but a pass, the next test gets new machines."""
     first = run_a_test(soft_lab, tmp_path / "1", passes=False)
 
     assert not set(run_a_test(soft_lab, tmp_path / "2")) & set(first)
 
 
-def test_a_test_that_wants_its_own_gets_it(soft_lab: SoftLab, tmp_path: Path) -> None:
-    """While a used pair waits, a test that does not ask for it has a new one."""
+def test_a_test_without_the_mark_gets_a_new_pair(soft_lab: SoftLab, tmp_path: Path) -> None:
+    """While a used pair is idle, a test that does not ask for it gets a new one."""
     first = run_a_test(soft_lab, tmp_path / "1")
 
     with soft_lab.pair(tmp_path / "2") as pair:
@@ -128,7 +128,7 @@ def test_a_test_that_wants_its_own_gets_it(soft_lab: SoftLab, tmp_path: Path) ->
 
 
 def test_a_waiting_pair_that_died_is_replaced(soft_lab: SoftLab, tmp_path: Path) -> None:
-    """When a machine ends between two tests the second has new ones, and both pass."""
+    """If a machine ends between two tests, the second gets new machines, and both pass."""
     kept: list[SoftPair] = []
     first = run_a_test(soft_lab, tmp_path / "1", kept.append)
     kept[0].clones["b"].machine.stop()
@@ -137,7 +137,7 @@ def test_a_waiting_pair_that_died_is_replaced(soft_lab: SoftLab, tmp_path: Path)
 
 
 def test_no_pair_is_used_for_ever(soft_lab: SoftLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After so many tests it is replaced."""
+    """After ``MOST_USES`` tests a pair is replaced."""
     monkeypatch.setattr(softlab, "MOST_USES", 2)
 
     had = [run_a_test(soft_lab, tmp_path / str(number)) for number in range(3)]
@@ -146,7 +146,7 @@ def test_no_pair_is_used_for_ever(soft_lab: SoftLab, tmp_path: Path, monkeypatch
 
 
 def test_the_end_of_the_lab_is_the_end_of_a_waiting_pair(soft_lab: SoftLab, tmp_path: Path) -> None:
-    """Nothing runs on when the lab is closed."""
+    """No machine runs after the lab is closed."""
     kept: list[SoftPair] = []
     run_a_test(soft_lab, tmp_path, kept.append)
 

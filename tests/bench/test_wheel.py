@@ -1,4 +1,4 @@
-"""The package as a stranger installs it: a wheel in an empty environment, used in an empty folder."""
+"""The package as a user installs it: a wheel in an empty environment, used in an empty folder."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def test_mine(bench: Bench) -> None:
     assert peer.completion(receive) == (Code.WSAECONNRESET, 0)
     bench.judge(bench.hard_close(closer, peer))
 '''
-# A project that knows nothing of the bench, and uses every name that the bench uses as well.
+# Another project without the bench, which uses the same names as the bench.
 STRANGERS = {
     "conftest.py": """
 import signal, sys, pytest
@@ -82,11 +82,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel and the packages that it depends on, and nothing of the checkout; its programs."""
+    """The programs of an environment with the wheel and its dependencies, and without the checkout."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=RUN_TIMEOUT_S)
     site = next((folder / "lib").glob("python*/site-packages"))
-    # The same packages as here, without asking an index for them.
+    # Use the packages of this environment, without an index.
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
         if not entry.name.startswith(("san_hil", "__editable__", "_virtualenv", "distutils-precedence", "__pycache__")):
             (site / entry.name).symlink_to(entry)
@@ -99,7 +99,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(environment: Path, tmp_path: Path) -> Command:
-    """Runs a program of the environment in an empty folder, which knows nothing of the checkout."""
+    """A function that runs a program of the environment in an empty folder, without the checkout."""
     known = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
 
     def call(*command: str) -> "subprocess.CompletedProcess[str]":
@@ -111,12 +111,12 @@ def run(environment: Path, tmp_path: Path) -> Command:
 
 @pytest.fixture(scope="module")
 def lab(pytestconfig: pytest.Config) -> str:
-    """The name of this run's lab, which comes along as an example."""
+    """The name of this run's lab, which the package contains as an example."""
     return lab_file_path(pytestconfig).stem
 
 
 def test_a_wheel_takes_no_name_that_is_not_its_own(wheel: Path) -> None:
-    """Only ``hil`` and its metadata land beside other packages, and the suite, the labs and the types come along."""
+    """Only ``hil`` and its metadata are installed beside other packages, with the suite, the labs and the types."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"hil", "san_hil"}
     assert {"hil/py.typed", "hil/labs/examples/soft-pair.toml", "hil/testing/plugin.py"} <= set(names)
@@ -125,7 +125,7 @@ def test_a_wheel_takes_no_name_that_is_not_its_own(wheel: Path) -> None:
 
 
 def test_a_project_that_is_not_the_bench_s_is_left_alone(run: Command, tmp_path: Path) -> None:
-    """Its options, markers, fixtures and folders may have the same names; no signal is heard, nothing is imported."""
+    """Its options, markers, fixtures and folders may have the same names. No handler is set, and no module imported."""
     for name, text in STRANGERS.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -137,7 +137,7 @@ def test_a_project_that_is_not_the_bench_s_is_left_alone(run: Command, tmp_path:
 
 
 def test_verbs_that_need_no_lab_work_in_an_empty_folder(run: Command, lab: str) -> None:
-    """The contract, a lab's outlook and the doctor tell the same as in the checkout."""
+    """The contract, the check of a lab and the doctor print the same as in the checkout."""
     done = run("hil", "contract", "CLOSE-17")
     assert done.returncode == 0 and "tests/contract/" in done.stdout, done.stdout + done.stderr
     done = run("hil", "lab", "check", "two-hosts-mirror")
@@ -163,7 +163,7 @@ def test_the_suite_runs_in_an_empty_folder(run: Command, lab: str, tmp_path: Pat
 
 
 def test_a_test_of_one_s_own_is_judged(run: Command, lab: str, tmp_path: Path) -> None:
-    """Two imports, a folder of one's own: by ``hil run``, and by pytest alone with a blank before the lab's name."""
+    """A test in the user's own folder runs by ``hil run``, and by pytest alone with a blank before the lab's name."""
     (tmp_path / "test_mine.py").write_text(OWN_TEST)
     done = run("hil", "run", f"--lab={lab}", "--results=r", "test_mine.py")
     assert done.returncode == 0 and "1 pass" in done.stdout, done.stdout + done.stderr
@@ -219,7 +219,7 @@ def example(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> None
 
 @pytest.mark.usefixtures("example")
 def test_a_provider_of_one_s_own_is_run_through_the_contract(run: Command, lab: str) -> None:
-    """It keeps the contract, and breaks it when it is told to be slow; a setting it does not have is no green run."""
+    """It keeps the contract, and breaks it with a setting that makes it slow. An unknown setting is not a pass."""
     chosen = ["contract/test_hard_close.py", "contract/test_installation.py"]
     done = run("hil", "run", f"--lab={lab}", "--results=r", "-j2", "--provider=example", *chosen)
     assert done.returncode == 0 and " 0 fail, 0 invalid, 0 unsupported" in done.stdout, done.stdout + done.stderr
@@ -231,7 +231,7 @@ def test_a_provider_of_one_s_own_is_run_through_the_contract(run: Command, lab: 
 
 @pytest.mark.usefixtures("example")
 def test_a_mutant_of_one_s_own_is_listed_and_runs(run: Command, lab: str) -> None:
-    """It is found as the bench's own are."""
+    """It is found in the same way as the bench's own mutants."""
     listed = run("hil", "mutants", "--list").stdout.splitlines()[-1].split()
     assert listed[:3] == ["ExampleIsLate", "provider", "Resets"] and listed[-1] == "[CLOSE-07]"
     one = "contract/test_hard_close.py::test_close_with_nothing_pending"
@@ -241,9 +241,20 @@ def test_a_mutant_of_one_s_own_is_listed_and_runs(run: Command, lab: str) -> Non
 
 @pytest.mark.usefixtures("example")
 def test_power_control_of_one_s_own_is_used(run: Command, tmp_path: Path) -> None:
-    """With it a lab of hosts has power control; it stops, continues and kills the process that it is given."""
+    """A lab of hosts uses it. It stops, continues and kills the process that it is given."""
     (tmp_path / "hosts.toml").write_text(HOSTS)
     told = run("hil", "lab", "check", "hosts.toml").stdout
     assert "it needs power control" not in told and "it needs capture" in told, told
     done = run("python", "-c", SIGNALLED)
     assert done.stdout.split() == ["T", "S", "-9"], done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("example")
+def test_a_rule_of_one_s_own_judges_fresh_and_old_evidence(run: Command, lab: str, tmp_path: Path) -> None:
+    """Its finding is among those of a test, and ``hil judge`` finds the same again without a lab."""
+    one = "contract/test_hard_close.py::test_close_with_nothing_pending"
+    done = run("hil", "run", f"--lab={lab}", "--results=r", one)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every DREP follows its DREQ within one second" in (tmp_path / "r" / "verdicts.json").read_text()
+    done = run("hil", "judge", "r")
+    assert done.returncode == 0 and "0 verdicts of 1 and 0 findings of" in done.stdout, done.stdout + done.stderr

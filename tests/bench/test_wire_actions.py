@@ -1,4 +1,4 @@
-"""Each action of the wire's faults against two real kernels: what a message suffers, and that the evidence says so."""
+"""Each action of the wire's faults between two real kernels: its effect on a message, and its trace in the evidence."""
 
 import pytest
 
@@ -28,7 +28,7 @@ MS = 1_000_000
 
 
 def say(bench: Bench, fault: Fault, message: bytes = b"hello over a bad wire") -> Evidence:
-    """Connect, set the fault, send a message, which arrives once; close, judge; the evidence."""
+    """Connect, set the fault, send a message, which arrives once; close and judge. Returns the evidence."""
     closer, peer = bench.connect()
     handle = bench.pair.wire.add_fault(fault)
     receive, behind = peer.recv(), peer.recv(offset=256)
@@ -46,12 +46,12 @@ def say(bench: Bench, fault: Fault, message: bytes = b"hello over a bad wire") -
     hits = evidence.of("wire", "fault")
     assert [(e.fault, e.side, e.action) for e in hits] == [(fault.name, "a", str(fault.action))]
     captured = {f.number: f for f in read_pcapng(bench.pair.wire.path)}
-    assert captured[hits[0]["frame"]].comment == f"fault {fault.name!r}, hit 1: {fault.action}"
+    assert captured[hits[0].frame].comment == f"fault {fault.name!r}, hit 1: {fault.action}"
     return evidence
 
 
 def sends(evidence: Evidence) -> tuple[int, int]:
-    """How often a SEND left node a, and how often one reached node b."""
+    """How many SENDs left node a, and how many reached node b."""
     sent = [p for p in evidence.packets if p.opcode == SEND_ONLY]
     return len(sent), len([p for p in evidence.delivered if p.opcode == SEND_ONLY])
 
@@ -62,13 +62,13 @@ def sends(evidence: Evidence) -> tuple[int, int]:
     ids=["drop", "corrupt", "truncate", "truncate with lengths", "cut the cable"],
 )
 def test_a_message_whose_frame_is_lost_or_spoilt_is_sent_again(bench: Bench, action: Action) -> None:
-    """The receiver's adapter takes no frame whose ICRC is wrong, and the sender's tries again."""
+    """The receiver's adapter drops a frame with a wrong ICRC, and the sender's sends it again."""
     sent, _ = sends(say(bench, Fault("spoil", action, FIRST)))
     assert sent >= 2
 
 
-def test_a_frame_with_another_payload_and_a_right_icrc_is_believed(bench: Bench) -> None:
-    """Only a wire that repairs the ICRC can change what arrives: nothing behind it notices."""
+def test_a_frame_with_another_payload_and_a_right_icrc_is_accepted(bench: Bench) -> None:
+    """A wire that repairs the ICRC can change a message without notice."""
     closer, peer = bench.connect()
     bench.pair.wire.add_fault(Fault("lie", Corrupt(offset=12, mask=0x20, repaired=True), FIRST))
     receive, send = peer.recv(), closer.send(b"hello")
@@ -80,12 +80,12 @@ def test_a_frame_with_another_payload_and_a_right_icrc_is_believed(bench: Bench)
 
 
 def test_a_delayed_message_is_late(bench: Bench) -> None:
-    """It arrives, from whichever of its transmissions."""
+    """The message arrives by any of its transmissions."""
     assert sends(say(bench, Fault("late", Delay(20 * MS), FIRST)))[0] >= 1
 
 
 def test_a_duplicate_is_taken_once(bench: Bench) -> None:
-    """Two frames reach the receiver, one message does."""
+    """Two frames reach the receiver, and one message arrives."""
     sent, arrived = sends(say(bench, Fault("twice", Duplicate(), FIRST)))
     assert arrived == sent + 1
 
@@ -116,8 +116,8 @@ def test_a_message_that_is_overtaken_is_put_in_order(bench: Bench) -> None:
     assert arrived.index(0) > arrived.index(1)
 
 
-def test_a_rule_may_be_set_and_removed_while_the_test_runs(bench: Bench) -> None:
-    """Every DREQ is lost until the fault is gone; then the peer hears of the close."""
+def test_a_fault_may_be_set_and_removed_while_the_test_runs(bench: Bench) -> None:
+    """Every DREQ is lost until the fault is removed. Then the peer gets the reset."""
     closer, peer = bench.connect()
     receive = peer.recv()
     handle = bench.pair.wire.add_fault(Fault("deaf", Drop(), Match(cm=(CmAttribute.DREQ,))))

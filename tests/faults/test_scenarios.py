@@ -229,5 +229,5 @@ def test_the_peers_machine_is_gone_without_a_word(pair: Pair) -> None:
     pair.audit_closed("a")
     evidence = pair.evidence(audit=False)
     pair.write(evidence)
-    assert {left["kind"] for left in evidence.after_close["a"]} <= {"CM_ID"}
+    assert {left.kind for left in evidence.after_close["a"]} <= {"CM_ID"}
     assert [problem for problem in evidence.problems if "node b" in problem]

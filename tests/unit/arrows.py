@@ -1,4 +1,4 @@
-"""Which room of the house may import which: the table of docs' architecture, as data, and what reads the imports."""
+"""The table of allowed imports between the folders ("rooms") of the package, and the functions that check it."""
 
 import ast
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NODE_LIBRARIES = frozenset({"pyverbs", "pyroute2"})
-"""The only packages that code on a node finds there, beside the standard library."""
+"""The only packages on a node besides the standard library."""
 NODE_TOOLS = ("errors", "jitter")
 TOOLS = (
     *NODE_TOOLS,
@@ -23,7 +23,7 @@ TOOLS = (
     "version",
     "waiting",
 )
-"""Modules that every room of the controller may import; they know no room."""
+"""Modules that every room of the controller may import. They import no room."""
 
 NODE_ROOMS: dict[str, tuple[str, ...]] = {
     "winsock": (),
@@ -36,7 +36,7 @@ NODE_ROOMS: dict[str, tuple[str, ...]] = {
     "agent": ("winsock", "provider", "switch", "netlink", "adapters"),
     "mutants.sessions": ("winsock", "switch", "agent"),
 }
-"""What runs on a node, and what each room imports."""
+"""The rooms that run on a node, each with the rooms it may import."""
 
 CONTROLLER_ROOMS: dict[str, tuple[str, ...]] = {
     "mutants.catalogue": ("winsock",),
@@ -54,7 +54,7 @@ CONTROLLER_ROOMS: dict[str, tuple[str, ...]] = {
     "cli": ("suite", "report", "evidence", "labs", "adapters", "mutants.catalogue"),
     "__main__": ("cli",),
 }
-"""What runs on the controller. Nothing may import ``labs.soft`` or ``labs.hosts``: labs are found by name."""
+"""The rooms that run on the controller. No room may import ``labs.soft`` or ``labs.hosts``: labs are found by name."""
 
 ROOMS = NODE_ROOMS | CONTROLLER_ROOMS
 
@@ -63,29 +63,29 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "hil.evidence.journal",
         "hil.switch.journal",
     ): "nodes that write the journal and rules that read it share its kinds",
-    ("hil.provider.seam", "hil.adapters.network"): "a factory is given the node's network, which has its type there",
-    ("hil.wire.matrix", "hil.winsock.codes"): "the fault matrix says with which code each cell ends",
+    ("hil.provider.seam", "hil.adapters.network"): "a factory gets the node's network, whose type is defined there",
+    ("hil.wire.matrix", "hil.winsock.codes"): "the fault matrix has the expected code of each cell",
     ("hil.report.grid", "hil.wire.matrix"): "the grid shows the matrix, which is data",
-    ("hil.report.adapters", "hil.adapters.find"): "what nodes tell of their adapters has its type there",
+    ("hil.report.adapters", "hil.adapters.find"): "the type of the nodes' adapters is defined there",
     (
         "hil.evidence.rules.processes",
         "hil.adapters.processes",
-    ): "which processes count is decided once, for nodes and for rules",
-    ("hil.evidence.resources", "hil.netlink.codes"): "kernel states are told as the numbers of RDMA netlink",
+    ): "nodes and rules must select the same processes",
+    ("hil.evidence.resources", "hil.netlink.codes"): "kernel states are numbers of RDMA netlink",
 }
-"""Imports that the table forbids, from module to module, each with the reason why it stays."""
+"""Exceptions to the table, from module to module, each with its reason."""
 
 STARTERS = frozenset({"subprocess", "multiprocessing", "concurrent"})
-"""Modules that start processes: a report starts nothing."""
+"""Modules that start processes. A report starts none."""
 ONLY_IN = {"qemu": "labs.soft"}
-"""Libraries that one room only may import."""
+"""Libraries that only one room may import."""
 WORDS_ONLY_IN = {"ssh": "labs.hosts", "qemu-system-x86_64": "labs.soft"}
-"""Programs that one room only may name: a text that is the word, or begins with it and a blank."""
+"""Programs that only one room may name, in a text that is the word or begins with the word and a blank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One import: from module ``source`` of the package, of ``target``, in line ``line``."""
+    """One import: module ``source`` of the package imports ``target`` in line ``line``."""
 
     source: str
     target: str
@@ -93,9 +93,9 @@ class Import:
 
 
 def modules(package: Path) -> Iterator[tuple[str, ast.Module]]:
-    """Every module of a package by its dotted name, also behind links."""
+    """Every module of a package by its dotted name, including those in linked folders."""
     for folder, folders, files in os.walk(package, followlinks=True):
-        # The suite's tests come along with the package; they are no room of it.
+        # The suite's tests are installed with the package, but are no room of it.
         folders[:] = sorted(set(folders) - {"__pycache__", "tests"})
         for file in sorted(files):
             if file.endswith(".py"):
@@ -105,7 +105,7 @@ def modules(package: Path) -> Iterator[tuple[str, ast.Module]]:
 
 
 def imports(package: Path) -> Iterator[Import]:
-    """Every import in a package, at any depth of the code, also of other packages."""
+    """Every import in a package, at any depth of the code, including imports of other packages."""
     for name, tree in modules(package):
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -210,6 +210,6 @@ def _way_back(start: str, known: dict[str, set[str]]) -> list[str] | None:
 
 
 def unused_exceptions(package: Path) -> list[tuple[str, str]]:
-    """Exceptions that no import needs any more."""
+    """Exceptions that no import needs."""
     made: Iterable[tuple[str, str]] = {(one.source, one.target) for one in imports(package)}
     return sorted(EXCEPTIONS.keys() - set(made))

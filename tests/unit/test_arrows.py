@@ -1,4 +1,4 @@
-"""Imports run one way between the rooms of the house; the table of what may import what is in arrows.py."""
+"""Imports between the folders of the package run one way. The table of allowed imports is in arrows.py."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ HOUSE = Path(hil.__file__).parent
 
 
 def test_every_import_is_in_the_table() -> None:
-    """No room imports one that lies above it, the node side imports only itself, and a report starts nothing."""
+    """No folder imports one above it, the node side imports only itself, and a report starts no process."""
     assert wrong(HOUSE) == []
 
 
 def test_rooms_import_each_other_in_one_direction() -> None:
-    """Not by way of others either."""
+    """There is no cycle through other folders either."""
     assert cycles(HOUSE) == []
 
 
@@ -27,19 +27,19 @@ def test_only_one_room_knows_each_program() -> None:
 
 
 def test_no_exception_outlives_its_import() -> None:
-    """What was mended is forbidden from then on."""
+    """An exception that no import needs must be removed from the table."""
     assert unused_exceptions(HOUSE) == []
 
 
-def test_what_travels_to_a_node_is_the_node_side() -> None:
-    """The parcel holds the rooms that the table calls the node side, and nothing else but tools of theirs."""
+def test_the_parcel_for_a_node_is_the_node_side() -> None:
+    """The parcel has the folders of the node side in the table, and their tools, and no other code."""
     names = [name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name, _ in parcel.code_files()]
     rooms = {room(name) for name in names} - {"", "errors", "jitter", "mutants"}
     assert rooms == set(NODE_ROOMS)
 
 
-def test_the_table_has_no_way_back() -> None:
-    """An import that the table allows can never close a circle."""
+def test_the_table_has_no_cycle() -> None:
+    """Imports that the table allows can never form a cycle."""
 
     def below(name: str, way: tuple[str, ...] = ()) -> None:
         assert name not in way, f"{' -> '.join((*way, name))}"
@@ -71,8 +71,8 @@ GOOD = {
 }
 
 
-def test_a_house_in_order_is_let_be(tmp_path: Path) -> None:
-    """Imports downwards, of the standard library, and of what a room may know."""
+def test_a_correct_package_has_no_mistakes(tmp_path: Path) -> None:
+    """Imports downwards, of the standard library, and of a folder's own libraries are allowed."""
     made = house(tmp_path, **GOOD)
     assert (wrong(made), cycles(made), misplaced_words(made)) == ([], [], [])
 
@@ -99,20 +99,20 @@ def test_a_house_in_order_is_let_be(tmp_path: Path) -> None:
     ],
 )
 def test_an_arrow_the_wrong_way_is_found(tmp_path: Path, file: str, line: str, said: str) -> None:
-    """With the module and the line where it was added, also inside a function."""
+    """The message has the module and the line, also for an import inside a function."""
     made = house(tmp_path, **GOOD, **{file: f"\n{line}\n"})
     number = 1 + line.count("\n") + 1
     assert wrong(made) == [f"hil.{file.replace('__', '.')}, line {number}: {said}"]
 
 
 def test_rooms_that_import_each_other_are_found(tmp_path: Path) -> None:
-    """The whole way is told."""
+    """The message has the whole cycle."""
     made = house(tmp_path, **GOOD, winsock__more="from hil.agent import roles\n")
     assert cycles(made) == ["agent -> provider -> winsock -> agent"]
 
 
 @pytest.mark.parametrize(("word", "owner"), [("ssh", "labs.hosts"), ("qemu-system-x86_64", "labs.soft")])
 def test_a_program_named_elsewhere_is_found(tmp_path: Path, word: str, owner: str) -> None:
-    """As a command's first word."""
+    """A program is found as the first word of a command."""
     made = house(tmp_path, **GOOD, cli__more=f"COMMAND = ['{word}', '-v']\n")
     assert misplaced_words(made) == [f"hil.cli.more, line 1: only {owner} may know {word}"]

@@ -108,5 +108,5 @@ def test_the_data_of_a_node_is_checked() -> None:
     """Plain data of adapters becomes adapters again; other data is an error of the node."""
     assert told_adapters([asdict(adapter) for adapter in FOUND]) == FOUND
     for nonsense in (None, 5, [{}], [{"name": "x"}], [asdict(SOFT) | {"ports": 5}]):
-        with pytest.raises(NodeError, match="no list of adapters"):
+        with pytest.raises(NodeError, match="not a list of adapters"):
             told_adapters(nonsense)

@@ -1,4 +1,4 @@
-"""Which tests ``hil run`` runs."""
+"""The selection of tests by ``hil run``."""
 
 import subprocess
 import sys
@@ -14,8 +14,8 @@ from hil.suite import CONTRACT, SUITE
 ROOT = Path(__file__).parents[2]
 
 
-def test_without_arguments_it_is_the_teardown() -> None:
-    """The main job is a close and its reset."""
+def test_without_arguments_the_teardown_runs() -> None:
+    """The default is the test file of the hard close."""
     assert arguments((), whole=False)[-1] == str(CONTRACT / "test_hard_close.py")
     assert arguments(("-x", "-k", "contract"), whole=False)[-4:] == [
         "-x",
@@ -25,21 +25,21 @@ def test_without_arguments_it_is_the_teardown() -> None:
     ]
 
 
-def test_the_whole_contract_is_asked_for() -> None:
-    """All of it is one folder of the suite."""
+def test_the_whole_contract_can_be_chosen() -> None:
+    """It is one folder of the suite."""
     assert arguments((), whole=True) == [*suite_arguments(cache=True), str(CONTRACT)]
 
 
 @pytest.mark.parametrize("folder", [SUITE / "tests" / "contract", ROOT / "tests" / "contract", Path("contract")])
 def test_tests_of_the_suite_are_named_by_any_path(folder: Path) -> None:
-    """By their place in the suite, in a checkout, or below the suite: it is always the same test."""
+    """A path in the suite, in a checkout, or below the suite leads to the same test."""
     name = "test_duplication.py::test_a_listener_is_handed_over"
     found = arguments(("-x", f"{folder}/{name}"), whole=True)
     assert found == [*suite_arguments(cache=True), "-x", f"{CONTRACT}/{name}"]
 
 
-def test_tests_of_one_s_own_keep_their_settings(tmp_path: Path) -> None:
-    """They are run as pytest runs them in their own project, also beside tests of the suite."""
+def test_the_users_own_tests_keep_their_settings(tmp_path: Path) -> None:
+    """They run as pytest runs them in their own project, even together with tests of the suite."""
     own = tmp_path / "test_own.py"
     own.write_text("")
     assert arguments((str(own),), whole=False) == [str(own)]
@@ -50,7 +50,7 @@ def test_tests_of_one_s_own_keep_their_settings(tmp_path: Path) -> None:
 def test_tests_that_cannot_be_collected_are_refused_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A requirement or a file that does not exist is named, and the exit code is 2, whatever runs in parallel."""
+    """An unknown requirement or file is named, and the exit code is 2, also with several processes."""
     for given, reason in (
         (["--hil-requirement=NOPE-1"], "there is no requirement and no area NOPE-1"),
         (["tests/nope.py"], "file or directory not found: tests/nope.py"),
@@ -61,8 +61,8 @@ def test_tests_that_cannot_be_collected_are_refused_at_once(
         assert reason in capsys.readouterr().err
 
 
-def test_a_command_that_is_told_to_end_ends_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C that no verb has an answer to is no fail: the exit code is 2, and not click's 1."""
+def test_an_interrupted_command_ends_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C that no verb handles is not a fail: the exit code is 2, and not click's 1."""
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -79,8 +79,8 @@ def test_a_command_that_is_told_to_end_ends_with_2(monkeypatch: pytest.MonkeyPat
         ("--hil-needing=clone", "there is no need clone"),
     ],
 )
-def test_a_name_that_nothing_has_is_one_line(option: str, reason: str) -> None:
-    """Also of several processes: the reason comes before any of them is started."""
+def test_an_unknown_name_gives_one_line(option: str, reason: str) -> None:
+    """With several processes, the reason is printed before any of them is started."""
     command = [
         sys.executable,
         "-m",
@@ -96,8 +96,8 @@ def test_a_name_that_nothing_has_is_one_line(option: str, reason: str) -> None:
     assert done.returncode == 4 and reason in done.stderr and "INTERNALERROR" not in done.stdout + done.stderr
 
 
-def test_repetition_runs_only_when_it_is_asked_for(tmp_path: Path) -> None:
-    """A test marked thorough is left out and counted, runs when asked for, and a mark without a reason is refused."""
+def test_repetition_runs_only_with_its_option(tmp_path: Path) -> None:
+    """A test marked thorough is deselected and counted. It runs with the option. A mark without a reason is refused."""
     tests = tmp_path / "test_it.py"
     tests.write_text("import pytest\n@pytest.mark.thorough('again')\ndef test_a(): pass\ndef test_b(thorough): pass\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--hil-results={tmp_path}", str(tests)]

@@ -66,3 +66,17 @@ def test_counters_that_nobody_compares_are_not_waited_for(tmp_path: Path) -> Non
     started_ns = time.monotonic_ns()
     counters, _ = pair._settled()
     assert list(counters) == ["a"] and time.monotonic_ns() - started_ns < 2 * 10**9
+
+
+@pytest.mark.parametrize(
+    "told", [{"kind": "coll", "t_ns": 1}, {"kind": "wc", "t_ns": 1, "handle": "x"}, {"kind": "wc"}]
+)
+def test_a_malformed_entry_of_a_journal_is_a_problem_of_the_evidence(tmp_path: Path, told: dict[str, Any]) -> None:
+    """A node may send anything: what is no entry is kept as a reason, and the entries around it are there."""
+    pair = Pair(tmp_path, PLACES)
+    sound = {"kind": "wc", "t_ns": 1, "handle": 5, "status": 0, "wr_id": 7}
+    for event in (sound, told, {"kind": "agent ready", "t_ns": 1}, sound):
+        pair._record("b", 2, event)
+    assert [(e.kind, e.worker) for e in pair.journal("b")] == [("wc", 2), ("wc", 2)]
+    (problem,) = pair.malformed()
+    assert problem.startswith("the journal of node b")

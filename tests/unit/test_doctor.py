@@ -1,4 +1,4 @@
-"""The doctor names what is missing with the command that mends it, and calls a lab that will not work by its name."""
+"""The doctor names each missing thing with the command that repairs it, and reports labs that will not work."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ READY: dict[str, Any] = {
 
 
 def test_a_ready_host_has_no_findings() -> None:
-    """Everything a provider needs is there."""
+    """All needs of a provider are met."""
     assert not_ready(ADAPTER, READY) == []
 
 
@@ -72,14 +72,14 @@ def test_a_ready_host_has_no_findings() -> None:
         ({"adapter": READY["adapter"] | {"carries": ["eth1"]}}, "eth0 is no netdev of rxe0, which has eth1"),
     ],
 )
-def test_each_want_has_its_mend(changed: dict[str, Any], said: str) -> None:
-    """One thing is missing, one finding names it and what mends it."""
+def test_each_missing_thing_has_its_repair(changed: dict[str, Any], said: str) -> None:
+    """One thing is missing, and one finding names it and the command that repairs it."""
     (problem,) = not_ready(ADAPTER, READY | changed)
     assert said in str(problem)
 
 
-def test_an_address_is_mended_with_its_own_prefix_where_the_adapter_is() -> None:
-    """IPv6's is not IPv4's, and neither is always 24; in a namespace the command is to run there."""
+def test_the_command_for_an_address_has_its_prefix_and_namespace() -> None:
+    """IPv4 and IPv6 have different prefix lengths. For an adapter in a namespace the command runs there."""
     adapter = attrs.evolve(ADAPTER, ipv6=Ipv6("fd20::1"), ipv4_prefix=Ipv4Prefix(16))
     lacking = READY | {"adapter": READY["adapter"] | {"missing gids": ["10.0.0.1", "fd20::1"], "state": 1}}
     mends = ["ip link set eth0 up", "ip address add 10.0.0.1/16 dev eth0", "ip address add fd20::1/64 dev eth0"]
@@ -90,7 +90,7 @@ def test_an_address_is_mended_with_its_own_prefix_where_the_adapter_is() -> None
 
 @pytest.mark.parametrize("lower", [["eth1"], []])
 def test_a_vlan_on_top_of_the_devices_netdev_is_its_own(lower: list[str]) -> None:
-    """eth0 carries VLAN traffic of eth1, or has nothing to do with it; an InfiniBand port has no netdev at all."""
+    """eth0 carries VLAN traffic of eth1, or is unrelated to it. An InfiniBand port has no netdev at all."""
     carried = READY["adapter"] | {"carries": ["eth1"], "lower": lower}
     assert bool(not_ready(ADAPTER, READY | {"adapter": carried})) == (not lower)
     assert not not_ready(ADAPTER, READY | {"adapter": carried | {"carries": [], "lower": lower}})
@@ -109,8 +109,10 @@ FRESH = READY | {"rdma netlink": [], "adapter": READY["adapter"] | {"state": Non
         ({"capabilities": ["CAP_NET_RAW"]}, Level.BAD, "CAP_NET_ADMIN is missing"),
     ],
 )
-def test_what_the_run_will_make_is_not_missing(changed: dict[str, Any], level: Level, seen: str) -> None:
-    """A fresh host is good where provisioning can make what the lab file says, and bad where it cannot."""
+def test_an_adapter_that_provisioning_will_make_is_not_missing(
+    changed: dict[str, Any], level: Level, seen: str
+) -> None:
+    """A fresh host is ok if provisioning can do as the lab file asks, and bad if it cannot."""
     adapter = attrs.evolve(ADAPTER, provision=True, soft_roce=True)
     (finding,) = adapter_findings(adapter, FRESH | changed, "node a")
     assert (finding.level, finding.seen) == (level, seen)
@@ -125,8 +127,8 @@ def test_what_the_run_will_make_is_not_missing(changed: dict[str, Any], level: L
         ("dumpcap", "eth7", ["there is no eth7 to record on", "dumpcap is missing"]),
     ],
 )
-def test_what_is_recorded_on_must_be_there(method: Any, interface: str, seen: list[str]) -> None:
-    """A netdev for a packet socket; for a program it may be an RDMA device."""
+def test_the_recorded_interface_must_exist(method: Any, interface: str, seen: list[str]) -> None:
+    """A packet socket needs a netdev. A program can also record on an RDMA device."""
     nodes: dict[Name, NodeSection] = {Name("a"): LocalNode(kind="local", adapter=ADAPTER)}
     capture = HostCapture(kind="host", method=method, interface=interface)
     lab = HostsFile(LabSection(), nodes, capture)
@@ -136,7 +138,7 @@ def test_what_is_recorded_on_must_be_there(method: Any, interface: str, seen: li
 
 
 def test_a_full_disk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less room than an image and its snapshots need: bad, with what frees some; the folder itself may be missing."""
+    """Too little room for an image and its snapshots is bad, with a command to free some. The folder may be missing."""
     assert doctor.room(tmp_path / "not" / "yet").level is Level.OK
     monkeypatch.setattr(doctor, "ROOM_GIB", 1 << 20)
     finding = doctor.room(tmp_path / "not" / "yet")
@@ -144,7 +146,7 @@ def test_a_full_disk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_report_says_whether_anything_is_bad() -> None:
-    """Warnings do not keep a lab from working; one bad finding does."""
+    """A lab with warnings works. A lab with one bad finding does not."""
     said: list[str] = []
     warning = Finding(Level.WARNING, "KVM", "slow")
     assert report(iter([warning]), said.append)
@@ -153,7 +155,7 @@ def test_the_report_says_whether_anything_is_bad() -> None:
 
 
 def test_a_lab_file_with_mistakes_is_named_by_every_command(tmp_path: Path) -> None:
-    """doctor, lab check and lab up end with 2 and the mistakes, before anything else."""
+    """doctor, lab check and lab up first print the mistakes and end with 2."""
     (tmp_path / "lab.toml").write_text('[lab]\nkind = "hots"\nname = "../x"\n')
     lab = str(tmp_path / "lab.toml")
     for command in (["doctor", f"--lab={lab}"], ["lab", "check", lab], ["lab", "up", lab]):

@@ -1,4 +1,4 @@
-"""Temporary folders that are removed with the process that made them."""
+"""Folders that are removed when the process that made them ends."""
 
 import signal
 import subprocess
@@ -22,8 +22,8 @@ with passing_folder("hil-", Path(sys.argv[1])) as folder:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_a_passing_folder_is_removed_when_its_process_is_killed(tmp_path: Path, name: str) -> None:
-    """The folder exists with its content while its process lives, and is removed soon afterwards."""
+def test_a_passing_folder_is_removed_after_any_end_of_its_process(tmp_path: Path, name: str) -> None:
+    """It exists with its files while the process runs, and is removed soon afterwards."""
     with subprocess.Popen([sys.executable, "-c", MAKER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as maker:
         assert maker.stdout is not None
         folder = Path(maker.stdout.readline().strip())
@@ -36,7 +36,7 @@ def test_a_passing_folder_is_removed_when_its_process_is_killed(tmp_path: Path, 
 
 
 def test_a_passing_folder_is_removed_when_its_block_ends(tmp_path: Path) -> None:
-    """The folder is removed at once, with its content."""
+    """It is removed at once, with its files."""
     with passing_folder("hil-", tmp_path) as folder:
         (folder / "inside").write_text("something")
     assert list(tmp_path.iterdir()) == []

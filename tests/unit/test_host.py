@@ -1,4 +1,4 @@
-"""How a host is reached: what ssh is asked for, what its refusals mean, and that nothing stays of one that is none."""
+"""Connections to hosts: ssh's arguments, the advice for its errors, and no files left by a host that fails."""
 
 import os
 import select
@@ -23,8 +23,8 @@ from hil.labs.hosts.host import Host, _control_folder, explain
 from hil.labs.hosts.ssh import ssh_command
 
 
-def test_a_refusal_that_nobody_knows_is_told_as_it_is() -> None:
-    """Without a mend that is known there is none to tell; escapes of a terminal are not passed on."""
+def test_an_unknown_refusal_is_shown_unchanged() -> None:
+    """There is no advice for it. Escapes of a terminal are removed."""
     told = explain(SshNode(kind="ssh", host="far"), "kex_exchange: \x1b[31mbad banner")
     assert told == "far could not be made a node: kex_exchange: \N{REPLACEMENT CHARACTER}[31mbad banner"
     assert explain(SshNode(kind="ssh", host="far"), "Connection refused").endswith("on that host)")
@@ -32,14 +32,14 @@ def test_a_refusal_that_nobody_knows_is_told_as_it_is() -> None:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder where ssh's sockets would lie."""
+    """The folder for ssh's sockets."""
     with passing_folder("hil-", Path("/tmp")) as folder:
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
         yield folder
 
 
 def tried(section: NodeSection, folder: Path) -> str:
-    """Why a host could not be made a node."""
+    """The reason why a host could not be a node."""
     with pytest.raises(SetupError) as caught:
         Host("a", section, folder, folder / "console", lambda node, worker, event: None)
     return str(caught.value)
@@ -53,24 +53,24 @@ def tried(section: NodeSection, folder: Path) -> str:
         (LocalNode(kind="local", python="/no/such/python"), "is [nodes.NAME] python right?"),
     ],
 )
-def test_nothing_stays_of_a_host_that_cannot_be_tried(
+def test_a_host_that_cannot_be_tried_leaves_no_folder(
     section: NodeSection, said: str, tmp_path: Path, runtime: Path
 ) -> None:
-    """Whatever is wrong with it: an error that names the node, and no folder."""
+    """Any mistake leads to an error that names the node, and no folder is left."""
     told = tried(section, tmp_path)
     assert told.startswith("node a: ") and said in told
     assert list(runtime.iterdir()) == []
 
 
-def test_without_ssh_nothing_stays(tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package that is missing is named."""
+def test_without_ssh_no_folder_is_left(tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the missing package."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "node a: ssh is missing; install it with: apt-get" in tried(SshNode(kind="ssh", host="far"), tmp_path)
     assert list(runtime.iterdir()) == []
 
 
 def test_a_runtime_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """XDG_RUNTIME_DIR is somebody's mistake: it is told, without a traceback."""
+    """A wrong XDG_RUNTIME_DIR is reported without a traceback."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/no/such/folder")
     assert "is XDG_RUNTIME_DIR right?" in tried(LocalNode(kind="local"), tmp_path)
 
@@ -78,7 +78,7 @@ def test_a_runtime_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch
 def test_where_the_runtime_folder_has_a_long_name_sockets_are_elsewhere(
     tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A socket's path may have 107 bytes, ssh's own part of it included."""
+    """A socket's path may have 107 bytes, including ssh's own part."""
     with ExitStack() as until_stop:
         assert _control_folder("a", until_stop).parent == runtime
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / ("x" * 60)))
@@ -99,8 +99,8 @@ def test_paths_reach_ssh_as_they_are(tmp_path: Path) -> None:
     assert said["controlpath"].startswith(f"{folder}/so ckets/")
 
 
-def test_the_heart_beats_from_the_moment_a_node_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that is waited for later than it was ready lives on, however long the others take."""
+def test_the_heartbeat_begins_when_a_node_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ready node stays alive while the bench still waits for other nodes."""
     monkeypatch.setattr(hosts, "SILENCE_LIMIT_S", 2.0)
     monkeypatch.setattr(hosts, "HEARTBEAT_S", 0.3)
     node = Host("a", LocalNode(kind="local", python=sys.executable), tmp_path, tmp_path / "console", lambda *_: None)
@@ -114,8 +114,8 @@ def test_the_heart_beats_from_the_moment_a_node_is_ready(tmp_path: Path, monkeyp
         node.stop()
 
 
-def test_an_agent_whose_words_nobody_takes_ends() -> None:
-    """Where the way to the controller is blocked, the agent does not wait in a write for ever."""
+def test_an_agent_whose_output_is_not_read_ends() -> None:
+    """If the connection to the controller is blocked, the agent does not wait in a write for ever."""
     commands, given = os.pipe()
     taken, out = os.pipe()
     ended = threading.Event()
@@ -137,7 +137,7 @@ def test_an_agent_whose_words_nobody_takes_ends() -> None:
 
 
 def in_group(group: int) -> list[str]:
-    """The processes of a process group that live."""
+    """The live processes of a process group."""
     found = []
     for place in Path("/proc").iterdir():
         if place.name.isdigit():
@@ -157,15 +157,15 @@ def wait_for_none(group: int) -> None:
         time.sleep(0.02)
 
 
-def test_what_a_program_started_ends_with_its_time(tmp_path: Path) -> None:
-    """A program that takes too long is killed with its children, whoever holds its output."""
+def test_children_of_a_program_end_at_its_time_limit(tmp_path: Path) -> None:
+    """A program that takes too long is killed with its children, even if they hold its output open."""
     with pytest.raises(subprocess.TimeoutExpired):
         run(["/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 77; true"], timeout_s=1)
     wait_for_none(int((tmp_path / "pid").read_text()))
 
 
-def test_what_a_program_started_ends_with_the_agent(tmp_path: Path) -> None:
-    """kill -9 of whoever runs a program on a node ends the program and its children."""
+def test_children_of_a_program_end_with_the_agent(tmp_path: Path) -> None:
+    """kill -9 of the process that runs a program on a node ends the program and its children."""
     pid = tmp_path / "pid"
     code = f"from hil.agent.roles.system import run; run(['/bin/sh', '-c', 'echo $$ > {pid}; sleep 77; true'])"
     with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2]) as runner:
@@ -173,13 +173,13 @@ def test_what_a_program_started_ends_with_the_agent(tmp_path: Path) -> None:
         while not (pid.exists() and pid.read_text().strip()):
             assert time.monotonic_ns() < end_ns
             time.sleep(0.02)
-        # It may be just about to be guarded.
+        # The program may not be guarded yet.
         time.sleep(0.5)
         runner.kill()
     wait_for_none(int(pid.read_text()))
 
 
 def test_the_output_of_a_program_may_be_anything() -> None:
-    """Bytes that are no text are shown as such, and the status is the program's."""
+    """Bytes that are not text are escaped, and the exit status is the program's."""
     done = run(["/bin/sh", "-c", "printf 'a\\377b'; exit 3"])
     assert (done["status"], done["stdout"]) == (3, "a\N{REPLACEMENT CHARACTER}b")

@@ -1,4 +1,4 @@
-"""Labs of hosts: a bad host holds up no other, and what it says names it once."""
+"""Labs of hosts: a bad host does not stop the others, and its error names it once."""
 
 import os
 import subprocess
@@ -37,8 +37,8 @@ def lab(tmp_path: Path) -> str:
     return str(tmp_path / "lab.toml")
 
 
-def test_a_bad_host_holds_up_no_other(tmp_path: Path) -> None:
-    """adapters and doctor go on with the next node, and name the bad one once; the exit code is 2."""
+def test_a_bad_host_does_not_stop_the_others(tmp_path: Path) -> None:
+    """adapters and doctor continue with the next node, and name the bad one once. The exit code is 2."""
     file = lab(tmp_path)
     for arguments in (("adapters", f"--lab={file}"), ("doctor", f"--lab={file}")):
         done = hil(*arguments)
@@ -48,14 +48,14 @@ def test_a_bad_host_holds_up_no_other(tmp_path: Path) -> None:
         assert "node b: " in said or "b:" in done.stdout.splitlines()[0], said
 
 
-def test_restore_must_be_told_what() -> None:
-    """Without a file it would do nothing, and say that all is well."""
+def test_restore_needs_a_file() -> None:
+    """With the default lab it would do nothing, and report success."""
     done = hil("lab", "restore")
     assert done.returncode == 2 and "Missing argument 'FILE'" in done.stderr
 
 
 def test_an_error_names_its_node_once() -> None:
-    """Whoever shows it says whose it is; the bench's own refusals come without a traceback, others with theirs."""
+    """The command adds the node's name. The bench's own refusals have no traceback, other errors have one."""
     assert reason("a", SetupError("node a: gone")) == "gone"
     assert reason("a", NodeDied("node b: gone")) == "node b: gone"
     assert reason("a", RemoteError("AdapterError", "no RDMA", "Traceback")) == "no RDMA"
@@ -63,7 +63,7 @@ def test_an_error_names_its_node_once() -> None:
 
 
 class Fake:
-    """A host that has everything; ``dead``: it answers no more."""
+    """A host that lacks nothing. ``dead``: it no longer answers."""
 
     made: list["Fake"]
 
@@ -116,12 +116,12 @@ class Fake:
 
 @pytest.fixture
 def provisioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostLab:
-    """A lab whose hosts were given their adapters."""
+    """A lab whose hosts are provisioned."""
     return made_lab(tmp_path, monkeypatch)
 
 
 def made_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str = "") -> HostLab:
-    """A lab of hosts that have everything, and were given their adapters; ``keys`` are more of each node's."""
+    """A lab of provisioned hosts that lack nothing. ``keys`` are further keys of each node."""
     Fake.made = []
     monkeypatch.setattr(HostLab, "_connect", lambda self, name, section: Fake(name, section.namespace))
     file = Path(lab(tmp_path))
@@ -132,8 +132,8 @@ def made_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str = "") ->
     return HostLab(known, file, tmp_path / "nodes")
 
 
-def test_a_lost_host_is_given_back_over_a_new_connection(provisioned: HostLab) -> None:
-    """Its connection broke, and the host lives: it is connected once more at the end, and restored."""
+def test_a_lost_host_is_restored_over_a_new_connection(provisioned: HostLab) -> None:
+    """Its connection broke, but the host is alive: the lab connects again at the end, and restores it."""
     Fake.made[0].dead = True
     provisioned.close()
     assert [(host.name, host.calls[-1]) for host in Fake.made[1:]] == [("b", "restore"), ("a", "restore")]
@@ -142,7 +142,7 @@ def test_a_lost_host_is_given_back_over_a_new_connection(provisioned: HostLab) -
 def test_a_namespace_that_is_made_is_made_and_unmade_from_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An agent outside moves the netdev and takes it back, one inside is the node; a lost one is made anew."""
+    """An agent outside moves the netdev and takes it back. The node is an agent inside. A lost agent is replaced."""
     lab = made_lab(tmp_path, monkeypatch, 'namespace = "left"\nmake_namespace = true\n')
     outside, inside = [[host for host in Fake.made if host.namespace == name] for name in ("", "left")]
     assert [host.name for host in outside] == [host.name for host in inside] == ["a", "b"]
@@ -158,10 +158,10 @@ def test_a_namespace_that_is_made_is_made_and_unmade_from_outside(
     assert [host.calls[-1] for host in outside] == ["restore", "restore"]
 
 
-def test_what_was_not_given_back_is_told_with_the_command_that_does(
+def test_a_host_that_is_not_restored_is_reported_with_the_command_for_it(
     provisioned: HostLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is an error of its own; the command names the lab file, without which it would restore nothing."""
+    """It is a separate error. The command names the lab file, without which it would restore no host."""
 
     def gone(self: HostLab, name: str, section: object) -> Fake:
         raise SetupError(f"node {name}: far could not be made a node")
@@ -171,12 +171,12 @@ def test_what_was_not_given_back_is_told_with_the_command_that_does(
     with pytest.raises(SetupError) as raised:
         provisioned.close()
     said = str(raised.value)
-    assert "node a is not as it was: far could not be made a node" in said
+    assert "node a is not restored: far could not be made a node" in said
     assert f"hil lab restore {tmp_path / 'lab.toml'}" in said and Fake.made[1].calls[-1] == "restore"
 
 
 def test_an_adapter_may_be_named_as_hil_adapters_finds_it() -> None:
-    """Its node tells the device's own name; what means nothing there, or is to be made, stays as it is written."""
+    """The node returns the device's own name. An unknown name, or one of a device to be made, is unchanged."""
     Fake.made = []
     host = cast(Host, Fake("a"))
     written = Adapter(Name("PCI"), Name("lo"), Ipv4("10.99.0.1"))
@@ -187,7 +187,7 @@ def test_an_adapter_may_be_named_as_hil_adapters_finds_it() -> None:
 
 
 class Busy:
-    """A host where another bench is at work for a number of questions."""
+    """A host where another bench is at work during the first calls."""
 
     name = "a"
 
@@ -203,8 +203,8 @@ class Busy:
         return [{"kind": "address"}]
 
 
-def test_what_a_bench_works_with_is_not_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restoring is refused while another bench is at work, unless forced; one that was killed is given time to end."""
+def test_a_host_in_use_by_another_bench_is_not_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restoring is refused while another bench is at work, unless forced. A killed bench gets time to end."""
     monkeypatch.setattr(restoring, "AGENTS_END_S", 0.3)
     assert restoring.restored(cast(Host, Busy(2)), False) == ([{"kind": "address"}], False)
     assert restoring.restored(cast(Host, Busy(10**6)), True) == ([{"kind": "address"}], False)
@@ -212,14 +212,14 @@ def test_what_a_bench_works_with_is_not_taken_from_it(monkeypatch: pytest.Monkey
         restoring.restored(cast(Host, Busy(10**6)), False)
 
 
-def test_a_missing_namespace_is_told_with_what_makes_it() -> None:
-    """iproute2's own words end in "No such file or directory", as those about a missing program do."""
+def test_a_missing_namespace_is_reported_with_the_command_that_makes_it() -> None:
+    """iproute2's message ends in "No such file or directory", like messages about a missing program."""
     said = explain(LocalNode(kind="local"), 'Cannot open network namespace "left": No such file or directory')
     assert "ip netns add NAME, or set make_namespace = true" in said and "python" not in said
 
 
 def test_the_doctor_looks_where_a_namespace_is_made(tmp_path: Path) -> None:
-    """The namespace is not there yet, and need not be: the netdev is looked for where it is moved from."""
+    """The namespace need not exist yet. The doctor looks for the netdev outside of it."""
     file = Path(lab(tmp_path))
     text = file.read_text().replace("/no/such/python", sys.executable)
     text = text.replace('kind = "local"\n', 'kind = "local"\nnamespace = "hil-no-such"\nmake_namespace = true\n')

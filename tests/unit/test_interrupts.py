@@ -1,4 +1,4 @@
-"""A signal that must end a program ends it, wherever in the program it arrives."""
+"""A signal that must end a program ends it in every situation."""
 
 import signal
 import subprocess
@@ -28,7 +28,7 @@ print("on")
 MENDED = "import hil.interrupts; hil.interrupts.lose_none(KeyboardInterrupt, signal.SIGINT)"
 
 
-def test_an_interrupt_that_the_interpreter_loses_is_sent_again() -> None:
+def test_an_interrupt_that_the_interpreter_loses_is_repeated() -> None:
     """Ctrl-C in a finaliser, whose exceptions are only printed, still ends the program."""
     done = subprocess.run([sys.executable, "-c", PROGRAM.format(mended=MENDED)], capture_output=True, timeout=60)
 
@@ -36,8 +36,8 @@ def test_an_interrupt_that_the_interpreter_loses_is_sent_again() -> None:
     assert b"still here" not in done.stdout
 
 
-def test_other_lost_exceptions_are_reported_as_before() -> None:
-    """A lost exception that is no interrupt goes to the former hook, and the program goes on."""
+def test_other_lost_exceptions_reach_the_earlier_hook() -> None:
+    """Exceptions other than interrupts go to the earlier hook for lost exceptions, and do not end the program."""
     program = f"import signal\n{MENDED}\n{LOSES}"
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
@@ -67,8 +67,9 @@ except KeyboardInterrupt:
 """
 
 
-def test_undisturbed_work_is_not_interrupted() -> None:
-    """Each ending signal acts as Ctrl-C unless it is ignored; undisturbed work goes on and prints what it does."""
+def test_an_undisturbed_block_is_not_interrupted() -> None:
+    """Each signal that ends a program acts as Ctrl-C; an ignored signal stays ignored. An undisturbed block continues
+    and prints its message."""
     done = subprocess.run([sys.executable, "-c", GIVES_BACK], capture_output=True, text=True, timeout=60)
 
     assert done.stdout.split("\n") == ["ends", "given back", "ends again", ""], done

@@ -145,6 +145,8 @@ def test_a_test_that_judged_nothing_keeps_its_verdict(tmp_path: Path) -> None:
     folder = edited(copied("pass_data", tmp_path), judged=None)
     edited(folder, "verdict.json", verdict="fail")
     assert again(folder).after is Verdict.FAIL
+    edited(edited(folder, problems=["node b does not live"]), "verdict.json", verdict="pass")
+    assert again(folder).after is Verdict.PASS and "node b does not live" in again(folder).note
     (folder / "verdict.json").unlink()
     assert again(folder).after is Verdict.INVALID
 
@@ -275,6 +277,26 @@ def test_a_folder_that_is_none_ends_with_2(folder: str, tmp_path: Path) -> None:
     """One that is not there, and one that holds no evidence."""
     done = hil_judge(str(tmp_path / folder))
     assert done.returncode == 2 and done.stderr.startswith("hil: error: ") and "Traceback" not in done.stderr
+
+
+def test_a_run_of_an_older_version_says_so(tmp_path: Path) -> None:
+    """Its records have findings by another name; running the tests again mends it."""
+    (tmp_path / "verdicts.json").write_text('[{"test": "x", "verdict": "pass", "links": []}]')
+    with pytest.raises(
+        ResultsError, match=r"verdicts\.json: an older version of the bench wrote it; run the tests again$"
+    ):
+        again(tmp_path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as a whole nor by one line without an end."""
+    folder = copied("pass_data", tmp_path)
+    monkeypatch.setattr("hil.evidence.bundle.LONGEST_LINE_BYTES", 50)
+    with pytest.raises(ResultsError, match=r"timeline\.jsonl, line 1: longer than the 50 bytes that are read"):
+        again(folder)
+    monkeypatch.setattr("hil.evidence.bundle.LARGEST_OTHER_BYTES", 50)
+    with pytest.raises(ResultsError, match=r"evidence\.json: \d+ bytes, more than the 50 that are read"):
+        again(folder)
 
 
 VALUES = st.sampled_from([None, True, -1, 1 << 63, 1e308, "", "\x1b[2J", [], {}, [[]], {"a": []}, "WSPSend", 995])

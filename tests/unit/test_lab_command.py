@@ -1,4 +1,4 @@
-"""``hil lab up`` and ``down`` while a lab is being made, and the line of JSON that is a supervisor's answer."""
+"""``hil lab up`` and ``down`` while a lab is being made, and the supervisor's answer, a line of JSON."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def making(tmp_path: Path) -> Iterator[Making]:
 
 
 def test_down_ends_a_lab_that_is_being_made(making: Making) -> None:
-    """Its supervisor is told, undoes what it did, and nothing stays."""
+    """Its supervisor is asked to end, undoes its changes, and leaves no files."""
     down = making.start("down")
     output, _ = down.communicate(timeout=60)
     assert (down.returncode, output) == (0, "hil: lab slow is down\n")
@@ -100,9 +100,9 @@ sys.exit(2)
 """
 
 
-def test_down_tells_what_could_not_be_given_back(tmp_path: Path) -> None:
-    """A supervisor that ends so leaves its last words: they are told once, with exit code 2, and nothing stays."""
-    folder, last_words = tmp_path / "hil" / "odd", "hil: error: node a is not as it was: gone"
+def test_down_reports_changes_that_could_not_be_undone(tmp_path: Path) -> None:
+    """The supervisor's last message is printed once, with exit code 2, and its folder is removed."""
+    folder, last_words = tmp_path / "hil" / "odd", "hil: error: node a is not restored: gone"
     folder.mkdir(parents=True)
     folder.parent.chmod(0o700)
     with subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), last_words]) as supervisor:
@@ -114,19 +114,19 @@ def test_down_tells_what_could_not_be_given_back(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
         ended.join()
     assert done.returncode == 2 and done.stdout == "", done
-    assert done.stderr == f"hil: error: lab odd is down, and not all is as it was:\n{last_words}\n"
+    assert done.stderr == f"hil: error: lab odd is down, but not all changes were undone:\n{last_words}\n"
     assert list(folder.parent.iterdir()) == []
 
 
 def test_an_interrupt_ends_a_lab_that_is_being_made(making: Making) -> None:
-    """Ctrl-C in "up" ends the supervisor too, which has a session of its own."""
+    """Ctrl-C in "up" also ends the supervisor, which has its own session."""
     making.up.send_signal(signal.SIGINT)
     assert making.up.wait(60) != 0
 
 
 @pytest.mark.parametrize("by", ["up", "status"])
-def test_a_lab_on_hosts_that_was_killed_is_told_once(making: Making, tmp_path: Path, by: str) -> None:
-    """By the "up" that waits for it, or where that is killed too by the next command: with the command to restore."""
+def test_a_lab_on_hosts_that_was_killed_is_reported_once(making: Making, tmp_path: Path, by: str) -> None:
+    """The waiting "up", or the next command if "up" was killed too, prints the command that restores the hosts."""
     supervisor = int((making.runtime / "hil" / "slow" / "pid").read_text())
     if by == "status":
         making.up.kill()
@@ -135,12 +135,12 @@ def test_a_lab_on_hosts_that_was_killed_is_told_once(making: Making, tmp_path: P
     teller = making.up if by == "up" else making.start("status")
     told, _ = teller.communicate(timeout=60)
     mending = f"hil lab restore {tmp_path}/lab.toml"
-    assert told == f"hil: lab slow was killed; undo what it changed on its hosts with: {mending}\n"
+    assert told == f"hil: lab slow was killed; undo its changes on the hosts with: {mending}\n"
     assert making.start("status").communicate(timeout=60)[0] == ""
 
 
 def test_an_answer_may_be_long_and_ends_with_its_line() -> None:
-    """Megabytes of output are one line; what follows the line is left to the terminal."""
+    """Megabytes of output are one line. The bytes after the line are left for the terminal."""
     answer = {"stdout": "x" * (5 << 20)}
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -152,7 +152,7 @@ def test_an_answer_may_be_long_and_ends_with_its_line() -> None:
 
 
 def test_a_line_without_an_end_is_not_kept() -> None:
-    """What is longer than it may be is refused, and the end of the stream ends a line."""
+    """A line above the limit is refused, and the end of the stream ends a line."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"x" * 100)

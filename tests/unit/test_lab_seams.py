@@ -124,7 +124,7 @@ kind = "tap"
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Install the package ``rack`` with this text; what is loaded of it is forgotten in the end."""
+    """A function that installs the package ``rack`` with a text. At the end its modules are unloaded."""
 
     def made(text: str) -> None:
         (tmp_path / "rack.py").write_text(text)
@@ -151,8 +151,8 @@ def lab_file(tmp_path: Path, *changes: tuple[str, str]) -> Path:
 
 
 @pytest.mark.parametrize("seam", SEAMS, ids=lambda seam: seam.noun)
-def test_every_kind_of_the_bench_has_what_its_protocol_asks_for(seam: Seam[object]) -> None:
-    """Each is found by its name, and checked as a package's would be."""
+def test_every_kind_of_the_bench_has_the_members_of_its_protocol(seam: Seam[object]) -> None:
+    """Each is found by its name, and checked like a kind from a package."""
     assert all(seam.load(name) is not None for name in seam.built_in)
 
 
@@ -169,10 +169,11 @@ def test_a_packages_kinds_are_named_in_a_lab_file(install: Callable[[str], None]
 
 
 def test_a_host_without_power_control_lacks_it(install: Callable[[str], None], tmp_path: Path) -> None:
-    """One of the tested nodes is enough; the reason names the section that is missing."""
+    """One tested node without it is enough. The reason names the missing section."""
     install(PACKAGE)
     lab = read_lab_file(lab_file(tmp_path, ('[nodes.b.power]\nkind = "strip"\noutlet = 2\n', "")))
-    assert kind_of(lab).lacks(lab)[Need.POWER] == "[nodes.b] has no section power, which says how the host is halted"
+    reason = "[nodes.b] has no section power, which names the commands that halt the host"
+    assert kind_of(lab).lacks(lab)[Need.POWER] == reason
 
 
 @pytest.mark.parametrize(
@@ -188,10 +189,10 @@ def test_a_host_without_power_control_lacks_it(install: Callable[[str], None], t
         (('"tap"', '"tap"\nport = 0'), "[capture.port] a tap has no port 0"),
     ],
 )
-def test_a_mistake_in_what_a_package_reads_has_its_place(
+def test_a_mistake_in_a_packages_section_has_its_place(
     install: Callable[[str], None], tmp_path: Path, change: tuple[str, str], said: str
 ) -> None:
-    """A name that no kind has is told with those there are, and a key as those of the bench are."""
+    """For an unknown kind the message lists the known ones. An unknown key is reported like one of the bench."""
     install(PACKAGE)
     with pytest.raises(LabFileError) as caught:
         read_lab_file(lab_file(tmp_path, change))
@@ -210,7 +211,7 @@ def test_a_mistake_in_what_a_package_reads_has_its_place(
 def test_a_package_that_is_broken_is_named(
     install: Callable[[str], None], tmp_path: Path, text: str, said: str
 ) -> None:
-    """With the place in the lab file that asked for it."""
+    """The message has the place in the lab file that names it."""
     install(text)
     with pytest.raises(LabFileError) as caught:
         read_lab_file(lab_file(tmp_path))
@@ -218,7 +219,7 @@ def test_a_package_that_is_broken_is_named(
 
 
 def test_a_packages_node_runs_the_agent(install: Callable[[str], None], tmp_path: Path) -> None:
-    """By the command that its kind makes."""
+    """The node starts it by the command of its kind."""
     install(PACKAGE)
     lab = read_lab_file(lab_file(tmp_path, ('image = "one"', f'image = "one"\npython = "{sys.executable}"')))
     assert isinstance(lab, HostsFile)
@@ -239,7 +240,7 @@ def bare_lab(lab: HostsFile, file: Path) -> HostLab:
 
 
 def test_a_lab_hands_out_its_power_control(install: Callable[[str], None], tmp_path: Path) -> None:
-    """Each node's own; where the file says nothing it is unsupported."""
+    """Each node has its own. Without a section in the file it is unsupported."""
     install(PACKAGE)
     file = lab_file(tmp_path, ('[nodes.b.power]\nkind = "strip"\noutlet = 2\n', ""))
     lab = read_lab_file(file)
@@ -252,7 +253,7 @@ def test_a_lab_hands_out_its_power_control(install: Callable[[str], None], tmp_p
 
 
 def test_a_node_that_a_test_cut_off_gets_its_power_back(install: Callable[[str], None], tmp_path: Path) -> None:
-    """When its pair is closed; a node whose power was not asked for is left alone."""
+    """It is restored when the pair is closed. A node whose power control was not used is left alone."""
     install(PACKAGE)
     file = lab_file(tmp_path)
     lab = read_lab_file(file)
@@ -276,7 +277,7 @@ resume = ["/no/such/program"]
 
 
 def test_power_control_by_commands(tmp_path: Path) -> None:
-    """Each is run in the lab file's folder; one that fails or is not there is an error that says which node's."""
+    """Each is run in the lab file's folder. A command that fails or is missing is an error that names the node."""
     text = LAB.replace('"rack"', '"hosts"').replace('"box"', '"local"').replace('"tap"', '"none"')
     text = text.replace('image = "one"\n', "").replace('image = "two"\n', "")
     text = text.replace('[nodes.b.power]\nkind = "strip"\noutlet = 2\n', "")
@@ -295,7 +296,7 @@ def test_power_control_by_commands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("halt", ["[]", '""', "[7]", '[""]'])
 def test_a_power_command_is_a_program_and_its_arguments(tmp_path: Path, halt: str) -> None:
-    """A text for a shell is none."""
+    """A text for a shell is refused."""
     file = lab_file(tmp_path, ('kind = "rack"', 'kind = "hosts"'))
     text = file.read_text().replace('kind = "strip"\noutlet = 1', f'kind = "command"\nhalt = {halt}')
     file.write_text(text)

@@ -65,14 +65,14 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place(tmp_path: Path) -
 
 @pytest.mark.parametrize("data", [b"[", b"\xff\xfe", b"lab = 3", b"[lab]\nname = [", b"[[lab]]", b"a=" + b"[" * 100000])
 def test_foreign_bytes_are_a_lab_file_error(tmp_path: Path, data: bytes) -> None:
-    """Whatever the file holds, the answer is a LabFileError that names the file."""
+    """Any content of the file leads to a LabFileError that names the file."""
     (tmp_path / "lab.toml").write_bytes(data)
     with pytest.raises(LabFileError, match=r"lab\.toml"):
         read_lab_file(tmp_path / "lab.toml")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """A path that is not there is said to be so."""
+    """The error names a path that does not exist."""
     with pytest.raises(LabFileError, match="No such file"):
         read_lab_file(tmp_path / "none.toml")
 
@@ -113,7 +113,7 @@ def hosts(tmp_path: Path, *changes: tuple[str, str]) -> Path:
 
 
 def mistakes_in(path: Path) -> list[str]:
-    """What a lab file's error says, without its name."""
+    """The message of a lab file's error, without the file's name."""
     with pytest.raises(LabFileError) as caught:
         read_lab_file(path)
     lines = str(caught.value).splitlines()
@@ -121,7 +121,7 @@ def mistakes_in(path: Path) -> list[str]:
     return [line.removeprefix(f"{path}: ") for line in lines]
 
 
-def test_five_mistakes_in_a_lab_of_hosts_are_told_at_once(tmp_path: Path) -> None:
+def test_five_mistakes_in_a_lab_of_hosts_are_reported_at_once(tmp_path: Path) -> None:
     """A wrong kind, an unknown key, a bad address, a missing key and a wrong type: each with its place."""
     path = hosts(
         tmp_path,
@@ -147,8 +147,8 @@ def test_five_mistakes_in_a_lab_of_hosts_are_told_at_once(tmp_path: Path) -> Non
     )
 
 
-def test_contradictions_between_good_sections_are_told_at_once(tmp_path: Path) -> None:
-    """No node b, no adapter of a, a mirror nobody has, an address twice."""
+def test_contradictions_between_good_sections_are_reported_at_once(tmp_path: Path) -> None:
+    """No node b, no adapter of a, a mirror on an unknown node, an address twice."""
     path = hosts(tmp_path, ("[nodes.b]", "[nodes.c]"), ("[nodes.b.", "[nodes.c."), ('"10.0.0.2"', '"10.0.0.1"'))
     path.write_text(path.read_text().replace('kind = "host"', 'kind = "mirror"\nnode = "m"\nnetdev = "x"'))
     assert mistakes_in(path) == [
@@ -158,8 +158,8 @@ def test_contradictions_between_good_sections_are_told_at_once(tmp_path: Path) -
     ]
 
 
-def test_what_a_lab_lacks_is_told_with_its_reason(tmp_path: Path) -> None:
-    """A soft pair has all; foreign hosts have no inline wire, and must be given back as they were."""
+def test_unmet_needs_of_a_lab_have_reasons(tmp_path: Path) -> None:
+    """A soft pair meets all needs. Foreign hosts have no inline wire, and must be restored after a run."""
     assert lacks(SoftPairFile()) == {}
     lab = read_lab_file(hosts(tmp_path))
     assert isinstance(lab, HostsFile)
@@ -167,11 +167,11 @@ def test_what_a_lab_lacks_is_told_with_its_reason(tmp_path: Path) -> None:
         *(Need.INLINE_WIRE, Need.POWER, Need.GUESTS, Need.MANY_NODES, Need.OWN_NODES, Need.CLONES),
         Need.IPV6,
     }
-    assert lacks(lab)[Need.OWN_NODES].startswith("hosts must be given back as they were")
+    assert lacks(lab)[Need.OWN_NODES].startswith("hosts must be restored after a run")
 
 
 def test_a_netdev_of_a_hardware_adapter_is_no_capture_point(tmp_path: Path) -> None:
-    """Its RoCE frames pass the netdev by: a capture there would be empty, and silence would pass for a teardown."""
+    """Its RoCE frames bypass the netdev. A capture there would be empty, and could be mistaken for a teardown."""
     lab = read_lab_file(hosts(tmp_path, ("soft = true\n", "")))
     assert "mirror the port" in lacks(lab)[Need.CAPTURE]
     method = 'kind = "host"\nmethod = "dumpcap"\ninterface = "mlx5_0"'
@@ -186,28 +186,28 @@ def test_a_netdev_of_a_hardware_adapter_is_no_capture_point(tmp_path: Path) -> N
         ('kind = "mirror"\nnode = "a"\nnetdev = "averyveryverylong"', r"\[capture.netdev\] .* no netdev's name"),
     ],
 )
-def test_what_cannot_be_recorded_on_is_refused(tmp_path: Path, capture: str, said: str) -> None:
-    """Every netdev at once gives no Ethernet frames, and a packet socket knows netdevs only."""
+def test_an_interface_that_cannot_be_recorded_on_is_refused(tmp_path: Path, capture: str, said: str) -> None:
+    """The interface "any" gives no Ethernet frames, and a packet socket records on netdevs only."""
     with pytest.raises(LabFileError, match=said):
         read_lab_file(hosts(tmp_path, ('kind = "host"', capture)))
 
 
 def test_nothing_recorded_means_nothing_judged(tmp_path: Path) -> None:
-    """A lab without a capture point says so."""
+    """A lab without a capture point lacks the need, with the reason."""
     lab = read_lab_file(hosts(tmp_path, ('kind = "host"', 'kind = "none"')))
     assert lacks(lab)[Need.CAPTURE] == "[capture] kind is none"
 
 
 @pytest.mark.parametrize("name", ["a/../../b", "a b", "-x", "a;b", ""])
 def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
-    """What ends up in a command or a path holds nothing that either would read as more than a name."""
+    """A name that is used in a command or a path has no characters with a special meaning there."""
     with pytest.raises(LabFileError, match="is not a name"):
         read_lab_file(hosts(tmp_path, ('"eth0"', f'"{name}"')))
 
 
 @pytest.mark.parametrize("mtu", [1, 1279, 9001])
 def test_an_mtu_that_ipv6_cannot_use_is_refused(tmp_path: Path, mtu: int) -> None:
-    """Below 1280 bytes a kernel drops every IPv6 address of the netdev; 0 leaves the MTU as it is."""
+    """Below 1280 bytes a kernel drops every IPv6 address of the netdev. 0 leaves the MTU unchanged."""
     with pytest.raises(LabFileError, match=rf"nodes\.a\.adapter\.mtu\] {mtu} is out of range: 0, or 1280 to 9000"):
         read_lab_file(hosts(tmp_path, ('device = "rxe0"', f'device = "rxe0"\nmtu = {mtu}')))
     assert read_lab_file(hosts(tmp_path, ('device = "rxe0"', 'device = "rxe0"\nmtu = 0')))
@@ -217,19 +217,19 @@ def test_an_mtu_that_ipv6_cannot_use_is_refused(tmp_path: Path, mtu: int) -> Non
     ("family", "address", "why"),
     [
         ("ipv6", "fd00::1%eth0", "it names a scope"),
-        ("ipv6", "::ffff:10.0.0.1", "it is an IPv4 address in disguise"),
+        ("ipv6", "::ffff:10.0.0.1", "it is an IPv4-mapped address"),
         ("ipv6", "ff02::1", "it is multicast"),
         ("ipv6", "::", "it is unspecified"),
         ("ipv4", "0.0.0.0", "it is unspecified"),
         ("ipv4", "224.0.0.1", "it is multicast"),
         ("ipv4", "127.0.0.1", "it is loopback"),
         ("ipv4", "0.1.2.3", "it is this network's own"),
-        ("ipv4", "255.255.255.255", "it is everybody's"),
+        ("ipv4", "255.255.255.255", "it is broadcast"),
         ("ipv4", "", "is not an IPv4 address"),
     ],
 )
 def test_an_address_is_one_that_an_adapter_can_have(tmp_path: Path, family: str, address: str, why: str) -> None:
-    """What no connection can be made to is refused with its reason."""
+    """An address that no connection can be made to is refused with its reason."""
     change = ('ipv4 = "10.0.0.1"', f'ipv4 = "{address}"')
     if family == "ipv6":
         change = ('ipv4 = "10.0.0.1"', f'ipv4 = "10.0.0.1"\nipv6 = "{address}"')
@@ -241,7 +241,7 @@ def test_an_address_is_one_that_an_adapter_can_have(tmp_path: Path, family: str,
     ("address", "prefix", "why"),
     [
         ("10.0.0.0", "provision = true", "names the network 10.0.0.0/24"),
-        ("10.0.0.255", "ipv4_prefix = 24", "is everybody's in 10.0.0.0/24"),
+        ("10.0.0.255", "ipv4_prefix = 24", "is the broadcast address of 10.0.0.0/24"),
         ("10.0.0.255", "ipv4_prefix = 22", ""),
         ("10.0.0.0", "ipv4_prefix = 31", ""),
         ("10.0.1.0", "", ""),
@@ -249,7 +249,7 @@ def test_an_address_is_one_that_an_adapter_can_have(tmp_path: Path, family: str,
     ],
 )
 def test_an_address_is_a_machines_in_its_network(tmp_path: Path, address: str, prefix: str, why: str) -> None:
-    """The first and the last of a network are nobody's, as far as the file says what the network is."""
+    """The first and the last address of a network belong to no machine, if the file gives the network."""
     path = hosts(tmp_path, ('ipv4 = "10.0.0.1"', f'ipv4 = "{address}"\n{prefix}'))
     if not why:
         read_lab_file(path)
@@ -267,13 +267,13 @@ def test_an_address_is_a_machines_in_its_network(tmp_path: Path, address: str, p
     ],
 )
 def test_an_adapters_own_settings_may_be_asked_for(tmp_path: Path, path: str) -> None:
-    """Wherever its driver keeps them."""
+    """Settings in any of the driver's files are accepted."""
     asked = f'device = "rxe0"\nprovision = true\nsettings = {{"{path}" = "1"}}'
     read_lab_file(hosts(tmp_path, ('device = "rxe0"', asked)))
 
 
 def test_an_address_is_kept_as_packets_show_it(tmp_path: Path) -> None:
-    """However it is written in the file, it equals the text that is read from the wire."""
+    """Each spelling in the file leads to the same text that is read from the wire."""
     lab = read_lab_file(hosts(tmp_path, ('ipv4 = "10.0.0.1"', 'ipv4 = "10.0.0.1"\nipv6 = "FD00:0:0::1"')))
     assert isinstance(lab, HostsFile)
     adapter = next(node.adapter for name, node in lab.nodes.items() if name == "a")
@@ -281,14 +281,14 @@ def test_an_address_is_kept_as_packets_show_it(tmp_path: Path) -> None:
 
 
 def test_a_key_too_many_hides_no_contradiction(tmp_path: Path) -> None:
-    """Both are told at once."""
+    """Both are reported at once."""
     path = hosts(tmp_path, ("soft = true", "soft = true\ncolour = 3"), ('"10.0.0.2"', '"10.0.0.1"'))
     with pytest.raises(LabFileError, match=r"(?s)unknown colour.*two adapters have the address 10\.0\.0\.1"):
         read_lab_file(path)
 
 
-def test_an_unknown_kind_is_all_there_is_to_say(tmp_path: Path) -> None:
-    """Nobody knows what the sections of such a file should hold: they are not judged as another kind's."""
+def test_an_unknown_kind_of_lab_is_the_only_mistake(tmp_path: Path) -> None:
+    """The sections of such a file have no known schema, and are not checked as those of another kind."""
     path = hosts(tmp_path, ('kind = "hosts"', 'kind = "host"'))
     with pytest.raises(LabFileError) as caught:
         read_lab_file(path)
@@ -297,7 +297,7 @@ def test_an_unknown_kind_is_all_there_is_to_say(tmp_path: Path) -> None:
 
 
 def test_a_mirror_of_hardware_is_on_a_third_node(tmp_path: Path) -> None:
-    """RoCE frames of a hardware adapter pass by the netdevs of the node that is tested."""
+    """RoCE frames of a hardware adapter bypass the netdevs of the tested node."""
     mirror = 'kind = "mirror"\nnode = "a"\nnetdev = "eth1"'
     with pytest.raises(LabFileError, match=r"\[capture\.node\] node a is tested"):
         read_lab_file(hosts(tmp_path, ('kind = "host"', mirror), ("soft = true\n", "")))
@@ -305,14 +305,14 @@ def test_a_mirror_of_hardware_is_on_a_third_node(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ['""', '" "', r'"a\u001b[2Jb"', r'"a\nb"'])
-def test_a_host_is_something_to_call(tmp_path: Path, host: str) -> None:
-    """Nothing, and what would move a terminal's cursor, is no host's name."""
+def test_a_host_has_a_name(tmp_path: Path, host: str) -> None:
+    """An empty text, and one with control characters, is no host's name."""
     with pytest.raises(LabFileError, match=r"\[nodes\.a\.host\]"):
         read_lab_file(hosts(tmp_path, ('host = "one"', f"host = {host}")))
 
 
 def test_no_mistake_moves_the_cursor(tmp_path: Path) -> None:
-    """A terminal's escapes in keys and values are told, not obeyed."""
+    """A terminal's escapes in keys and values are shown as text."""
     (tmp_path / "lab.toml").write_text('[link]\nmtu = "\\u001b[2J"\n"\\u001b[2J" = 1\n')
     with pytest.raises(LabFileError) as caught:
         read_lab_file(tmp_path / "lab.toml")
@@ -320,7 +320,7 @@ def test_no_mistake_moves_the_cursor(tmp_path: Path) -> None:
 
 
 def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
-    """A device may have no end, and a pipe no writer."""
+    """Reading a device may never end, and a pipe may have no writer."""
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
         with pytest.raises(LabFileError, match="it is no regular file"):
@@ -349,7 +349,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     ],
 )
 def test_an_unused_address_lies_in_the_network(address: str, prefix: int, taken: list[str], unused: str) -> None:
-    """It may belong to no machine beyond it; where every address is somebody's, there is none."""
+    """It is never outside of the network. If every address is taken, there is none."""
     ipv6 = ":" in address
     place = Place("a", "", address, address, ipv4_prefix=prefix, ipv6_prefix=prefix)
     if unused:
@@ -360,7 +360,7 @@ def test_an_unused_address_lies_in_the_network(address: str, prefix: int, taken:
 
 
 def test_a_namespace_is_made_only_where_it_can_be(tmp_path: Path) -> None:
-    """It needs its name, and a netdev that the bench may move; settings of a netdev are not told inside of it."""
+    """It needs a name, and a netdev that the bench may move. Settings of a netdev cannot be asked for inside of it."""
     changed = hosts(tmp_path, ('kind = "ssh"\nhost = "one"', 'kind = "ssh"\nhost = "one"\nmake_namespace = true'))
     with pytest.raises(LabFileError) as caught:
         read_lab_file(changed)
@@ -375,8 +375,8 @@ def test_a_namespace_is_made_only_where_it_can_be(tmp_path: Path) -> None:
         read_lab_file(hosts(tmp_path, ('kind = "ssh"\nhost = "one"', named), ('device = "rxe0"', asked)))
 
 
-def test_what_the_bench_is_to_give_an_adapter_is_asked_for(tmp_path: Path) -> None:
-    """PFC, traffic class and settings go to provisioning as they are written, and only where they are."""
+def test_settings_of_an_adapter_reach_provisioning(tmp_path: Path) -> None:
+    """PFC, traffic class and settings are passed to provisioning as written, and only if they are written."""
     more = 'device = "rxe0"\nprovision = true\nflow_control = [3, 4]\ntraffic_class = 106\n'
     more += 'settings = {"/proc/sys/net/x" = "1"}'
     lab = read_lab_file(hosts(tmp_path, ('device = "rxe0"', more)))
@@ -397,16 +397,19 @@ def test_what_the_bench_is_to_give_an_adapter_is_asked_for(tmp_path: Path) -> No
         ('settings = {"/proc/sys/net/." = "1"}', "'/proc/sys/net/.' is no setting: it is not the plain path of a file"),
         ('settings = {"/sys/class/net/" = "1"}', "it is not the plain path of a file"),
         ('settings = {"/sys/class/net/e/device/remove" = "1"}', "device leads out of the adapter's own folder"),
-        ('settings = {"/sys/class/net/e/device/infiniband/m/device/reset" = "1"}', "device leads out of"),
+        (
+            'settings = {"/sys/class/net/e/device/infiniband/m/device/reset" = "1"}',
+            "device leads out of the adapter's own folder",
+        ),
         ('settings = {"/etc/passwd" = "1"}', "it is not below /sys/class/net/ or /proc/sys/net/"),
         ("traffic_class = 256", "adapter.traffic_class] 256 is out of range: 0 to 255"),
         ('settings = {"/proc/x" = 1}', "1 is not a string"),
-        ("soft_roce = true", "adapter.soft_roce] it is the bench's to give only with provision = true"),
-        ("mtu = 4200", "adapter.mtu] it is the bench's to give only with provision = true"),
-        ("flow_control = []", "adapter.flow_control] it is the bench's to give only with provision = true"),
+        ("soft_roce = true", "adapter.soft_roce] the bench sets it only with provision = true"),
+        ("mtu = 4200", "adapter.mtu] the bench sets it only with provision = true"),
+        ("flow_control = []", "adapter.flow_control] the bench sets it only with provision = true"),
     ],
 )
-def test_what_the_bench_cannot_give_is_refused(tmp_path: Path, key: str, said: str) -> None:
+def test_settings_that_the_bench_cannot_make_are_refused(tmp_path: Path, key: str, said: str) -> None:
     """A value out of range, and a key that would be ignored because the lab file provisions nothing."""
     provision = "" if "only with" in said else "\nprovision = true"
     with pytest.raises(LabFileError) as raised:
@@ -414,7 +417,7 @@ def test_what_the_bench_cannot_give_is_refused(tmp_path: Path, key: str, said: s
     assert said in str(raised.value)
 
 
-def test_mistakes_and_contradictions_are_told_together(tmp_path: Path) -> None:
+def test_mistakes_and_contradictions_are_reported_together(tmp_path: Path) -> None:
     """A value out of range hides no address that is there twice, no key that would be ignored and no missing node."""
     path = hosts(
         tmp_path,
@@ -429,7 +432,7 @@ def test_mistakes_and_contradictions_are_told_together(tmp_path: Path) -> None:
         for mistake in (
             "[capture.node] there is no node 'm'; known are a, b",
             "[nodes.a.adapter.mtu] 100 is out of range: 0, or 1280 to 9000; IPv6 loses its addresses below 1280",
-            "[nodes.b.adapter.soft_roce] it is the bench's to give only with provision = true",
+            "[nodes.b.adapter.soft_roce] the bench sets it only with provision = true",
             "[nodes] two adapters have the address 10.0.0.2",
         )
     ]
@@ -437,7 +440,7 @@ def test_mistakes_and_contradictions_are_told_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("drop", ["[nodes.a]", "[capture]", "[nodes.b.adapter]", 'kind = "ssh"', 'device = "rxe0"'])
 def test_a_section_that_is_wrong_is_not_missing_too(tmp_path: Path, drop: str) -> None:
-    """Whatever is wrong or left out is told once, at its own place."""
+    """A wrong or missing section is reported once, at its own place."""
     path = hosts(tmp_path, (drop, "" if "=" in drop or drop == "[capture]" else drop.replace("]", "]\nzzz = 1")))
     with pytest.raises(LabFileError) as raised:
         read_lab_file(path)
@@ -469,13 +472,13 @@ SAME = ('host = "two"', 'host = "one"')
     ],
 )
 def test_one_machine_in_one_namespace_is_doubted(tmp_path: Path, changes: list[tuple[str, str]], doubted: bool) -> None:
-    """A kernel keeps to itself what it sends to its own addresses: two nodes need machines or namespaces of their own,
-    though somebody may have arranged the routing."""
+    """A kernel does not send packets for its own addresses to an adapter. So two nodes need two machines or namespaces,
+    unless the host has special routing."""
     assert bool(doubts(read_lab_file(hosts(tmp_path, *changes)))) == doubted
 
 
 def test_a_missing_or_wrong_kind_hides_no_other_mistake(tmp_path: Path) -> None:
-    """A file with nodes is examined as a lab of hosts, and a node by the kind that its keys are of."""
+    """A file with nodes is checked as a lab of hosts, and a node as the kind that has most of its keys."""
     path = tmp_path / "lab.toml"
     path.write_text('[nodes.a]\nkind="ssh"\nhost="x"\n[nodes.b]\nkind="telnet"\nhost="y"\nuser=3\nport=99999999\n')
     assert mistakes_in(path) == [
@@ -484,12 +487,12 @@ def test_a_missing_or_wrong_kind_hides_no_other_mistake(tmp_path: Path) -> None:
         "[nodes.b.port] 99999999 is out of range: 0 to 65535",
         f"[nodes.b] kind 'telnet' is not one of {NODE_KINDS}",
         "[capture] it is missing",
-        "[nodes.a] the section adapter is missing: device, netdev and ipv4 of what is tested",
+        "[nodes.a] the section adapter is missing: device, netdev and ipv4 of the tested adapter",
     ]
 
 
 def test_a_traffic_class_is_not_set_from_inside_a_namespace(tmp_path: Path) -> None:
-    """A namespace that is there has a /sys without configfs; one that is made for the run is set from outside."""
+    """An existing namespace has a /sys without configfs. For one that is made for the run, the class is set outside."""
     asked = ('device = "rxe0"', 'device = "rxe0"\nprovision = true\ntraffic_class = 106')
     with pytest.raises(LabFileError, match=r"\[nodes\.a\.adapter\.traffic_class\] a namespace has a /sys of its own"):
         read_lab_file(hosts(tmp_path, asked, ('host = "one"', 'host = "one"\nnamespace = "left"')))
@@ -497,15 +500,15 @@ def test_a_traffic_class_is_not_set_from_inside_a_namespace(tmp_path: Path) -> N
     read_lab_file(hosts(tmp_path, asked, made))
 
 
-def test_what_libpcap_does_not_count_is_not_promised(tmp_path: Path) -> None:
-    """A recording on an RDMA device has no drops to count; one on a netdev has."""
+def test_drops_that_libpcap_does_not_count_are_not_promised(tmp_path: Path) -> None:
+    """libpcap counts no drops on an RDMA device, and counts them on a netdev."""
     hardware = ("soft = true\n", ""), ('kind = "host"', 'kind = "host"\nmethod = "dumpcap"\ninterface = "mlx5_0"')
     assert "counts no drops on an RDMA device" in guarantee(read_lab_file(hosts(tmp_path, *hardware)))
     assert "the recording's own drops are counted" in guarantee(read_lab_file(hosts(tmp_path)))
 
 
 def test_a_kernel_tree_is_relative_to_the_lab_file(tmp_path: Path) -> None:
-    """A package is named by its suite; a path is one from the file's folder, for both guests."""
+    """A package has a suite. A path is relative to the file's folder, for both guests."""
     path = tmp_path / "lab.toml"
     path.write_text(
         '[guest]\nkind = "uml"\nkernel = ["trixie/linux-source-6.12", "../linux"]\n'
@@ -518,18 +521,20 @@ def test_a_kernel_tree_is_relative_to_the_lab_file(tmp_path: Path) -> None:
 
 
 def test_a_kernel_without_its_suite_is_refused(tmp_path: Path) -> None:
-    """The message says how a source is written, and that there is no such kind of guest."""
+    """The message gives the form of a source, and the unknown kind of guest."""
     path = tmp_path / "lab.toml"
     path.write_text('[guest]\nkind = "xen"\nkernel = ["linux-source-7.2"]\n')
     with pytest.raises(LabFileError) as told:
         read_lab_file(path)
-    assert "'linux-source-7.2' is no kernel source: SUITE/PACKAGE, or the path of a kernel tree" in str(told.value)
+    assert "'linux-source-7.2' is no kernel source: write SUITE/PACKAGE, or the path of a kernel tree" in str(
+        told.value
+    )
     assert "[guest] kind 'xen' is not one of clone, uml; a package can add a kind of guest" in str(told.value)
 
 
 @pytest.mark.parametrize("kernel", ['"trixie/linux-source-6.12"', "[]", "[7]", '[""]'])
 def test_kernels_are_a_list_of_sources(tmp_path: Path, kernel: str) -> None:
-    """A text, an empty list and what is no source are one mistake each, with its place."""
+    """A text, an empty list and an invalid source are one mistake each, with its place."""
     path = tmp_path / "lab.toml"
     path.write_text(f'[guest]\nkind = "uml"\nkernel = {kernel}\n')
     with pytest.raises(LabFileError) as told:
@@ -538,7 +543,7 @@ def test_kernels_are_a_list_of_sources(tmp_path: Path, kernel: str) -> None:
 
 
 def test_a_lab_names_the_provider_under_test(tmp_path: Path) -> None:
-    """The section is there in every kind of lab; settings are numbers, texts, true or false."""
+    """Every kind of lab has the section. Settings are numbers, texts, true or false."""
     path = tmp_path / "lab.toml"
     path.write_text('[provider]\nuse = "theirs.san:Mine"\nsettings = {cache = false, max_clients = 3, late_s = 0.5}\n')
     found = read_lab_file(path).provider

@@ -115,6 +115,14 @@ def test_an_id_of_the_connection_manager_shows_its_ends() -> None:
     assert "for socket 1000 at 20.000 ms" in text
 
 
+@pytest.mark.timeout(20)
+def test_of_very_many_leaks_the_first_are_described() -> None:
+    """The journal and the lists are looked through once, however much was left."""
+    left = [resource("PD", number, context=9) for number in range(20_000)]
+    text = named(left, evidence(*(entry("qp", 1, handle=1, qp_num=n) for n in range(20_000))), "a")
+    assert text.startswith("PD 0, rxe0") and text.endswith("; and 19950 more")
+
+
 def test_without_evidence_only_the_kernels_word_is_told() -> None:
     """Owner as the kernel names it, and nothing for an empty list."""
     assert named([resource("CQ", 2, entries=511, pid=5, command="x")]) == "CQ 2, 511 entries, rxe0, pid 5 (x)"

@@ -20,7 +20,7 @@ def record(test: str, verdict: str, *rules: str) -> VerdictRecord:
 
 
 def test_every_mutant_breaks_requirements_that_exist() -> None:
-    """Two break none: no requirement speaks of a provider's own records, or of a wire."""
+    """Two mutants break none: no requirement is about a provider's own records, or about a wire."""
     known = mutants()
     assert {name for name, mutant in known.items() if not mutant.breaks} == {"KeepsOperations", "Denies"}
     assert all(name in requirements() for mutant in known.values() for name in mutant.breaks)
@@ -35,7 +35,7 @@ def test_every_mutant_breaks_requirements_that_exist() -> None:
     ],
 )
 def test_the_catalogue_lists_every_class_and_nothing_else(module: str, bases: set[str], layers: set[Layer]) -> None:
-    """Each class of the mutants' modules that changes a sound one, with the sentence of its docstring."""
+    """The catalogue has each class of the mutants' modules that changes a good one, with its docstring's sentence."""
     text = (Path(str(hil.mutants.__file__)).parent / f"{module}.py").read_text()
     classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
     named = {node.name for node in classes}
@@ -51,22 +51,22 @@ def test_the_catalogue_lists_every_class_and_nothing_else(module: str, bases: se
     assert wrong == listed
 
 
-def test_the_listing_tells_every_mutant() -> None:
-    """A line each: name, layer, sentence, requirements."""
+def test_the_listing_has_every_mutant() -> None:
+    """Each mutant has a line: name, layer, sentence, requirements."""
     lines = listing(mutants().values())
     assert len(lines) == len(mutants())
     assert "NoDreq" in lines[0] and lines[0].endswith("provider  Sends no DREQ when it closes a socket. [CLOSE-35]")
 
 
-def test_a_mutant_is_found_when_a_failed_test_names_each_of_its_rules() -> None:
-    """Failed tests that name the rule are told apart from those that do not."""
+def test_a_mutant_is_found_when_a_failed_test_names_each_of_its_requirements() -> None:
+    """The report separates failed tests that name the requirement from other failed tests."""
     seen = sight(UNFENCED, [record("a", "fail", "SEND-14"), record("b", "fail", "RDMA-01"), record("c", "pass")])
     assert (seen.found, seen.named, seen.others, seen.count) == (True, ("a",), ("b",), 3)
     assert told(seen)[1:] == ["  found; 3 tests ran", "  failed     a", "  failed too b"]
 
 
 def test_a_mutant_that_only_other_tests_notice_is_not_found() -> None:
-    """A test that fails and names another rule, or that could not judge, is no sight of it."""
+    """A test that fails for another requirement, or that is invalid, does not find it."""
     seen = sight(UNFENCED, [record("a", "pass", "SEND-14"), record("b", "fail", "RDMA-01"), record("c", "invalid")])
     assert not seen.found
     assert "NOT FOUND: no failed test names SEND-14" in told(seen)[1]

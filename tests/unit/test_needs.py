@@ -1,4 +1,4 @@
-"""Tests say what they need; where a lab lacks it the verdict is unsupported with the reason, and nothing is touched."""
+"""Tests declare needs. If a lab does not meet one, the verdict is unsupported with the reason. No node is touched."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Its hosts do not exist: whoever touched them would be told so.
+# Its hosts do not exist, so any use of them is an error.
 LAB = ROOT / "lab" / "two-hosts-mirror.toml"
 UNSUPPORTED = """
 import pytest
@@ -51,7 +51,7 @@ def run(tmp_path: Path, text: str, *options: str) -> "subprocess.CompletedProces
     return subprocess.run([*command, str(tmp_path / "test_it.py")], capture_output=True, text=True, cwd=tmp_path)
 
 
-def test_what_the_lab_lacks_is_unsupported_with_the_reason(tmp_path: Path) -> None:
+def test_an_unmet_need_is_unsupported_with_the_reason(tmp_path: Path) -> None:
     """A test that needs an inline wire on hosts, and one case of another that needs the bench's own nodes."""
     done = run(tmp_path, UNSUPPORTED)
     assert done.returncode == 0, done.stdout
@@ -66,14 +66,14 @@ def test_what_the_lab_lacks_is_unsupported_with_the_reason(tmp_path: Path) -> No
 
 
 def test_a_need_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    """A misspelt need would otherwise be one that every lab has."""
+    """Otherwise every lab would meet a misspelt need."""
     done = run(tmp_path, UNSUPPORTED.replace("inline wire", "in-line wire"))
     assert done.returncode == 4
     assert "'in-line wire' is not a valid Need; needs are pair, capture, inline wire" in done.stdout + done.stderr
 
 
 def test_a_lab_of_hosts_is_not_shared_by_processes(tmp_path: Path) -> None:
-    """Hosts carry one pair at a time: several processes on them are refused, not left to disturb each other."""
+    """Hosts carry one pair at a time, so a run with several processes is refused."""
     pytest.importorskip("xdist")
     done = run(tmp_path, UNSUPPORTED, "-n", "2")
     assert done.returncode != 0
@@ -83,10 +83,10 @@ def test_a_lab_of_hosts_is_not_shared_by_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "verdict", "status"), [("Unsupported", "unsupported", 0), ("NodeDied", "invalid", 2)]
 )
-def test_what_is_found_out_while_it_runs_is_unsupported_too(
+def test_an_unmet_need_that_is_found_during_the_test_is_unsupported_too(
     tmp_path: Path, error: str, verdict: str, status: int
 ) -> None:
-    """In a fixture as in the test: no error of the run, and the exit code is 0; a node that died is another matter."""
+    """In a fixture and in the test it is no error, and the exit code is 0. A node that died is an error."""
     done = run(tmp_path, FOUND_OUT.replace("{error}", error))
     assert done.returncode == status, done.stdout
     records = json.loads((tmp_path / "results" / "verdicts.json").read_text())

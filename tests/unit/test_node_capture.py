@@ -289,7 +289,7 @@ def test_an_answer_that_is_none_is_an_error(
             return told | answer if call == "pull" else told
 
     capture = recording(tmp_path, Odd())
-    with pytest.raises(CaptureError, match="told something else than frames"):
+    with pytest.raises(CaptureError, match="gave an answer that is not frames"):
         capture.counts()
     assert capture.stop() is None
 

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from golden import PASSES, Alter, Altered, bundle
 
+import hil.evidence.rules
 from hil.evidence.evidence import Evidence
 from hil.evidence.journal import (
     Begin,
@@ -200,6 +202,14 @@ def test_every_statement_is_broken_here() -> None:
     """What any rule states of any bundle is in the list above."""
     stated = {statement for name in PASSES for statement in statements(Altered(name), held=True)}
     assert stated == {statement for statement, _, _ in BREAKS}
+
+
+def test_no_rule_reads_plain_data() -> None:
+    """A misspelt fact of a dict would be a rule that never breaks: rules read attributes, which mypy checks."""
+    folder = Path(hil.evidence.rules.__file__).parent
+    others = (folder.parent / name for name in ("disconnect.py", "origins.py", "judgement.py", "resources.py"))
+    sources = {path.name: path.read_text() for path in (*folder.glob("*.py"), *others)}
+    assert not [name for name, text in sources.items() if "dict[str, Any]" in text]
 
 
 def test_a_close_whose_connection_is_not_in_the_capture_is_a_broken_finding() -> None:

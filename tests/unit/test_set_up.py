@@ -1,4 +1,4 @@
-"""The set-up scripts say what is missing and how to mend it."""
+"""The set-up scripts name missing packages and the command that installs them."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ COMMON = Path(__file__).parents[2] / "lab" / "common.sh"
 
 
 def test_without_root_and_sudo_the_exact_command_is_printed_and_the_exit_code_is_2() -> None:
-    """A user who may not install packages is told what to run."""
+    """A user who may not install packages gets the command to run."""
     script = """
         source "$1"
         missing_packages() { printf '%s\\n' qemu-system-x86 zstd; }
@@ -22,7 +22,7 @@ def test_without_root_and_sudo_the_exact_command_is_printed_and_the_exit_code_is
 
 
 def test_a_package_source_that_fails_is_an_error_with_a_question() -> None:
-    """No network for the packages: exit code 2."""
+    """Without network for the packages, the exit code is 2."""
     script = """
         source "$1"
         missing_packages() { echo zstd; }

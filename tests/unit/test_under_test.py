@@ -34,8 +34,8 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["theirs.deep.san:Mine", "mine"])
-def test_somebody_else_s_provider_travels_as_its_python_files(theirs: Path, name: str) -> None:
-    """By its place or its installed name; it is not imported on the controller."""
+def test_a_provider_of_another_package_is_packed_as_its_python_files(theirs: Path, name: str) -> None:
+    """It is found by its place or its installed name, and not imported on the controller."""
     found = provider_under_test(name)
     assert (str(found), found.factory) == (name, "theirs.deep.san:Mine")
     names = zipfile.ZipFile(io.BytesIO(found.code)).namelist()
@@ -43,8 +43,8 @@ def test_somebody_else_s_provider_travels_as_its_python_files(theirs: Path, name
     assert "theirs.deep" not in sys.modules
 
 
-def test_the_bench_s_own_providers_travel_with_its_code() -> None:
-    """The default and the mutants need no archive."""
+def test_the_bench_s_own_providers_need_no_archive() -> None:
+    """The default and the mutants are part of the node-side code."""
     assert (provider_under_test("").factory, provider_under_test("").code) == (OWN, b"")
     assert provider_under_test("LeakMr").factory == "hil.mutants.providers:LeakMr"
 
@@ -59,8 +59,8 @@ def test_the_bench_s_own_providers_travel_with_its_code() -> None:
         ("theirs.deep.san:Mine; import os", "there is no provider theirs.deep.san:Mine; import os"),
     ],
 )
-def test_a_provider_that_is_not_there_is_refused(theirs: Path, name: str, reason: str) -> None:
-    """With the mend, before any node is made."""
+def test_an_unknown_provider_is_refused(theirs: Path, name: str, reason: str) -> None:
+    """The error comes before any node is made, and has advice."""
     with pytest.raises(SetupError) as refused:
         provider_under_test(name)
     assert reason in str(refused.value)
@@ -78,12 +78,12 @@ def test_a_provider_that_is_not_there_is_refused(theirs: Path, name: str, reason
     ],
 )
 def test_a_setting_is_a_number_a_truth_or_a_text(text: str, found: tuple[str, object]) -> None:
-    """As TOML writes them."""
+    """Values have TOML's form."""
     assert setting(text) == found
 
 
 @pytest.mark.parametrize("text", ["cache", "=1", "a b=1"])
 def test_a_setting_without_a_name_is_refused(text: str) -> None:
-    """With the form it must have."""
+    """The error has the required form."""
     with pytest.raises(SetupError, match="write NAME=VALUE"):
         setting(text)

@@ -1,4 +1,4 @@
-"""The wire's process between two sockets, with recorded frames: what it carries, changes, records, counts and tells."""
+"""The wire's process between two sockets, with recorded frames: it carries, changes, records, counts and logs them."""
 
 import os
 import random
@@ -53,7 +53,7 @@ class Joined:
         return [{"a": self.a, "b": self.b}[side].recv(65536) for _ in range(count)]
 
     def nothing(self, side: str) -> None:
-        """Assert that all the wire has sent to ``side`` was taken."""
+        """Assert that no frame to ``side`` is left in its socket."""
         self.wire.counts()
         end = {"a": self.a, "b": self.b}[side]
         end.setblocking(False)
@@ -65,7 +65,7 @@ class Joined:
         self.wire.add_fault(Fault("it", action, Match(**match)))  # type: ignore[arg-type]
 
     def settled(self) -> WireCounts:
-        """The counts once all that was sent came in; they add up."""
+        """The counts after all sent frames came in. Asserts that they add up."""
         counts = self.wire.counts()
         assert counts.mismatch() == ""
         return counts
@@ -94,8 +94,8 @@ def interfaces(joined: Joined) -> list[str]:
     return [f.interface for f in joined.recorded()]
 
 
-def test_without_rules_frames_go_on_as_they_are(joined: Joined) -> None:
-    """Both ways, in order, recorded once each on the side where they came in."""
+def test_without_faults_frames_are_forwarded_unchanged(joined: Joined) -> None:
+    """Frames of both directions arrive in order. Each is recorded once, on the side where it came in."""
     for frame in FRAMES:
         joined.a.send(frame)
         joined.b.send(frame)
@@ -106,8 +106,8 @@ def test_without_rules_frames_go_on_as_they_are(joined: Joined) -> None:
     assert joined.wire.log() == []
 
 
-def test_a_dropped_frame_goes_no_further(joined: Joined) -> None:
-    """It is recorded where it came in, with a comment; the others go on."""
+def test_a_dropped_frame_is_not_forwarded(joined: Joined) -> None:
+    """It is recorded where it came in, with a comment. The other frames are forwarded."""
     joined.fault(Drop(), opcodes=(0x04,), occurrences=only(2))
     for frame in SENDS:
         joined.a.send(frame)
@@ -122,7 +122,7 @@ def test_a_dropped_frame_goes_no_further(joined: Joined) -> None:
 
 @pytest.mark.parametrize("action", [Corrupt(), Corrupt(repaired=True), Truncate(50), MarkEcn()], ids=str)
 def test_a_changed_frame_is_recorded_as_it_left(joined: Joined, action: Action) -> None:
-    """What came in on the one interface, what the other node got on another."""
+    """The received frame is on one interface of the capture, the sent frame on another."""
     joined.fault(action, opcodes=(0x04,))
     joined.a.send(SENDS[0])
     (got,) = joined.get("b", 1)
@@ -132,8 +132,8 @@ def test_a_changed_frame_is_recorded_as_it_left(joined: Joined, action: Action) 
     assert [f.data for f in reached(joined.recorded())] == [got]
 
 
-def test_a_change_that_changes_nothing_is_told_as_none(joined: Joined) -> None:
-    """A frame that is shorter than the fault keeps goes on unchanged, and the hit is told all the same."""
+def test_an_action_without_effect_counts_as_unchanged(joined: Joined) -> None:
+    """A frame shorter than the limit of a truncation is forwarded unchanged, but the hit is logged."""
     joined.fault(Truncate(1000))
     joined.a.send(SENDS[0])
     assert joined.get("b", 1) == SENDS[:1]
@@ -143,7 +143,7 @@ def test_a_change_that_changes_nothing_is_told_as_none(joined: Joined) -> None:
 
 
 def test_a_delayed_frame_is_overtaken(joined: Joined) -> None:
-    """It goes on after its time, not before; until then it counts as held."""
+    """It is forwarded after its time, not before. Until then it counts as held."""
     joined.fault(Delay(300_000_000), opcodes=(0x04,), occurrences=only(1))
     begun_ns = time.monotonic_ns()
     joined.a.send(SENDS[0])
@@ -158,7 +158,7 @@ def test_a_delayed_frame_is_overtaken(joined: Joined) -> None:
 
 
 def test_a_duplicate_follows_its_original(joined: Joined) -> None:
-    """At once or later, as many as asked; each that left is recorded."""
+    """The copies follow at once or later. Each sent copy is recorded."""
     joined.fault(Duplicate(2), opcodes=(0x04,), occurrences=only(1))
     joined.fault(Duplicate(1, after_ns=1_000_000), opcodes=(0x04,), occurrences=only(1))
     joined.a.send(SENDS[0])
@@ -171,7 +171,7 @@ def test_a_duplicate_follows_its_original(joined: Joined) -> None:
 
 
 def test_a_reordered_frame_waits_for_those_behind_it(joined: Joined) -> None:
-    """Two that came later go first; frames of the other side do not count."""
+    """Two later frames go first. Frames of the other side do not count."""
     joined.fault(Reorder(2, LONG_NS), opcodes=(0x04,), occurrences=only(1))
     joined.a.send(SENDS[0])
     joined.b.send(FRAMES[0])
@@ -184,8 +184,8 @@ def test_a_reordered_frame_waits_for_those_behind_it(joined: Joined) -> None:
     assert joined.settled().late == {"a": 1, "b": 0}
 
 
-def test_a_reordered_frame_that_nothing_follows_goes_on_in_the_end(joined: Joined) -> None:
-    """After the time that the fault gives it."""
+def test_a_reordered_frame_without_followers_is_forwarded_in_the_end(joined: Joined) -> None:
+    """It is forwarded after the fault's time limit."""
     joined.fault(Reorder(2, 1_000_000), opcodes=(0x04,))
     joined.a.send(SENDS[0])
     assert joined.get("b", 1) == SENDS[:1]
@@ -193,7 +193,7 @@ def test_a_reordered_frame_that_nothing_follows_goes_on_in_the_end(joined: Joine
 
 
 def test_any_number_of_frames_may_wait_for_each_other(joined: Joined) -> None:
-    """Three thousand frames, each of which waits for one behind it, all go on when one is let through."""
+    """Three thousand frames, each of which waits for a later one, are all forwarded when one is released."""
     handle = joined.wire.add_fault(Fault("it", Reorder(1, LONG_NS), Match(side="a")))
     for _ in range(3000):
         joined.a.send(SENDS[0])
@@ -205,7 +205,7 @@ def test_any_number_of_frames_may_wait_for_each_other(joined: Joined) -> None:
 
 
 def test_a_cut_cable_is_mended_when_its_time_is_over(joined: Joined) -> None:
-    """The frame that cut it, and every other of both sides, is dropped until then, and recorded with a comment."""
+    """Until then all frames of both sides are dropped and recorded with a comment, as is the frame that cut it."""
     joined.fault(CutCable(300_000_000), opcodes=(0x04,), occurrences=only(1))
     joined.a.send(SENDS[0])
     joined.a.send(SENDS[1])
@@ -221,8 +221,8 @@ def test_a_cut_cable_is_mended_when_its_time_is_over(joined: Joined) -> None:
     assert [f.data for f in reached(joined.recorded())] == [SENDS[2]]
 
 
-def test_frames_that_wait_when_the_cable_is_cut_are_lost_with_it(joined: Joined) -> None:
-    """They count as dropped once their time comes, and their copies were never there."""
+def test_frames_that_wait_when_the_cable_is_cut_are_dropped(joined: Joined) -> None:
+    """They count as dropped when they are due. Their copies are not counted."""
     joined.fault(Delay(500_000_000), opcodes=(0x04,), occurrences=only(1))
     joined.fault(Duplicate(1, after_ns=500_000_000), opcodes=(0x04,))
     joined.a.send(SENDS[0])
@@ -239,7 +239,7 @@ def test_frames_that_wait_when_the_cable_is_cut_are_lost_with_it(joined: Joined)
 
 
 def test_cut_and_mend_by_hand_are_on_the_log(joined: Joined) -> None:
-    """Each once, with the monotonic clock's time."""
+    """Each is logged once, with the time of the monotonic clock."""
     joined.wire.cut()
     joined.wire.mend()
     joined.wire.mend()
@@ -249,7 +249,7 @@ def test_cut_and_mend_by_hand_are_on_the_log(joined: Joined) -> None:
 
 
 def test_a_frame_is_injected(joined: Joined) -> None:
-    """It reaches the node, counts as injected, and the capture and the log say where it came from."""
+    """It reaches the node and counts as injected. The capture and the log show that it was injected."""
     number = joined.wire.inject("a", SENDS[0])
     assert joined.get("a", 1) == SENDS[:1]
     assert joined.settled().injected == {"a": 1, "b": 0}
@@ -257,11 +257,11 @@ def test_a_frame_is_injected(joined: Joined) -> None:
     assert (frame.number, frame.interface, frame.comment) == (number, "to-a", "injected")
     assert [(e["kind"], e["side"], e["frame"]) for e in joined.wire.log()] == [("inject", "a", number)]
     for side, data in (("c", SENDS[0]), ("a", b"short")):
-        with pytest.raises(FaultError, match="a frame has a header, a side is a or b"):
+        with pytest.raises(FaultError, match="a frame has a header, and a side is a or b"):
             joined.wire.inject(side, data)
 
 
-def test_every_hit_is_told_with_its_frame(joined: Joined) -> None:
+def test_every_hit_is_logged_with_its_frame(joined: Joined) -> None:
     """The log names fault, hit, action, side and the frame's number in the capture; the handle counts."""
     handle = joined.wire.add_fault(Fault("lose SENDs", Drop(), Match(opcodes=(0x04,), occurrences=Span(2))))
     for frame in SENDS:
@@ -273,8 +273,8 @@ def test_every_hit_is_told_with_its_frame(joined: Joined) -> None:
     assert (handle.state().matched, handle.state().hits, handle.state().active) == (3, 2, True)
 
 
-def test_a_rule_that_is_removed_acts_no_more(joined: Joined) -> None:
-    """Its counts stay; to remove it again is a mistake that is named."""
+def test_a_removed_fault_has_no_effect(joined: Joined) -> None:
+    """Its counts stay. Removing it again is an error that names it."""
     handle = joined.wire.add_fault(Fault("it", Drop(), Match(cm=(CmAttribute.DREQ,))))
     dreq = next(f for f in FRAMES if (o := outline(f)) and o.cm == CmAttribute.DREQ)
     joined.a.send(dreq)
@@ -288,7 +288,7 @@ def test_a_rule_that_is_removed_acts_no_more(joined: Joined) -> None:
 
 
 def test_damaged_frames_never_end_the_wire(joined: Joined) -> None:
-    """Thousands of altered and cut frames under every fault: each is accounted for. The seed is fixed."""
+    """Each of thousands of altered and cut frames under every fault is counted. The seed is fixed."""
     actions: list[Action] = [
         Corrupt(3),
         Corrupt(-9, repaired=True),
@@ -325,7 +325,7 @@ def drain(end: socket.socket) -> None:
 
 
 def test_a_sum_that_does_not_add_up_is_named() -> None:
-    """A frame that came in and went nowhere, and one that was sent and came from nowhere."""
+    """A received frame that is in no other count, and a sent frame that was never received."""
     zero = {"a": 0, "b": 0}
     one = {"a": 1, "b": 0}
     assert WireCounts().mismatch() == ""
@@ -335,8 +335,8 @@ def test_a_sum_that_does_not_add_up_is_named() -> None:
     assert WireCounts(received=one, unchanged=one, sent=zero).mismatch().startswith("1 frames went on to side b")
 
 
-def test_a_node_that_is_gone_loses_its_frames_and_the_wire_goes_on(joined: Joined) -> None:
-    """They are counted as lost; the other side is still carried to nobody, and the counts add up."""
+def test_frames_to_a_node_that_is_gone_are_lost_and_the_wire_continues(joined: Joined) -> None:
+    """They count as lost. Frames of the other side are still read, and the counts add up."""
     joined.b.close()
     joined.a.send(SENDS[0])
     end_ns = time.monotonic_ns() + 20 * 10**9
@@ -346,8 +346,8 @@ def test_a_node_that_is_gone_loses_its_frames_and_the_wire_goes_on(joined: Joine
     assert joined.get("a", 1) == [SENDS[1]]
 
 
-def test_a_wire_that_was_killed_is_named(joined: Joined) -> None:
-    """Every question to it raises CaptureError."""
+def test_a_killed_wire_is_an_error(joined: Joined) -> None:
+    """Every call to it raises CaptureError."""
     joined.wire._process.kill()
     joined.wire._process.wait()
     for ask in (joined.wire.counts, joined.wire.log, joined.wire.faults):
@@ -355,8 +355,8 @@ def test_a_wire_that_was_killed_is_named(joined: Joined) -> None:
             ask()
 
 
-def test_the_wire_knows_by_how_much_its_stamps_are_late(joined: Joined) -> None:
-    """While its process stands still a frame waits: by so much, told by the kernel's own stamp, it was stamped late."""
+def test_the_wire_measures_how_late_its_stamps_are(joined: Joined) -> None:
+    """While its process is stopped, a frame waits. The kernel's own stamp shows how late the wire stamped it."""
     joined.a.send(FRAMES[0])
     joined.get("b", 1)
     os.kill(joined.wire.pid, signal.SIGSTOP)

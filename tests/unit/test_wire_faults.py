@@ -1,4 +1,4 @@
-"""Faults of the wire: which frame is picked, what is done to it, and what no fault can be. On recorded frames."""
+"""Faults of the wire on recorded frames: picking, actions, and invalid faults."""
 
 import json
 import struct
@@ -82,8 +82,8 @@ def first(opcode: int = SEND_ONLY, cm: int = -1, name: str = "hard_close_ipv4.pc
 
 @pytest.mark.parametrize("name", CAPTURES)
 def test_the_outline_and_scapy_see_the_same(name: str) -> None:
-    """Addresses, opcode, QP, PSN, CM attribute, transaction and comm id are what scapy's layers find, and the ICRC is
-    where the outline says."""
+    """Addresses, opcode, QP, PSN, CM attribute, transaction and comm id equal those of scapy's layers. The ICRC is at
+    the outline's offset."""
     for frame in frames(name):
         packet, found = dissect(frame.data), outline(frame.data)
         assert (packet is None) == (found is None)
@@ -102,7 +102,7 @@ def test_the_outline_and_scapy_see_the_same(name: str) -> None:
 
 
 def test_vlan_tags_and_ethernet_padding_are_seen_through() -> None:
-    """One tag or two, and bytes behind the ICRC, change nothing but the offsets."""
+    """One tag or two, and bytes after the ICRC, change the offsets only."""
     frame = first()
     tagged = bytes(Ether() / Dot1Q(vlan=5) / Dot1Q(vlan=6, type=0x800))
     raw = frame[:12] + tagged[12:22] + frame[14:] + b"padding"
@@ -116,8 +116,8 @@ def test_vlan_tags_and_ethernet_padding_are_seen_through() -> None:
     [(14, 0x65), (14, 0x44), (23, 6), (20, 0x20), (21, 0x01), (36, 0), (16, 0xFF), (12, 0x86)],
     ids=["version", "header length", "TCP", "more fragments", "fragment", "port", "total length", "ethertype"],
 )
-def test_what_is_no_whole_roce_frame_has_no_outline(offset: int, value: int) -> None:
-    """Another version, protocol or port, a fragment, a length beyond the frame: passed over."""
+def test_an_incomplete_or_other_frame_has_no_outline(offset: int, value: int) -> None:
+    """Frames of another version, protocol or port, fragments, and lengths beyond the frame are ignored."""
     frame = bytearray(first())
     frame[offset] = value
     assert outline(bytes(frame)) is None
@@ -125,7 +125,7 @@ def test_what_is_no_whole_roce_frame_has_no_outline(offset: int, value: int) -> 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_outline_or_a_change_raise(noise: bytes) -> None:
-    """Whatever a node sends, faults look at it and act on it."""
+    """Faults can examine and change any bytes that a node sends."""
     head = first()
     for frame in (noise, head[: 14 + len(noise) % 60] + noise, head[:42] + noise, head[:-4] + noise):
         found = outline(frame)
@@ -144,7 +144,7 @@ def test_a_frame_is_picked_by_its_cm_attribute() -> None:
 
 
 def test_a_frame_is_picked_by_opcode_side_and_qp() -> None:
-    """Three SENDs went from a, three ACKs from b; nothing is picked when one of the conditions fails."""
+    """Three SENDs went from a, three ACKs from b. If one condition fails, no frame is picked."""
     assert len(picked(Match(opcodes=(SEND_ONLY,), side="a", qpns=(17,)), frames())) == 3
     assert len(picked(Match(opcodes=(ACKNOWLEDGE,), side="b"), frames())) == 3
     assert picked(Match(opcodes=(SEND_ONLY,), side="b"), frames()) == []
@@ -153,14 +153,14 @@ def test_a_frame_is_picked_by_opcode_side_and_qp() -> None:
 
 
 def test_a_connection_is_picked_by_its_comm_ids() -> None:
-    """A comm id picks the messages that carry it as local or as remote one: all five."""
+    """A comm id picks all five messages that have it as local or as remote comm id."""
     (local,) = {o.local_comm_id for f in frames() if (o := outline(f.data)) and o.cm == CmAttribute.REQ}
     assert len(picked(Match(comm_ids=(local,)), frames())) == 5
     assert picked(Match(comm_ids=(local ^ 1,)), frames()) == []
 
 
 def test_without_conditions_every_frame_is_picked() -> None:
-    """Also those that are no RoCE, but for actions that only RoCE has room for."""
+    """Frames other than RoCE are picked too, unless the action applies to RoCE only."""
     captured = frames()
     assert len(picked(Match(), captured)) == len(captured)
     faults = Faults()
@@ -198,8 +198,8 @@ def test_psns_are_relative_to_the_first_of_their_stream_and_wrap() -> None:
     assert picked(Match(psn=Span(1, 2)), wrapping) == [1, 2]
 
 
-def test_requests_and_responses_of_one_direction_are_streams_of_their_own() -> None:
-    """rping's server answers a SEND and asks a READ in PSNs that have nothing to do with each other."""
+def test_requests_and_responses_of_one_direction_are_separate_streams() -> None:
+    """rping's server answers a SEND and requests a READ with unrelated PSNs."""
     captured = frames("rping.pcapng")
     zero = picked(Match(side="b", psn=only(0)), captured)
     kinds = {seen(f.data).opcode for f in captured if f.number in zero}
@@ -211,8 +211,8 @@ def with_psn(frame: bytes, psn: int) -> bytes:
     return frame[:at] + struct.pack("!I", psn) + frame[at + 4 :]
 
 
-def test_retransmissions_are_told_from_first_transmissions() -> None:
-    """A capture seen twice: everything of the second time came before once, CM messages by their transaction."""
+def test_retransmissions_are_distinguished_from_first_transmissions() -> None:
+    """In a capture seen twice, each packet of the second time came once before. CM messages match by transaction."""
     captured = frames()
     roce = [f.number for f in captured if outline(f.data)]
     twice = captured + [CapturedFrame(f.number + 100, 0, f.interface, f.data, 0) for f in captured]
@@ -222,8 +222,8 @@ def test_retransmissions_are_told_from_first_transmissions() -> None:
     assert picked(Match(retransmissions=Span(2)), twice) == []
 
 
-def test_psns_begin_anew_when_a_queue_pairs_number_is_used_again() -> None:
-    """Another connection with the same QPs and another first PSN: its PSNs are relative to its own first."""
+def test_psns_restart_when_a_queue_pairs_number_is_used_again() -> None:
+    """The PSNs of another connection with the same QPs are relative to its own first PSN."""
     life = [data for pair in (sides(100), sides(9000)) for data in life_of(*pair)]
     captured = [CapturedFrame(n, 0, "side-a", data, len(data)) for n, data in enumerate(life)]
     firsts = picked(Match(opcodes=(0x00,), psn=only(0)), captured)
@@ -239,8 +239,8 @@ def life_of(one: Side, two: Side) -> list[bytes]:
     return [data for part in (connect(one, two), message(one, two, 0), disconnect(one, two)) for _, data in part]
 
 
-def test_a_frame_without_the_byte_that_is_to_be_changed_is_no_hit() -> None:
-    """Acknowledgements end in front of it, SENDs have it."""
+def test_a_frame_without_the_byte_to_change_is_no_hit() -> None:
+    """Acknowledgements end before the byte, SENDs have it."""
     captured = frames()
     faults = Faults()
     faults.add(Fault("it", Corrupt(offset=18)))
@@ -248,16 +248,16 @@ def test_a_frame_without_the_byte_that_is_to_be_changed_is_no_hit() -> None:
     assert SEND_ONLY in hit and ACKNOWLEDGE not in hit
 
 
-def test_draws_are_the_seeds() -> None:
-    """Half of many frames, the same half with the same seed, another with another."""
+def test_draws_depend_on_the_seed() -> None:
+    """Half of many frames is picked: the same half with the same seed, another half with another seed."""
     captured = [CapturedFrame(n, 0, "side-a", b"x" * 60, 60) for n in range(1000)]
     halves = [picked(Match(probability=0.5, seed=seed), captured) for seed in (1, 1, 2)]
     assert halves[0] == halves[1] != halves[2]
     assert 400 < len(halves[0]) < 600
 
 
-def test_the_first_rule_that_picks_a_frame_acts_alone() -> None:
-    """A later fault does not see the frame; once the first is removed it does, and both keep their counts."""
+def test_the_first_fault_that_picks_a_frame_acts_alone() -> None:
+    """A later fault sees the frame only after the first is removed. Both keep their counts."""
     faults, frame = Faults(), first()
     one = faults.add(Fault("one", Drop(), Match(opcodes=(SEND_ONLY,))))
     faults.add(Fault("two", Delay(5)))
@@ -275,7 +275,7 @@ def test_the_first_rule_that_picks_a_frame_acts_alone() -> None:
 @pytest.mark.parametrize("name", ["hard_close_ipv4.pcapng", "hard_close_ipv6.pcapng"])
 @pytest.mark.parametrize("repaired", [False, True])
 def test_a_corrupted_frame_has_a_wrong_icrc_or_a_repaired_one(name: str, repaired: bool) -> None:
-    """One byte differs, and with repair the ICRC fits it again."""
+    """One byte differs. With repair the ICRC is right again."""
     frame = first(cm=CmAttribute.DREQ, name=name)
     at = seen(frame)
     changed = change(frame, Corrupt(offset=12, mask=0x0F, repaired=repaired), at)
@@ -285,8 +285,8 @@ def test_a_corrupted_frame_has_a_wrong_icrc_or_a_repaired_one(name: str, repaire
     assert (carried == icrc(changed, at.end)) == repaired
 
 
-def test_the_last_covered_byte_is_corrupted_by_default_and_nothing_beyond() -> None:
-    """-1 is the byte before the ICRC; an offset outside of BTH to ICRC changes nothing."""
+def test_the_last_covered_byte_is_corrupted_by_default() -> None:
+    """-1 is the byte before the ICRC. An offset outside of BTH to ICRC has no effect."""
     frame = first()
     at = seen(frame)
     assert change(frame, Corrupt(), at)[at.end - 1] == frame[at.end - 1] ^ 0xFF
@@ -295,7 +295,7 @@ def test_the_last_covered_byte_is_corrupted_by_default_and_nothing_beyond() -> N
 
 
 def test_a_udp_checksum_stays_right() -> None:
-    """Where the sender gave one, corruption is for the ICRC to find, not for UDP."""
+    """If the sender gave one, it is corrected, so that only the ICRC shows the corruption."""
     bare = IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=49152, dport=4791) / Raw(bytes(first())[42:])
     frame = bytes(Ether(dst="52:54:00:00:00:01") / bare)
     at = seen(frame)
@@ -306,7 +306,7 @@ def test_a_udp_checksum_stays_right() -> None:
 
 
 def test_a_truncated_frame_keeps_its_first_bytes() -> None:
-    """As they are, or with lengths and checksum that fit what is left."""
+    """They are unchanged, or have corrected lengths and checksum."""
     frame = first()
     at = seen(frame)
     assert change(frame, Truncate(50), at) == frame[:50]
@@ -319,7 +319,7 @@ def test_a_truncated_frame_keeps_its_first_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["hard_close_ipv4.pcapng", "hard_close_ipv6.pcapng"])
 def test_an_ecn_mark_leaves_checksum_and_icrc_right(name: str) -> None:
-    """Congestion Experienced in the IP header, and every check of a receiver still holds."""
+    """The IP header has Congestion Experienced, and a receiver's checks still succeed."""
     frame = first(cm=CmAttribute.DREQ, name=name)
     at = seen(frame)
     marked = change(frame, MarkEcn(), at)
@@ -330,7 +330,7 @@ def test_an_ecn_mark_leaves_checksum_and_icrc_right(name: str) -> None:
     assert change(marked, MarkEcn(), at) == marked
 
 
-# --- what no fault can be ---------------------------------------------------------------------------------------------
+# --- invalid faults ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda a: type(a).__name__)
@@ -342,8 +342,8 @@ def test_an_ecn_mark_leaves_checksum_and_icrc_right(name: str) -> None:
     ],
     ids=["data", "CM"],
 )
-def test_a_rule_comes_back_from_json(action: Action, match: Match) -> None:
-    """What the wire's process is told is the fault that was set."""
+def test_a_fault_is_read_back_from_json(action: Action, match: Match) -> None:
+    """The wire's process gets the same fault that was set."""
     fault = Fault("all of it", action, match)
     assert from_json(json.loads(json.dumps(fault.to_json()))) == fault
 
@@ -385,19 +385,19 @@ def test_a_rule_comes_back_from_json(action: Action, match: Match) -> None:
         (lambda: Fault("", Drop()), "a fault's name is 1 to 200 printable characters, not ''"),
         (lambda: Fault("x", "drop"), "fault x: 'drop' is no action"),  # type: ignore[arg-type]
         (lambda: Fault("x", Drop(), None), "fault x: None is no Match"),  # type: ignore[arg-type]
-        (lambda: from_json({"name": "x", "action": {"kind": "Explode"}, "match": {}}), "no fault: .*Explode"),
-        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {"colour": 1}}), "no fault: .*colour"),
-        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {}, "side": "a"}), "it has no side"),
+        (lambda: from_json({"name": "x", "action": {"kind": "Explode"}, "match": {}}), "not a fault: .*Explode"),
+        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {"colour": 1}}), "not a fault: .*colour"),
+        (lambda: from_json({"name": "x", "action": {"kind": "Drop"}, "match": {}, "side": "a"}), "unknown keys: side"),
     ],
 )
-def test_a_mistake_in_a_rule_is_named(make: object, told: str) -> None:
-    """Before the wire hears of it, with the value that was wrong."""
+def test_a_mistake_in_a_fault_is_named(make: object, told: str) -> None:
+    """The error comes before the fault is sent to the wire, and has the wrong value."""
     with pytest.raises(FaultError, match=told):
         make()  # type: ignore[operator]
 
 
-def test_what_is_remembered_of_packets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many packets leave no more behind than is remembered, and the newest are."""
+def test_the_history_of_packets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After many packets, only the newest are remembered."""
     monkeypatch.setattr("hil.wire.picking.REMEMBERED", 100)
     faults, frame = Faults(), first()
     faults.add(Fault("again", Drop(), Match(retransmissions=Span(1))))

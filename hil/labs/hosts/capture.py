@@ -1,4 +1,4 @@
-"""A capture point on a node: started before the first call, its frames brought home, its losses counted."""
+"""A capture point on a node: it starts before the first call, fetches the frames and counts the losses."""
 
 import re
 import struct
@@ -19,16 +19,16 @@ from hil.wire.counts import PlainCounts
 from hil.wire.point import Onlooker
 
 CALL_TIMEOUT_S, START_TIMEOUT_S = 30.0, 20.0
-# Without a byte that comes home, and at most.
+# The longest wait for a next byte, and for all bytes.
 DRAIN_TIMEOUT_S, DRAIN_MOST_S = 30.0, 600.0
-# While a test runs: how often the backlog on the node is looked at, from what size it is brought home, in which pieces.
+# While a test runs: the time between looks at the node's backlog, the backlog that is fetched, and the size of a piece.
 LOOK_S, BACKLOG_LIMIT_BYTES, SMALL_PIECE_BYTES = 0.5, 16 << 20, 1 << 18
 JOIN_S = 2.0
-# A clock that was set in between would put packets before the calls that sent them.
+# A clock that is set during the test could place packets before the calls that sent them.
 CLOCK_STEP_NS = 5_000_000
-# As many round trips are at least twice as many frames, where the way to the node leads over the recorded netdev.
+# Each round trip is at least two frames, if the connection to the node uses the recorded netdev.
 ROUND_TRIPS = 8
-# What a node says that lacks the program or the right to record; whatever else goes wrong is a broken set-up.
+# Errors of a node that lacks the program or the right to record. Any other error means a broken set-up.
 LACKING = ("FileNotFoundError", "PermissionError")
 REFUSED = re.compile(r"permission|not permitted", re.IGNORECASE)
 # dumpcap names its file when the interface is open; "Capturing on" comes before.
@@ -44,7 +44,7 @@ BUFFER = 128 << 20
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One frame as the node recorded it; ``sent``: whether the node sent it, None when it does not tell."""
+    """One frame as the node recorded it. ``sent``: whether the node sent it, or None if that is not recorded."""
 
     time_ns: int
     data: bytes
@@ -53,18 +53,18 @@ class Recorded:
 
 
 class _Stream:
-    """Pieces of what a node recorded, put together."""
+    """Joins the pieces of a node's recording."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     @property
     def rest(self) -> int:
-        """How many bytes came that are no whole frame yet."""
+        """How many received bytes do not yet form a whole frame."""
         return len(self._bytes)
 
     def _frame(self, header: int, length: int) -> bytes | None:
-        """Take the frame of ``length`` bytes behind a header of so many; None while it is not all there."""
+        """Take the frame of ``length`` bytes after a header of ``header`` bytes, or None if it is incomplete."""
         if length > MAX_RECORD:
             raise CaptureError(f"the node's capture claims a frame of {length} bytes")
         end = header + length
@@ -76,10 +76,10 @@ class _Stream:
 
 
 class Records(_Stream):
-    """Pieces of a packet socket's records in, frames out."""
+    """Turns pieces of a packet socket's records into frames."""
 
     def feed(self, piece: bytes) -> Iterator[Recorded]:
-        """Raises CaptureError when the bytes are not records."""
+        """The frames that ``piece`` completes. Raises CaptureError when the bytes are not records."""
         self._bytes += piece
         while len(self._bytes) >= RECORD.size:
             time_ns, length, sent = RECORD.unpack_from(self._bytes)
@@ -89,7 +89,7 @@ class Records(_Stream):
 
 
 class PcapStream(_Stream):
-    """Pieces of a pcap file in, frames out (the format of libpcap, microseconds and nanoseconds, either byte order)."""
+    """Turns pieces of a pcap file into frames (libpcap's format in microseconds or nanoseconds, either byte order)."""
 
     _MAGIC = {0xA1B2C3D4: 1000, 0xA1B23C4D: 1}
 
@@ -99,7 +99,7 @@ class PcapStream(_Stream):
         self._unit_ns = 1
 
     def feed(self, piece: bytes) -> Iterator[Recorded]:
-        """Raises CaptureError when the bytes are not pcap, or not of Ethernet."""
+        """The frames that ``piece`` completes. Raises CaptureError when the bytes are not pcap, or not of Ethernet."""
         self._bytes += piece
         if self._record is None and not self._begin():
             return
@@ -121,12 +121,12 @@ class PcapStream(_Stream):
                 self._unit_ns, self._record = self._MAGIC[magic], struct.Struct(f"{order}IIII")
                 del self._bytes[:24]
                 return True
-        raise CaptureError("what the node's capture program writes is not pcap")
+        raise CaptureError("the output of the node's capture program is not pcap")
 
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What a node says of its recording: the kernel's frames, those it dropped, those read, as how many bytes."""
+    """A node's counts of its recording: frames seen by the kernel, frames dropped, frames read, and their bytes."""
 
     seen: int
     drops: int
@@ -136,13 +136,14 @@ class _Told:
 
 
 class NodeCapture(Onlooker):
-    """Records ``interface`` of ``node`` to ``path``. ``sides`` are the nodes whose adapters' counters it must meet.
+    """Records ``interface`` of ``node`` to ``path``. ``sides`` are the nodes whose adapter counters the capture must
+    match.
 
-    Where these are none, and where the way to the node leads over the recorded netdev, TCP is left out: the adapter's
-    counters move with every question then, and nothing is compared with them. ``macs`` are the adapters' Ethernet
-    addresses by node, a and b: they tell whose a frame is. ``polled``: frames are stamped when they are read, as
-    libpcap does on RDMA devices. Raises Unsupported when the node lacks the program or the
-    right to record, CaptureError when it cannot record for another reason, NodeError when the node is gone.
+    TCP is not recorded if ``sides`` is empty, or if the connection to the node uses the recorded netdev. In the second
+    case each call changes the adapter's counters, so the capture is not compared with them. ``macs`` are the adapters'
+    Ethernet addresses by node, a and b; they identify a frame's sender. ``polled``: frames are stamped when they are
+    read, as libpcap does on RDMA devices. Raises Unsupported when the node lacks the program or the right to record,
+    CaptureError when it cannot record for another reason, NodeError when the node is gone.
     """
 
     def __init__(
@@ -162,13 +163,13 @@ class NodeCapture(Onlooker):
         self._macs = {bytes.fromhex(mac.replace(":", "")): name for name, mac in macs.items()}
         relation = node.clock()
         self._offset_ns, self.uncertainty_ns = relation.offset_ns, relation.uncertainty_ns
-        # A mirror's copies reach a machine of its own, which stamps them when it comes to it.
+        # A mirror's copies go to a third machine, which may stamp them late.
         self.late_ns = MIRROR_LATE_NS if polled or node.name not in macs else 0
         self._lock = threading.Lock()
         self._frames, self._brought = {"a": 0, "b": 0}, 0
         self._problem = ""
         self._where = f"the capture on node {node.name}"
-        # A packet socket counts all the time, a program only when it ends.
+        # A packet socket counts losses at all times, a program only when it ends.
         self.tells_at_end = method != "packet-socket"
         self._stopped = False
         self._stream: Records | PcapStream = Records() if method == "packet-socket" else PcapStream()
@@ -201,14 +202,14 @@ class NodeCapture(Onlooker):
         raise Unsupported(what) if lacking else CaptureError(what)
 
     def _records_us(self) -> bool:
-        """Whether what we ask the node is in what it records."""
+        """Whether the node's recording contains the frames of the bench's own calls."""
         before = self._call("counts")["seen"]
         for _ in range(ROUND_TRIPS):
             self._node.channel.call(0, "clock", CALL_TIMEOUT_S, "capture")
         return bool(self._call("counts")["seen"] - before >= 2 * ROUND_TRIPS)
 
     def _wait_running(self) -> None:
-        """A program says when it records; a packet socket does so as soon as it is there."""
+        """Wait until the program prints that it records. A packet socket records at once."""
         if not self.tells_at_end:
             return
 
@@ -223,33 +224,33 @@ class NodeCapture(Onlooker):
             strict=False,
         )
         if not runs(told):
-            # When it has ended, all that it said is there.
+            # Once the program has ended, its output is complete.
             told = self._call("stop")
             self._refuse(told["said"].strip() or told["problem"], lacking=bool(REFUSED.search(told["said"])))
 
     def _take_meanwhile(self) -> None:
-        """Bring home what waits while the test runs, where it is much: it must not outgrow the node's memory."""
+        """Fetch a large backlog while the test runs, so that it does not exhaust the node's memory."""
         while not self._ending.wait(LOOK_S):
             try:
                 waits = int(self._call("counts")["written"]) - self._brought
                 if waits >= self._backlog_limit:
                     self._take_what_waits()
             except NodeDied:
-                # Whoever asks for the counts next is told.
+                # The next call of ``counts`` raises the error.
                 return
             except NodeError:
-                # It was slow, and is asked again.
+                # The node was slow. Try again.
                 continue
             except CaptureError as error:
-                # What the node gave away may be lost on the way: no later count would be whole.
+                # Frames that the node has handed over may be lost, so no later count would be complete.
                 self._blame(str(error))
                 return
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                self._blame(f"{self._where} told something else than counts: {error!r}")
+                self._blame(f"{self._where} gave an answer that is not counts: {error!r}")
                 return
 
     def _take_what_waits(self) -> None:
-        """In small pieces, between which the test's own calls pass, and not to the last byte: more is coming."""
+        """Fetch the backlog in small pieces, so that the test's own calls pass in between. The last piece may stay."""
         much = True
         while much:
             with self._lock:
@@ -260,10 +261,10 @@ class NodeCapture(Onlooker):
                 much = before < self._brought < told.written - SMALL_PIECE_BYTES
 
     def counts(self) -> PlainCounts:
-        """What was recorded up to now is in the file, and counted. Raises CaptureError when the node is gone, or the
-        file cannot be written."""
+        """Fetch the frames recorded up to now, write them to the file and count them. Raises CaptureError when the node
+        is gone or the file cannot be written."""
         if self._method == "dumpcap":
-            # It hands frames over some time after they came.
+            # dumpcap hands frames over some time after they arrive.
             time.sleep(BLOCK_S)
         with self._lock:
             if not self._stopped:
@@ -271,7 +272,7 @@ class NodeCapture(Onlooker):
             return self._counted()
 
     def _drain(self) -> None:
-        """Bring home what was recorded up to now; what comes meanwhile is not waited for: our own questions may be."""
+        """Fetch the frames recorded up to now. Later frames are not awaited: the bench's own calls may cause them."""
         begun_ns = time.monotonic_ns()
         end_ns = begun_ns + int(DRAIN_TIMEOUT_S * 1e9)
         told = self._pull()
@@ -282,12 +283,12 @@ class NodeCapture(Onlooker):
             if wanted is not None and self._brought >= wanted:
                 break
             if time.monotonic_ns() > end_ns:
-                self._blame(f"{self._where} does not come to an end")
+                self._blame(f"{self._where} did not deliver all frames in time")
                 break
             before = self._brought
             told = self._pull()
             if wanted is not None and self._brought > before:
-                # How long that takes is a matter of how much it is, and of the way to the node.
+                # The time needed depends on the amount and on the connection to the node.
                 end_ns = min(time.monotonic_ns() + int(DRAIN_TIMEOUT_S * 1e9), begun_ns + int(DRAIN_MOST_S * 1e9))
         try:
             self._out.flush()
@@ -295,7 +296,7 @@ class NodeCapture(Onlooker):
             raise self._not_written(error) from error
 
     def _pull(self, most: int = PIECE) -> _Told:
-        """Bring one piece of ``most`` bytes home; what the node said of all of it. Raises CaptureError."""
+        """Fetch one piece of at most ``most`` bytes. Returns the node's counts. Raises CaptureError."""
         try:
             told = self._call("pull", most=most)
             piece, epoch_ns, problem = told["piece"], int(told["epoch_ns"]), str(told["problem"])
@@ -306,7 +307,7 @@ class NodeCapture(Onlooker):
         except NodeError as error:
             raise CaptureError(f"{self._where} has ended: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise CaptureError(f"{self._where} told something else than frames: {error!r}") from error
+            raise CaptureError(f"{self._where} gave an answer that is not frames: {error!r}") from error
         try:
             self._keep(piece)
         except OSError as error:
@@ -323,11 +324,11 @@ class NodeCapture(Onlooker):
         return _Told(seen, drops, frames, written, self._stopped or bool(problem))
 
     def _blame(self, problem: str) -> None:
-        """Keep the first thing that went wrong: the others follow from it."""
+        """Keep the first problem: later problems follow from it."""
         self._problem = self._problem or problem
 
     def _not_written(self, error: OSError) -> CaptureError:
-        # There may be room again before anybody asks; what is missing in the file stays missing.
+        # The disk may have room again later, but the missing frames stay missing.
         problem = f"{self.path} cannot be written: {error.strerror}"
         self._blame(problem)
         return CaptureError(problem)
@@ -342,7 +343,7 @@ class NodeCapture(Onlooker):
             self._writer.write(0 if side == "a" else 1, frame.time_ns, frame.data)
 
     def _side(self, frame: Recorded) -> str:
-        """Which node sent it: the one with its source address; what a stranger sent came in."""
+        """The node that sent a frame: the node with its source address. A frame of another machine was received."""
         if (known := self._macs.get(frame.data[6:12])) is not None:
             return known
         here = self._node.name if self._node.name in self._frames else "a"
@@ -356,7 +357,7 @@ class NodeCapture(Onlooker):
         return PlainCounts(dict(self._frames), sent, dict(none), dict(none), self._problem, epoch_ns)
 
     def stop(self) -> PlainCounts | None:
-        """End it on the node, and bring home what is left; its last counts, or None when the node was gone."""
+        """End the recording on the node and fetch its rest. Returns the last counts, or None if the node is gone."""
         self._ending.set()
         try:
             return self._stop()
@@ -385,7 +386,7 @@ class NodeCapture(Onlooker):
                     self._not_written(error)
 
     def _judge(self, said: str, problem: str) -> None:
-        """A program tells its losses only when it ends."""
+        """Check the final output of the recording. A program prints its losses only when it ends."""
         said_last = printable(said.strip()[-300:]) or "nothing"
         if problem:
             self._blame(f"{self._where} is not whole: {problem}; it said: {said_last}")
@@ -399,5 +400,5 @@ class NodeCapture(Onlooker):
 
 
 def told_losses(said: str) -> list[int]:
-    """Every count of lost frames in what a capture program said; empty when it told none."""
+    """Every count of lost frames in the output of a capture program; empty if it printed none."""
     return [int(count) for pattern in DROPPED for match in pattern.finditer(said) for count in match.groups() if count]

@@ -11,12 +11,12 @@ from hil.labs.schema import NetdevName, netdev_name, table
 from hil.wire.point import NothingRecorded
 
 DROPS = "the recording's own drops are counted"
-GAPS = "PSNs and answers tell of others, but not of a last frame that nothing else speaks of"
+GAPS = "PSNs and answers reveal other losses, but not a lost last frame"
 METHOD_PACKAGES = {"dumpcap": "wireshark-common"}
 
 
 class NoCaptureKind:
-    """Nothing is recorded."""
+    """A lab without a capture point."""
 
     schema = NoCapture
 
@@ -40,13 +40,13 @@ class NoCaptureKind:
 
 
 class HostCaptureKind:
-    """On node a's or b's own netdev."""
+    """A capture point on node a's or b's own netdev."""
 
     schema = HostCapture
 
     def mistakes(self, section: HostCapture, lab: HostsFile, written: dict[str, Any]) -> Iterator[str]:
         if section.interface == "any":
-            yield "[capture.interface] what is recorded on any holds no Ethernet frames: name one netdev or RDMA device"
+            yield "[capture.interface] a recording of any has no Ethernet frames: name one netdev or RDMA device"
 
     def lacks(self, section: HostCapture, lab: HostsFile) -> str:
         sees_hardware = bool(section.interface) and section.method != "packet-socket"
@@ -87,7 +87,7 @@ class HostCaptureKind:
 
 
 class MirrorCaptureKind:
-    """On a third node, whose netdev the link is mirrored to."""
+    """A capture point on a third node, whose netdev the link is mirrored to."""
 
     schema = MirrorCapture
 
@@ -129,9 +129,9 @@ Method = Literal["packet-socket", "dumpcap", "tcpdump"]
 
 
 def _recorder(node: str, method: Method, interface: str, facts: dict[str, Any]) -> Iterator[Finding]:
-    """What a node lacks to record on ``interface``."""
+    """Check that a node can record on ``interface``."""
     what = f"node {node}"
-    # libpcap knows RDMA devices too, each by its own name.
+    # libpcap also records on RDMA devices, by their names.
     there = [*facts["netdevs"], *(facts["rdma netlink"] if isinstance(facts["rdma netlink"], list) else [])]
     # libpcap calls the second port of an RDMA device NAME:2.
     named = interface if interface in facts["netdevs"] else interface.partition(":")[0]
@@ -142,7 +142,7 @@ def _recorder(node: str, method: Method, interface: str, facts: dict[str, Any]) 
         yield Finding(Level.BAD, what, "CAP_NET_RAW is missing, which recording needs", mend)
     if method != "packet-socket" and method not in facts["programs"]:
         package = METHOD_PACKAGES.get(method, method)
-        yield Finding(Level.BAD, what, f"{method} is missing, which is to record", INSTALL.format(package))
+        yield Finding(Level.BAD, what, f"the capture program {method} is missing", INSTALL.format(package))
 
 
 HOST: CaptureKind = HostCaptureKind()

@@ -1,4 +1,4 @@
-"""What labs of hosts depend on: what each host has, and what could be made of its adapter."""
+"""Examine labs of hosts: the software of each host, and the state of its adapter."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ NAMESPACES_SINCE = 7
 
 
 def examine(lab: HostsFile, base: Path) -> Iterator[Finding]:
-    """What a lab of hosts depends on; looks at each host, and changes nothing."""
+    """Examine each host of a lab, and change nothing."""
     wanted = (finding for section in lab.nodes.values() for finding in node_kind(section).examine(section))
     yield from dict.fromkeys(wanted)
     yield from (Finding(Level.WARNING, "lab file", doubt) for doubt in doubts(lab))
@@ -58,7 +58,7 @@ def _host(lab: HostsFile, name: str, base: Path) -> Iterator[Finding]:
 
 
 def _foreseen(host: Host, section: NodeSection, adapter: Adapter | None) -> list[str]:
-    """Why the node would refuse to make an adapter what the lab file asks; what it has to begin with is told apart."""
+    """The reasons why the node would refuse to provision its adapter. Missing prerequisites are reported elsewhere."""
     wanted = provisioning(adapter, section.namespace if section.make_namespace else "") if adapter else {}
     return list(host.system("foresee", **wanted)) if wanted else []
 
@@ -74,7 +74,7 @@ def _namespace(section: NodeSection, what: str, kernel: str) -> Iterator[Finding
 def adapter_findings(
     adapter: Adapter, facts: dict[str, Any], what: str, namespace: str = "", foreseen: Iterable[str] = ()
 ) -> Iterator[Finding]:
-    """Whether an adapter is what the lab file says, or can be made so."""
+    """Check that an adapter is as the lab file describes it, or can be provisioned so."""
     if problems := not_ready(adapter, facts, provisioned=False, namespace=namespace):
         yield from (Finding(Level.BAD, what, problem.seen, problem.mend) for problem in problems)
         return

@@ -1,6 +1,6 @@
 """Lab files of hosts: the sections and keys of machines that exist without the bench."""
 
-# A NewType, and a frozen section: neither is a default that could change.
+# RUF009: the defaults are a NewType and a frozen section, and neither can change.
 # ruff: noqa: RUF009
 
 from typing import Literal
@@ -30,15 +30,15 @@ PROVISIONED = ("soft_roce", "mtu", "flow_control", "traffic_class", "settings")
 
 @attrs.frozen
 class Adapter:
-    """``[nodes.NAME.adapter]``: the RDMA device, the netdev below it, and the addresses that it has.
+    """``[nodes.NAME.adapter]``: the RDMA device, the netdev below it, and its addresses.
 
-    ``device`` is its name, or what ``hil adapters`` finds it by: a netdev, PCI address, GUID or IP address.
+    ``device`` is the device's name, or a netdev, PCI address, GUID or IP address by which ``hil adapters`` finds it.
 
-    ``provision``: give it what it lacks of these for the run, and take it away again: addresses with their prefix
-    lengths, ``mtu`` unless 0, link up, and with ``soft_roce`` a soft-RoCE device of that name on the netdev. Only
-    where they are written: ``flow_control``, the priorities that have PFC and no others; ``traffic_class`` of
-    connections that choose none, its two lowest bits ECN's; ``settings``, files below /sys/class/net and /proc/sys/net,
-    such as a driver's ECN switches, and what to write into them.
+    ``provision``: configure the adapter for the run, and undo it afterwards. This sets missing addresses with their
+    prefix lengths, ``mtu`` unless it is 0, and the link up; with ``soft_roce`` it makes a soft-RoCE device of that name
+    on the netdev. Three keys have an effect only if they are written: ``flow_control``, the priorities that have PFC,
+    all others have none; ``traffic_class`` of connections that choose none, its two lowest bits are ECN's;
+    ``settings``, files below /sys/class/net and /proc/sys/net, such as a driver's ECN switches, with their new content.
     """
 
     device: Name
@@ -57,17 +57,17 @@ class Adapter:
 
 @attrs.frozen(kw_only=True)
 class PowerSection:
-    """``[nodes.NAME.power]``: how the machine is halted and cut off; a kind of power control has a subclass of this."""
+    """``[nodes.NAME.power]``: the node's power control. Each kind of power control has a subclass of this."""
 
     kind: str
 
 
 @attrs.frozen(kw_only=True)
 class NodeSection:
-    """``[nodes.NAME]``: what every kind of node has; each has a subclass of this.
+    """``[nodes.NAME]``: the keys of every kind of node. Each kind has a subclass of this.
 
-    ``sudo``: become root with ``sudo -n``. ``namespace``: run in this network namespace; with ``make_namespace`` it is
-    made where it is not there, and the adapter's netdev is moved into it, for the run.
+    ``sudo``: become root with ``sudo -n``. ``namespace``: run in this network namespace. With ``make_namespace`` a
+    missing namespace is made for the run, and the adapter's netdev is moved into it.
     """
 
     kind: str
@@ -83,7 +83,7 @@ class NodeSection:
 class SshNode(NodeSection):
     """``kind = "ssh"``: a host as the user's own ssh reaches it.
 
-    ``host`` is a name or an alias of the ssh configuration; ``port`` 0 and empty strings leave it to that.
+    ``host`` is a name or an alias of the ssh configuration. ``port`` 0 and empty strings mean: as ssh is configured.
     ``config``, ``identity`` and ``known_hosts`` are paths, relative to the lab file's folder.
     """
 
@@ -102,10 +102,10 @@ class LocalNode(NodeSection):
 
 @attrs.frozen
 class Cable:
-    """``[link]`` between hosts. ``kind``: what is between the adapters, ``internal`` when both are in one host.
+    """``[link]`` between hosts. ``kind``: how the adapters are connected, ``internal`` when both are in one host.
 
-    ``soft``: the adapters are soft-RoCE, so that netdevs see their frames. ``cabling`` is for people, and stands in
-    every result.
+    ``soft``: the adapters are soft-RoCE, so that netdevs see their frames. ``cabling`` is a note for people, which
+    every result repeats.
     """
 
     kind: Literal["cable", "switch", "internal"] = "cable"
@@ -115,22 +115,22 @@ class Cable:
 
 @attrs.frozen(kw_only=True)
 class CaptureSection:
-    """``[capture]``: where frames are recorded; each kind of capture point has a subclass of this."""
+    """``[capture]``: the capture point. Each kind of capture point has a subclass of this."""
 
     kind: str
 
 
 @attrs.frozen(kw_only=True)
 class NoCapture(CaptureSection):
-    """``kind = "none"``: nothing is recorded, so nothing about the wire can be judged."""
+    """``kind = "none"``: no frames are recorded, so the wire cannot be judged."""
 
 
 @attrs.frozen(kw_only=True)
 class HostCapture(CaptureSection):
     """``kind = "host"``: on node a's or b's own netdev.
 
-    ``method``: ``packet-socket`` is the bench's own, the others are programs that the node must have.
-    ``interface``: what to record on when it is not the adapter's netdev, as dumpcap calls it.
+    ``method``: ``packet-socket`` is the bench's own method; the others are programs that the node must have.
+    ``interface``: dumpcap's name of the interface to record on, if it is not the adapter's netdev.
     """
 
     on: Literal["a", "b"] = "a"

@@ -1,7 +1,7 @@
 """A node that exists without the bench: a host reached by the user's own ssh, or this machine.
 
-Its Python runs the agent from memory; the node needs Python 3.11 and its distribution's python3-pyverbs, and nothing
-of ours is installed there or stays.
+The node's Python runs the agent from memory. The node needs Python 3.11 and its distribution's python3-pyverbs. The
+bench installs nothing on it and leaves nothing behind.
 """
 
 import os
@@ -29,25 +29,25 @@ from hil.waiting import wait_until
 READY_TIMEOUT_S = 240.0
 END_TIMEOUT_S, LAST_WORDS_S = 5.0, 0.5
 HEARTBEAT_S, HEARTBEAT_TIMEOUT_S = 2.0, 8.0
-# An agent that hears nothing for so long ends itself: its host lost the way to us.
+# An agent that receives nothing for this long ends itself: its connection is lost.
 SILENCE_LIMIT_S = 30.0
-# Of the 107 bytes of a socket's path (unix(7)) these are left beside our folder's name and ssh's: a digest of 40, and
-# 17 while it is made (ssh_config(5), ControlPath).
+# A socket's path has 107 bytes (unix(7)). Our folder's name takes some of them. The name of ssh's socket takes a digest
+# of 40, and 17 more while it is made (ssh_config(5), ControlPath).
 LONGEST_PARENT = 107 - len("/hil-abcdefgh/") - 40 - 17
 
 
 def python_command(node: NodeSection) -> list[str]:
-    """How the agent is started on the node itself."""
+    """The command that starts the agent on the node."""
     command = ["sudo", "-n"] if node.sudo else []
     command += ["ip", "netns", "exec", node.namespace] if node.namespace else []
     return [*command, node.python, "-B", "-I", "-c", bootstrap(SILENCE_LIMIT_S)]
 
 
 class Host(AgentNode):
-    """A running agent on a host. ``console`` keeps what ssh and the agent's own errors say.
+    """A running agent on a host. ``console`` is the file with the messages of ssh and the errors of the agent.
 
-    Made in the thread that lives longest: the kernel ends ssh with the thread that started it. Raises SetupError when
-    the host cannot be reached or cannot run the agent.
+    It must be made in the thread that lives longest: the kernel ends ssh with the thread that started it. Raises
+    SetupError when the host cannot be reached or cannot run the agent.
     """
 
     def __init__(self, name: str, section: NodeSection, folder: Path, console: Path, record: Record) -> None:
@@ -82,20 +82,20 @@ class Host(AgentNode):
         self.channel = Channel(ours, f"node {name}", lambda worker, event: record(name, worker, event), self.last_words)
         self._ending = threading.Event()
         self._workers_end = threading.Lock()
-        # The code is larger than what the way to the node holds: it is handed over beside the wait for the answer.
+        # The code is larger than the buffers of the connection, so a thread sends it while this one waits.
         threading.Thread(target=self._hand_over, args=(ours,), daemon=True).start()
-        # From the moment that it is ready, its agent ends where it hears nothing, whomever else we wait for.
+        # A ready agent ends unless it receives calls, so a thread calls it regularly.
         threading.Thread(target=self._watch, name=f"heartbeat {name}", daemon=True).start()
 
     def _hand_over(self, stream: socket.socket) -> None:
         try:
             stream.sendall(parcel())
         except OSError:
-            # The channel's reader learns of it too, and has ssh's last words.
+            # The channel's reader gets the same error, and reports ssh's last output with it.
             pass
 
     def wait_ready(self) -> None:
-        """Wait until the agent answers. Raises SetupError that says what ssh or the node's Python said."""
+        """Wait until the agent answers. Raises SetupError with the output of ssh or of the node's Python."""
 
         def ready_or_gone() -> bool:
             return self.channel.ready.wait(0.1) or not self.alive()
@@ -115,11 +115,11 @@ class Host(AgentNode):
             try:
                 self.channel.call(0, "clock", HEARTBEAT_TIMEOUT_S, "heartbeat")
             except NodeError:
-                # A call of clock that is not answered has told the channel that the node is gone.
+                # A call of clock without an answer makes the channel treat the node as dead.
                 return
 
     def alive(self) -> bool:
-        """Whether the way to the agent is open, as far as is known."""
+        """Whether the connection to the agent is open, as far as is known."""
         return self._process.poll() is None and self.channel.alive()
 
     def check_alive(self) -> None:
@@ -136,9 +136,9 @@ class Host(AgentNode):
                 self.channel.wait_exit(worker, END_TIMEOUT_S)
 
     def last_words(self) -> str:
-        """How ssh ended, if it has, and what it said."""
+        """ssh's exit status, if it has ended, and its last output."""
         try:
-            # Its stream ends a moment before it does.
+            # The stream ends a moment before the process.
             status: int | None = self._process.wait(LAST_WORDS_S)
         except subprocess.TimeoutExpired:
             status = None
@@ -146,7 +146,7 @@ class Host(AgentNode):
         return f"{ended}it said: {console_tail(self.console) or 'nothing'}"
 
     def stop(self) -> None:
-        """End the agent and all it started, and the way to it."""
+        """End the agent with its processes, and the connection."""
         self._ending.set()
         self.channel.close()
         self._stream.close()
@@ -159,9 +159,9 @@ class Host(AgentNode):
 
 
 def _control_folder(name: str, until_stop: ExitStack) -> Path:
-    """A folder for ssh's sockets, until then. Raises SetupError."""
+    """A folder for ssh's sockets, which ``until_stop`` removes. Raises SetupError."""
     named = os.environ.get("XDG_RUNTIME_DIR")
-    # A socket's path has an end: where the user's own folder has a long name, ours is elsewhere.
+    # A socket's path has a limited length. If the user's own folder has a long name, /tmp is used instead.
     parents = [Path(named) if named else Path(tempfile.gettempdir()), Path("/tmp")]
     parent = next((parent for parent in parents if len(os.fsencode(parent)) <= LONGEST_PARENT), parents[0])
     try:
@@ -188,7 +188,7 @@ _MENDS = (
 
 
 def explain(section: NodeSection, said: str) -> str:
-    """What a host's refusal means, and what mends it where that is known."""
+    """A message about a host that cannot be a node, with advice if there is any."""
     host = node_kind(section).called(section)
     advice = [mend.format(host=host) for sign, mend in _MENDS if sign in said]
     hint = f" ({advice[0]})" if advice else ""

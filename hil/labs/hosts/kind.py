@@ -18,7 +18,7 @@ from hil.labs.needs import Need
 
 
 class HostsKind:
-    """Machines that exist without the bench, and are given back as they were."""
+    """Labs of machines that exist without the bench, and are restored after a run."""
 
     schema = HostsFile
     lasting = True
@@ -27,7 +27,7 @@ class HostsKind:
         return mistakes(lab, written)
 
     def placed(self, lab: HostsFile, folder: Path) -> HostsFile:
-        """As it is: paths are resolved where they are used."""
+        """The lab unchanged: paths are resolved where they are used."""
         return lab
 
     def lacks(self, lab: HostsFile) -> Mapping[Need, str]:
@@ -54,7 +54,7 @@ class HostsKind:
         return 1
 
     def made_with(self, lab: HostsFile) -> dict[str, Any]:
-        return {"cabling": f"{lab.link.kind}: {lab.link.cabling or 'nothing is said of it in the lab file'}"}
+        return {"cabling": f"{lab.link.kind}: {lab.link.cabling or 'not described in the lab file'}"}
 
     def prepare(self, lab: HostsFile) -> str:
         return "needs no preparation"

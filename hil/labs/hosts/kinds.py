@@ -1,4 +1,4 @@
-"""What a lab of hosts is made of: kinds of nodes, of capture points and of power control, found by their names."""
+"""The parts of a lab of hosts: kinds of nodes, of capture points and of power control, found by their names."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from hil.wire.point import CapturePoint
 
 
 class NodeKind(Protocol):
-    """A kind of node that exists without the bench, which ``[nodes.NAME] kind`` names; found at the seam ``hil.nodes``.
+    """A kind of node that exists without the bench. ``[nodes.NAME] kind`` names it; found at the seam ``hil.nodes``.
 
-    Holds no state. ``section`` is always of its ``schema``. Called in the thread that makes or examines the lab.
+    Holds no state. ``section`` is always an instance of its ``schema``. Called in the thread that makes or examines the
+    lab.
     """
 
     @property
@@ -26,34 +27,34 @@ class NodeKind(Protocol):
         """A subclass of NodeSection, frozen and with keywords only."""
 
     carrier: str
-    """The program on this machine that carries the agent's stream, as messages call it: "ssh"."""
+    """The name in messages of the program on this machine that carries the agent's stream: "ssh"."""
     here: bool
     """Whether the node runs on this machine's own kernel."""
 
     def command(self, section: Any, agent: Sequence[str], folder: Path, control: Path) -> list[str]:
-        """The command that is started here and runs ``agent`` on the node, joined to its own stdin and stdout.
+        """The command on this machine that runs ``agent`` on the node, with its own stdin and stdout joined to it.
 
-        Both carry bytes, unchanged and without a terminal; what it prints to stderr is kept for messages. It ends when
-        its stdin ends, and asks nothing of the user. ``folder``: paths in the section are relative to it. ``control``:
-        a private folder that lasts as long as the command, for sockets. Raises SetupError.
+        Both carry bytes, unchanged and without a terminal; its output to stderr is kept for messages. The command ends
+        when its stdin ends, and never prompts the user. ``folder``: paths in the section are relative to it.
+        ``control``: a private folder for sockets, which lasts as long as the command. Raises SetupError.
         """
 
     def called(self, section: Any) -> str:
-        """What people call the machine: its host name, "this machine"; touches nothing."""
+        """The machine's name for people: its host name, "this machine"; touches nothing."""
 
     def where(self, section: Any) -> str:
-        """How it is reached, for ``hil lab check``: "ssh nic-a"; touches nothing."""
+        """How the node is reached, for ``hil lab check``: "ssh nic-a"; touches nothing."""
 
     def machine(self, section: Any) -> tuple[str, ...]:
-        """The same for two sections that lead to one machine, as far as they tell; touches nothing."""
+        """A key that is equal for two sections of the same machine, as far as the sections show; touches nothing."""
 
     def examine(self, section: Any) -> Iterator[Finding]:
-        """What it needs on this machine, for ``hil doctor``; changes nothing, never raises HilError."""
+        """Check the node's needs on this machine, for ``hil doctor``; changes nothing, never raises HilError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where a capture point is to be opened: the running nodes of a lab, the places of a and b, and its file."""
+    """The environment of a new capture point: the running nodes of a lab, the places of a and b, and the file."""
 
     nodes: Mapping[str, Node]
     places: Sequence[Place]
@@ -71,14 +72,14 @@ class HostCapturePoint(CapturePoint, Protocol):
     """A capture point of a lab of hosts."""
 
     tells_at_end: bool
-    """Whether its losses are known only once it has stopped."""
+    """Whether the losses are known only after ``stop``."""
 
 
 class CaptureKind(Protocol):
-    """A kind of capture point, which ``[capture] kind`` names; found at the seam ``hil.captures``. Holds no state.
+    """A kind of capture point. ``[capture] kind`` names it; found at the seam ``hil.captures``. Holds no state.
 
-    ``section`` is always of its ``schema``. ``lab.capture`` need not be: a file with mistakes is examined, too. All but
-    ``open`` touch nothing; ``open`` is called in the test's thread, for each pair.
+    ``section`` is always an instance of its ``schema``. ``lab.capture`` may be another, as files with mistakes are
+    examined too. All methods but ``open`` touch nothing; ``open`` is called in the test's thread, for each pair.
     """
 
     @property
@@ -86,29 +87,29 @@ class CaptureKind(Protocol):
         """A subclass of CaptureSection, frozen and with keywords only."""
 
     def mistakes(self, section: Any, lab: HostsFile, written: dict[str, Any]) -> Iterable[str]:
-        """What is wrong with it beside the other sections, each as "[place] what"; ``written`` is the TOML file."""
+        """Contradictions to the other sections, each as "[place] message"; ``written`` is the TOML file."""
 
     def lacks(self, section: Any, lab: HostsFile) -> str:
         """Why the capture cannot be complete, or an empty text."""
 
     def guarantee(self, section: Any, lab: HostsFile) -> str:
-        """How a frame that is missing is noticed."""
+        """How the bench notices a missing frame."""
 
     def node(self, section: Any) -> str:
         """The name of the node that records, or an empty text."""
 
     def examine(self, section: Any, lab: HostsFile, facts: dict[str, Any]) -> Iterable[Finding]:
-        """What the node that records lacks for it; ``facts`` are its answer to the system role's ``inspect``."""
+        """Check the recording node. ``facts`` are its answer to the system role's ``inspect``."""
 
     def open(self, section: Any, scene: Scene) -> HostCapturePoint:
-        """A capture point that records by now, until its ``stop``.
+        """Start a capture point, which records until its ``stop``.
 
         Raises Unsupported when the node lacks the program or the right to record, CaptureError and NodeError.
         """
 
 
 class PowerKind(Protocol):
-    """A kind of power control, which ``[nodes.NAME.power] kind`` names; found at the seam ``hil.power``.
+    """A kind of power control. ``[nodes.NAME.power] kind`` names it; found at the seam ``hil.power``.
 
     Holds no state. Called in the thread that makes the lab.
     """
@@ -118,9 +119,9 @@ class PowerKind(Protocol):
         """A subclass of PowerSection, frozen and with keywords only: the section's keys."""
 
     def connect(self, section: Any, node: str, folder: Path) -> Power:
-        """Power control of ``node``; ``section`` is of its ``schema``, paths in it are relative to ``folder``.
+        """Power control of ``node``. ``section`` is an instance of ``schema``; its paths are relative to ``folder``.
 
-        Changes nothing, and may wait some seconds for the device that it talks to. Raises SetupError.
+        Changes nothing, and may wait some seconds for the power control device. Raises SetupError.
         """
 
 

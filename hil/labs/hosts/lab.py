@@ -1,4 +1,4 @@
-"""Labs of machines that exist without the bench: their nodes last for a whole run, and are given back as they were."""
+"""Labs of machines that exist without the bench: their nodes last for a whole run, and are restored after it."""
 
 import shlex
 import uuid
@@ -33,8 +33,8 @@ INSIDE_TIMEOUT_S = 20.0
 class HostLab:
     """The nodes of a lab of hosts, ready for pairs one after the other. Use as a context manager.
 
-    Paths in the lab file are relative to the folder of ``file``; what ssh says goes to ``folder``. Raises SetupError
-    when a host cannot be reached or is not ready.
+    Paths in the lab file are relative to the folder of ``file``; ssh's output is written to ``folder``. Raises
+    SetupError when a host cannot be reached or is not ready.
     """
 
     def __init__(self, lab: HostsFile, file: Path, folder: Path) -> None:
@@ -42,7 +42,7 @@ class HostLab:
         self._file, self._folder = file.absolute(), folder
         self._record: Record | None = None
         self.nodes: dict[str, Host] = {}
-        # What provisions a node: itself, or where its namespace is to be made, an agent outside.
+        # The agent that provisions a node: the node itself, or an agent outside the namespace that is made.
         self._makers: dict[str, Host] = {}
         self._provisioned: set[str] = set()
         self._bench = uuid.uuid4().hex
@@ -54,7 +54,7 @@ class HostLab:
             wait_ready(self._makers.values())
             self._make_ready(lab.nodes)
         except BaseException:
-            # Why it could not be made is the news; what it left is said beside it.
+            # Raise the original error. Print the changes that could not be undone.
             try:
                 self.close()
             except SetupError as error:
@@ -68,7 +68,7 @@ class HostLab:
         return Host(name, section, self._file.parent, self._folder / f"console-{name}", self._take)
 
     def _take(self, node: str, worker: int, event: Message) -> None:
-        # Another thread may end the recording between the question and the call.
+        # Another thread may set it to None at any time.
         record = self._record
         if record is not None:
             record(node, worker, event)
@@ -85,7 +85,7 @@ class HostLab:
         return Place(name, mac, adapter.ipv4, adapter.ipv6, adapter.netdev, adapter.device, *prefixes)
 
     def _make_ready(self, names: Collection[str]) -> None:
-        """Make adapters what the lab file asks them to be; each node notes how to undo it before it is done."""
+        """Provision adapters as the lab file asks. Each node records how to undo a change before it makes it."""
         for name in names:
             section, maker = self._section(name), self._makers[name]
             if section.adapter is not None:
@@ -103,25 +103,25 @@ class HostLab:
         self.places = tuple(self._place(name) for name in ("a", "b"))
 
     def adapter(self, name: str) -> Adapter:
-        """The adapter of node ``name``. Raises SetupError where the lab file names none."""
+        """The adapter of node ``name``. Raises SetupError if the lab file names none."""
         if name not in self._adapters:
             raise SetupError(f"the lab file names no adapter of node {name}")
         return self._adapters[name]
 
     def pair(self, folder: Path, mutant: str = "", *, used: bool = False) -> "HostPair":
-        """A pair for one test, on nodes that live: one that was lost is connected anew. Raises HilError."""
+        """Make a pair for one test. A node whose connection was lost is connected again. Raises HilError."""
         if mutant:
-            raise Unsupported(f"there is no inline wire here that could be {mutant}")
+            raise Unsupported(f"the lab has no inline wire, so the wire {mutant} cannot be used")
         for name, node in list(self.nodes.items()):
             maker = self._makers[name]
             if self._living(name) is not maker or not node.alive():
-                # A host that was booted again has lost what it was given.
+                # A rebooted host has lost its provisioning.
                 node.stop()
                 self._make_ready([name])
         return HostPair(self, folder)
 
     def _living(self, name: str) -> Host:
-        """What provisions node ``name``, connected anew where it was lost. Raises HilError."""
+        """The agent that provisions node ``name``, connected again if it was lost. Raises HilError."""
         if not self._makers[name].alive():
             self._makers[name].stop()
             self._makers[name] = self._connect(name, outside(self._section(name)))
@@ -129,43 +129,43 @@ class HostLab:
         return self._makers[name]
 
     def power(self, name: str) -> Power:
-        """Power control of node ``name``. Raises Unsupported where the lab file has none, and SetupError."""
+        """Power control of node ``name``. Raises Unsupported if the lab file has none, and SetupError."""
         section = self._section(name).power
         if section is None:
-            raise Unsupported(f"[nodes.{name}] has no section power, which says how the host is halted")
+            raise Unsupported(f"[nodes.{name}] has no section power, which names the commands that halt the host")
         return POWERS.load(section.kind).connect(section, name, self._file.parent)
 
     def record(self, record: Record | None) -> None:
-        """Who takes what workers say from now on."""
+        """Set the function that receives the workers' events from now on."""
         self._record = record
 
     def provenance(self) -> dict[str, Any]:
-        """What each node with an adapter is made of. Raises NodeError."""
+        """Facts about each node with an adapter. Raises NodeError."""
         return {
             name: self.nodes[name].system("provenance", device=adapter.device, netdev=adapter.netdev)
             for name, adapter in self._adapters.items()
         }
 
     def close(self) -> None:
-        """Undo what was provisioned, and let all go.
+        """Undo the provisioning, and end all connections.
 
-        No signal but SIGKILL cuts it short. Raises SetupError that names each node which is not as it was: what cannot
-        be undone stays noted there.
+        Only SIGKILL interrupts this. Raises SetupError that names each node which is not restored; such a node keeps
+        the record of the remaining changes.
         """
-        with undisturbed("the hosts are being given back; what is killed now, hil lab restore gives back"):
+        with undisturbed("the hosts are being restored; if this process is killed now, use hil lab restore"):
             self._give_back()
 
     def _give_back(self) -> None:
         left = []
         for name, node in self.nodes.items():
             if node is not self._makers[name]:
-                # What it holds goes with it, and then its namespace can.
+                # The namespace can be removed only after the processes in it have ended.
                 node.stop()
         for name in sorted(self._provisioned):
             try:
                 self._living(name).system("restore", bench=self._bench)
             except HilError as error:
-                left.append(f"node {name} is not as it was: {reason(name, error)}")
+                left.append(f"node {name} is not restored: {reason(name, error)}")
         self._provisioned.clear()
         for node in {*self.nodes.values(), *self._makers.values()}:
             node.stop()
@@ -181,7 +181,7 @@ class HostLab:
 
 
 def wait_ready(hosts: Collection[Host]) -> None:
-    """Wait until all answer; one that was lost meanwhile is told. Raises HilError."""
+    """Wait until all hosts answer, then check that each is still alive. Raises HilError."""
     for host in hosts:
         host.wait_ready()
     for host in hosts:
@@ -190,8 +190,8 @@ def wait_ready(hosts: Collection[Host]) -> None:
 
 @contextmanager
 def connected(lab: HostsFile, base: Path, folder: Path) -> Iterator[dict[str, Host]]:
-    """Agents on all hosts of a lab, whatever state their adapters are in, and outside of namespaces that are made for a
-    run. Raises HilError."""
+    """Agents on all hosts of a lab. Adapters may be in any state. The agents run outside of namespaces that are made
+    for a run. Raises HilError."""
     nodes: dict[str, Host] = {}
     try:
         for name, section in lab.nodes.items():
@@ -205,7 +205,7 @@ def connected(lab: HostsFile, base: Path, folder: Path) -> Iterator[dict[str, Ho
 
 
 def on_each(lab: HostsFile, base: Path, work: Callable[[Host], T]) -> tuple[dict[str, T], dict[str, str]]:
-    """What ``work`` returns for each host of a lab, and what is wrong with the others: a bad one holds up no other."""
+    """Call ``work`` for each host of a lab. Returns its results, and an error message for each host that failed."""
     found: dict[str, T] = {}
     failed: dict[str, str] = {}
     with passing_folder("hil-") as folder:
@@ -219,21 +219,21 @@ def on_each(lab: HostsFile, base: Path, work: Callable[[Host], T]) -> tuple[dict
 
 
 def reason(name: str, error: Exception) -> str:
-    """What is wrong with node ``name``, without its name; what the bench's own code on it refused has no traceback."""
+    """The error message without the name of the node. A refusal by the bench's own code has no traceback."""
     if isinstance(error, RemoteError) and error.kind in ("AdapterError", "AtWork", "NotReady"):
         return error.message
     return str(error).removeprefix(f"node {name}: ")
 
 
 def outside(section: NodeSection) -> NodeSection:
-    """The node where its namespace is made and its adapter comes from; a node in a namespace that is there: itself."""
+    """The node outside of the namespace that is made for it. A node in an existing namespace is unchanged."""
     return attrs.evolve(section, namespace=Namespace("")) if section.make_namespace else section
 
 
 def provisioning(adapter: Adapter, namespace: str = "") -> dict[str, Any]:
-    """What ``hil.adapters.provision`` is asked to make of an adapter; empty when the lab file asks for nothing.
+    """The arguments of ``hil.adapters.provision`` for an adapter; empty if the lab file does not ask to provision it.
 
-    ``namespace``: where its netdev is to be moved.
+    ``namespace``: the namespace that its netdev is moved to.
     """
     if not adapter.provision:
         return {}
@@ -248,8 +248,10 @@ def provisioning(adapter: Adapter, namespace: str = "") -> dict[str, Any]:
 
 
 def resolved(host: Host, adapter: Adapter) -> Adapter:
-    """The adapter with its RDMA device's own name, where the lab file has a netdev, PCI address, GUID or address for
-    it; as it is written where nothing there is meant, or where it is to be made. Raises NodeError."""
+    """The adapter with its RDMA device's own name, if the lab file has a netdev, PCI address, GUID or address instead.
+
+    The adapter is unchanged if no device matches, or if the device will be made. Raises NodeError.
+    """
     if adapter.soft_roce:
         return adapter
     device = host.system("device_of", wanted=adapter.device)
@@ -263,7 +265,7 @@ def addresses(adapter: Adapter) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What a node lacks, and the command that mends it, where one does."""
+    """A thing that a node lacks (``seen``), and the command that repairs it, if there is one."""
 
     seen: str
     mend: str = ""
@@ -273,9 +275,9 @@ class Want:
 
 
 def not_ready(adapter: Adapter, facts: dict[str, Any], *, provisioned: bool = True, namespace: str = "") -> list[Want]:
-    """Why a node that answered ``inspect`` so cannot run a provider on its adapter.
+    """Why a node cannot run a provider on its adapter. ``facts`` are its answer to ``inspect``.
 
-    ``provisioned``: what the lab file lets the bench make is there by now; else it need only be possible to make it.
+    ``provisioned``: the adapter must be provisioned already; else it need only be possible to provision it.
     ``namespace``: where the node's commands run.
     """
     found = []
@@ -304,7 +306,7 @@ def not_ready(adapter: Adapter, facts: dict[str, Any], *, provisioned: bool = Tr
 
 
 def _cannot_be_made(adapter: Adapter, facts: dict[str, Any]) -> list[Want]:
-    """What keeps provisioning from making an adapter what the lab file says."""
+    """Why provisioning cannot configure an adapter as the lab file asks."""
     devices: list[str] = facts["rdma netlink"]
     found = []
     if adapter.netdev not in facts["netdevs"]:
@@ -322,12 +324,12 @@ def _no_device(adapter: Adapter, devices: list[str]) -> str:
 
 
 def _adapter_not_ready(adapter: Adapter, facts: dict[str, Any], there: str) -> list[Want]:
-    """``there``: what leads a command to where the adapter is."""
+    """Why an adapter cannot be used. ``there``: the prefix that runs a command in the adapter's namespace."""
     known, devices = facts["adapter"], facts["rdma netlink"]
     if adapter.netdev not in facts["netdevs"]:
         return [Want(f"there is no netdev {adapter.netdev} (there is: {', '.join(facts['netdevs'])})")]
     if adapter.device not in devices:
-        # To make one of this name would let the tests run on soft-RoCE where a NIC is meant.
+        # A soft-RoCE device of this name would make the tests run on soft-RoCE where a NIC is meant.
         made = f"{there}rdma link add {adapter.device} type rxe netdev {adapter.netdev}"
         mend = f"name one that is there, load the NIC's module, or only where soft-RoCE is meant: {made}"
         return [Want(_no_device(adapter, devices), mend)]
@@ -355,7 +357,7 @@ def _adapter_not_ready(adapter: Adapter, facts: dict[str, Any], there: str) -> l
 
 
 class HostPair(Pair):
-    """Nodes a and b of a lab of hosts, for one test; every worker ends with it, and the nodes stay."""
+    """Nodes a and b of a lab of hosts, for one test. Every worker ends with the pair; the nodes stay."""
 
     def __init__(self, lab: HostLab, folder: Path) -> None:
         a, b = lab.places
@@ -376,7 +378,7 @@ class HostPair(Pair):
         return self._lab.nodes
 
     def power(self, name: str) -> Power:
-        """As the lab file says; a node that a test leaves without power is given it again when the pair is closed."""
+        """Power control as in the lab file. ``close`` restores the power of a node that a test leaves without."""
         self._powers.setdefault(name, self._lab.power(name))
         return self._powers[name]
 
@@ -390,12 +392,12 @@ class HostPair(Pair):
             self.capture.stop()
 
     def resources(self, name: str, *, contexts: bool = False) -> list[Resource]:
-        """What the kernel holds on the adapter that is tested: other adapters of the host are other people's."""
+        """The kernel's resources on the tested adapter. Other users may use the host's other adapters."""
         device = self.place(name).device
         return [found for found in super().resources(name, contexts=contexts) if found.device == device]
 
     def close(self) -> None:
-        """Give nodes their power back, stop the capture, and end every worker on the nodes that live."""
+        """Restore the power of nodes, stop the capture, and end every worker on the nodes that are alive."""
         powers, self._powers = self._powers, {}
         try:
             for power in powers.values():
@@ -411,5 +413,5 @@ class HostPair(Pair):
                 try:
                     node.end_workers()
                 except NodeError:
-                    # It died just now; the next pair connects it anew.
+                    # The node died just now. The next pair connects to it again.
                     pass

@@ -9,7 +9,7 @@ from hil.labs.hosts.kinds import NodeKind
 
 
 class LocalKind:
-    """Nodes that are this machine."""
+    """The kind of node that is this machine."""
 
     schema = LocalNode
     carrier = "Python"

@@ -1,4 +1,4 @@
-"""What is wrong between the sections of a lab file of hosts that are good by themselves."""
+"""Contradictions between the sections of a lab file of hosts."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from hil.labs.schema import Name, table
 
 
 def mistakes(lab: HostsFile, values: dict[str, Any]) -> Iterator[str]:
-    """What is wrong between sections that are good by themselves; ``values`` is the whole file."""
+    """Contradictions between sections that are valid by themselves; ``values`` is the whole file."""
     for name in ("a", "b"):
         node = lab.nodes.get(Name(name))
         written = table(values, "nodes", name)
         if node is None and written is None:
             yield f"[nodes] node {name} is missing: contract tests run between a and b"
         elif node is not None and node.adapter is None and "adapter" not in (written or {}):
-            yield f"[nodes.{name}] the section adapter is missing: device, netdev and ipv4 of what is tested"
+            yield f"[nodes.{name}] the section adapter is missing: device, netdev and ipv4 of the tested adapter"
     yield from capture_kind(lab).mistakes(lab.capture, lab, values)
     for name, node in lab.nodes.items():
         yield from _without_a_namespace(name, node, table(values, "nodes", name) or {})
@@ -30,7 +30,7 @@ def mistakes(lab: HostsFile, values: dict[str, Any]) -> Iterator[str]:
         if node.adapter is not None and not node.adapter.provision:
             for key in PROVISIONED:
                 if getattr(node.adapter, key) != attrs.fields_dict(Adapter)[key].default:
-                    yield f"[nodes.{name}.adapter.{key}] it is the bench's to give only with provision = true"
+                    yield f"[nodes.{name}.adapter.{key}] the bench sets it only with provision = true"
             continue
         if node.adapter is not None and node.adapter.flow_control is not None and node.namespace:
             yield f"[nodes.{name}.adapter.flow_control] it is a setting of a port: ask for it without a namespace"
@@ -47,26 +47,30 @@ def mistakes(lab: HostsFile, values: dict[str, Any]) -> Iterator[str]:
 
 
 def _not_settings(name: str, node: NodeSection) -> Iterator[str]:
-    """Settings that no adapter has."""
+    """Settings that the bench cannot change."""
     for path in (node.adapter.settings if node.adapter else None) or {}:
         if why := why_not_settable(path):
             yield f"[nodes.{name}.adapter.settings] {path!r} is no setting: {why}"
 
 
 def _no_address(name: str, adapter: Adapter, written: dict[str, Any]) -> Iterator[str]:
-    """IPv4 addresses that are their network's own, or everybody's in it; ``written`` is all that stands there."""
+    """IPv4 addresses that are the network or broadcast address of their network.
+
+    ``written`` is the adapter's section of the TOML file.
+    """
     if not adapter.provision and "ipv4_prefix" not in written:
-        # The host knows its network, and the file does not say it.
+        # The file does not give the prefix length. Only the host knows it.
         return
     network = ipaddress.ip_network(f"{adapter.ipv4}/{adapter.ipv4_prefix}", strict=False)
-    ends = {str(network.network_address): "names the network", str(network.broadcast_address): "is everybody's in"}
-    # Of two addresses each is a machine's (RFC 3021).
+    last = str(network.broadcast_address)
+    ends = {str(network.network_address): "names the network", last: "is the broadcast address of"}
+    # In a network of two addresses, each belongs to a machine (RFC 3021).
     if network.prefixlen < 31 and adapter.ipv4 in ends:
         yield f"[nodes.{name}.adapter.ipv4] {adapter.ipv4} {ends[adapter.ipv4]} {network}: it is no adapter's address"
 
 
 def _without_a_namespace(name: str, node: NodeSection, written: dict[str, Any]) -> Iterator[str]:
-    """Why the bench cannot make the namespace that a node is to be in; ``written`` is all that stands there."""
+    """Why the bench cannot make a node's namespace. ``written`` is the node's section of the TOML file."""
     if not node.make_namespace:
         return
     where, adapter = f"[nodes.{name}.make_namespace]", written.get("adapter")

@@ -1,4 +1,4 @@
-"""What a lab of hosts lacks, and what of its file is doubtful; told from the file alone."""
+"""The unmet needs of a lab of hosts, and the likely mistakes in its file, derived from the file alone."""
 
 from hil.labs.hosts.file import HostsFile, NodeSection
 from hil.labs.hosts.kinds import capture_kind, node_kind
@@ -8,16 +8,16 @@ TESTED = ("a", "b")
 
 
 def lacks(lab: HostsFile) -> dict[Need, str]:
-    """What a lab has not, each with the reason, in words for the person who wrote its file."""
+    """The needs that a lab does not meet, each with the reason for the author of its file."""
     found = {
         Need.INLINE_WIRE: "frames go from adapter to adapter, not through the bench",
         Need.CLONES: "its nodes are machines that exist without the bench",
         Need.GUESTS: "its nodes are machines with networks of their own",
-        Need.OWN_NODES: "hosts must be given back as they were, and these tests leave them changed",
+        Need.OWN_NODES: "hosts must be restored after a run, and these tests leave them changed",
         Need.MANY_NODES: "tests of many nodes run on a lab of kind soft-bridge",
     }
     if unpowered := [name for name, node in lab.nodes.items() if name in TESTED and node.power is None]:
-        found[Need.POWER] = f"[nodes.{unpowered[0]}] has no section power, which says how the host is halted"
+        found[Need.POWER] = f"[nodes.{unpowered[0]}] has no section power, which names the commands that halt the host"
     if reason := capture_kind(lab).lacks(lab.capture, lab):
         found[Need.CAPTURE] = reason
     if without := [name for name, node in lab.nodes.items() if node.adapter and not node.adapter.ipv6]:
@@ -26,13 +26,13 @@ def lacks(lab: HostsFile) -> dict[Need, str]:
 
 
 def doubts(lab: HostsFile) -> list[str]:
-    """What of a lab file that holds no mistake is likely to be one, in words."""
+    """Messages about likely mistakes in a valid lab file."""
     where = [_network(node) for name, node in lab.nodes.items() if name in TESTED]
     if len(set(where)) == len(where):
         return []
     return [
-        "nodes a and b are one machine in one network namespace, where a kernel keeps what it sends to its own "
-        "addresses to itself: unless its routing was arranged for this, no adapter is tested; give one node a namespace"
+        "nodes a and b are one machine in one network namespace, and a kernel does not send packets for its own "
+        "addresses to an adapter: without special routing no adapter is tested; give one node a namespace"
     ]
 
 

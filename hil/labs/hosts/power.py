@@ -1,6 +1,6 @@
 """Power control of hosts by commands: programs that switch a socket, a BMC or a virtual machine."""
 
-# A NewType, and a frozen section: neither is a default that could change.
+# RUF009: the defaults are a NewType and a frozen section, and neither can change.
 # ruff: noqa: RUF009
 
 import subprocess
@@ -18,9 +18,9 @@ from hil.progress import printable
 
 @attrs.frozen(kw_only=True)
 class CommandPowerSection(PowerSection):
-    """``kind = "command"``: each key is a command that is run here, a list of a program and its arguments.
+    """``kind = "command"``: each key is a command for this machine, a list of a program and its arguments.
 
-    ``halt`` lets the machine stand still, ``cut`` takes its power away, and ``resume`` makes it run again after either.
+    ``halt`` stops the machine, ``cut`` cuts its power, and ``resume`` makes it run again after either.
     ``timeout_s``: how many seconds each may take.
     """
 

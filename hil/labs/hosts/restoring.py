@@ -1,4 +1,4 @@
-"""What provisioning changed on hosts, undone after a run that could not do so itself."""
+"""Undo the provisioning of hosts after a run that could not undo it itself."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ AGENTS_END_S, POLL_S = 20.0, 0.1
 
 
 def restore(lab: HostsFile, base: Path, *, force: bool) -> Restored:
-    """Undo the changes on every host; ``force``: also where a bench is at work."""
+    """Undo the changes on every host. ``force``: undo them even where a bench is at work."""
     undone, failed = on_each(lab, base, lambda host: restored(host, force))
     if any(others for _, others in undone.values()):
-        # Two nodes may be namespaces of one machine: what is left is known when all are done.
+        # Two nodes may be namespaces of one machine. The remaining changes are known only after all nodes.
         kept, _ = on_each(lab, base, lambda host: list(host.system("pending_elsewhere")))
         failed |= {name: _kept_elsewhere(changes) for name, changes in kept.items() if changes and name not in failed}
     return Restored({name: _lines(done) for name, (done, _) in undone.items()}, failed)
@@ -31,17 +31,17 @@ def _lines(changes: list[dict[str, Any]]) -> list[str]:
 
 def _kept_elsewhere(changes: list[dict[str, Any]]) -> str:
     what = (
-        f"{len(changes)} changes were made in other network namespaces, and stay noted in {JOURNAL}. Where such a "
-        "namespace is there, restore with a lab file that names it; where it is gone, what it had is elsewhere now: "
-        "undo this by hand, then remove the journal"
+        f"{len(changes)} changes were made in other network namespaces, and stay noted in {JOURNAL}. If such a "
+        "namespace exists, restore with a lab file that names it. If it is gone, its netdevs are in another namespace: "
+        "undo the changes by hand, then remove the journal"
     )
     return "\n".join([what, *_lines(changes)])
 
 
 def restored(host: Host, force: bool) -> tuple[list[dict[str, Any]], bool]:
-    """What was undone on a host, and whether something stays noted of other namespaces.
+    """The changes that were undone on a host, and whether changes in other namespaces remain.
 
-    Raises RemoteError where another bench would lose what it works with.
+    Raises RemoteError where another bench still uses the host.
     """
 
     def attempt() -> tuple[list[dict[str, Any]], bool] | RemoteError:

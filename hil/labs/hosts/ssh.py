@@ -12,14 +12,14 @@ from hil.labs.hosts.file import SshNode
 from hil.labs.hosts.kinds import NodeKind
 
 CONNECT_TIMEOUT_S = 20
-# What the user's configuration may ask of an ssh at a terminal: here it would print, or leave no room for the agent.
+# Override options of the user's configuration that would print to the stream or replace the agent's command.
 ONLY_THE_AGENT = ("-o", "RemoteCommand=none", "-o", "PermitLocalCommand=no", "-o", "ClearAllForwardings=yes")
-# ssh notices a dead network after three of its own questions (ssh_config(5), ServerAliveInterval).
+# ssh notices a dead network after three unanswered messages (ssh_config(5), ServerAliveInterval).
 ALIVE = ("-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=3", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
 
 
 class SshKind:
-    """Nodes that ssh leads to, without asking for a password."""
+    """The kind of node that is reached by ssh without a password prompt."""
 
     schema = SshNode
     carrier = "ssh"
@@ -43,7 +43,7 @@ class SshKind:
 
 
 def ssh_command(node: SshNode, folder: Path, control: Path | None = None) -> list[str]:
-    """ssh's arguments up to the host's name. Paths are relative to ``folder``; ``control`` is a folder for sockets."""
+    """The ssh command up to the host's name. Paths are relative to ``folder``; ``control`` is a folder for sockets."""
     program = shutil.which("ssh")
     if program is None:
         raise SetupError("ssh is missing; install it with: apt-get install openssh-client")
@@ -67,20 +67,20 @@ def ssh_command(node: SshNode, folder: Path, control: Path | None = None) -> lis
 
 
 def _is_open(node: SshNode, folder: Path) -> bool:
-    """Whether a connection of the user's own is open that ours can share: it may be the only way in (ssh(1), -O)."""
+    """Whether the user has an open connection that can be shared. It may be the only way in (ssh(1), -O)."""
     command = ssh_command(node, folder)
     asked = [*command[:-2], "-O", "check", *command[-2:]]
     try:
         done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError, subprocess.TimeoutExpired):
-        # What is wrong with it is told where it is used.
+        # The later use of ssh reports the error.
         return False
     return done.returncode == 0
 
 
 def _literal(path: Path, expanded: str = "") -> str:
-    """A path as a value of ssh_config(5): in quotes, or a blank would end it, and with nothing that ssh expands but
-    what follows it, ``expanded``."""
+    """A path as a value of ssh_config(5). It is quoted because of blanks, and escaped so that ssh expands only the
+    suffix ``expanded``."""
     return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + expanded + '"'
 
 

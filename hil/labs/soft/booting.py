@@ -1,4 +1,4 @@
-"""Waiting for a machine of the bench's own to boot."""
+"""Wait for one of the bench's own machines to boot."""
 
 from typing import Protocol
 
@@ -15,7 +15,7 @@ class Booting(Protocol):
 
 
 def wait_booted(name: str, machine: Booting, channel: Channel, timeout_s: float) -> None:
-    """Wait until the agent says that it is ready. Raises NodeDied and PhaseTimeout, with the console's end."""
+    """Wait until the agent reports that it is ready. Raises NodeDied and PhaseTimeout with the end of the console."""
 
     def ready_or_gone() -> bool:
         return channel.ready.wait(0.2) or not machine.alive()

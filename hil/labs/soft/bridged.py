@@ -1,4 +1,4 @@
-"""Many clones on one bridge, provisioned, with everything recorded."""
+"""Many provisioned clones on one bridge, which records every frame."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def places(count: int) -> tuple[Place, ...]:
 
 
 class BridgedNodes(Pair):
-    """Nodes ``n1`` to ``n<count>`` on a bridge; evidence goes to ``folder``. Use as a context manager."""
+    """Nodes ``n1`` to ``n<count>`` on a bridge. Evidence is written to ``folder``. Use as a context manager."""
 
     def __init__(self, guest: SoftGuest, folder: Path, count: int, mtu: int = 1500) -> None:
         super().__init__(folder, places(count))

@@ -1,4 +1,4 @@
-"""Building in the cache: one bench at a time."""
+"""A lock that lets one bench at a time build in the cache."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from hil.progress import say
 
 @contextmanager
 def only_one(cache: Path) -> Iterator[None]:
-    """Let one bench at a time build in ``cache``; the kernel gives the lock back when its holder dies."""
+    """Let one bench at a time build in ``cache``. The kernel releases the lock when its holder dies."""
     with (cache / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Clones: QEMU machines that are made from a snapshot in a tenth of a second, on their distribution's own kernel."""
+"""Clones: QEMU machines made from a snapshot in a tenth of a second, on their distribution's own kernel."""
 
 import socket
 import subprocess
@@ -20,10 +20,10 @@ from hil.labs.soft.snapshot import Snapshot, snapshot_for, wait_for_migration
 
 
 class Clone(SoftNode):
-    """A running clone with its agent, whose ``machine`` is QEMU.
+    """A running clone with its agent. Its ``machine`` is QEMU.
 
-    ``joined``: the clone's own end of a socket to another clone, instead of a wire. ``ssh_port``: of this machine's
-    loopback, where its ssh server is reached; 0 for none.
+    ``joined``: the clone's own end of a socket to another clone, instead of a wire. ``ssh_port``: the port of this
+    machine's loopback that leads to the clone's ssh server; 0 for none.
     """
 
     machine: Machine
@@ -55,7 +55,7 @@ class Clone(SoftNode):
 
 
 class CloneKind:
-    """Guests that are clones of a snapshot."""
+    """The kind of guest that is a clone of a snapshot."""
 
     schema = Guest
     noun = "a clone"

@@ -1,4 +1,4 @@
-"""The two clones of a soft pair, which one pair after another may have."""
+"""The two clones of a soft pair. Several pairs may use them one after another."""
 
 import signal
 import socket
@@ -19,9 +19,10 @@ Facts = dict[str, Any]
 
 
 class Clones:
-    """Nodes a and b; their consoles are in the ``folder`` of the pair that has them, and so is what workers say.
+    """Nodes a and b. ``folder`` holds their consoles, and ``record`` receives the events of their workers. Both belong
+    to the pair that uses the nodes now.
 
-    ``uses``: how many pairs had them before.
+    ``uses``: how many pairs used the nodes before.
     """
 
     def __init__(self, guests: tuple[SoftGuest, SoftGuest], folder: Path, record: Record, mtu: int) -> None:
@@ -39,19 +40,19 @@ class Clones:
             raise
 
     def _take(self, node: str, worker: int, event: Message) -> None:
-        # Another thread may end the recording between the question and the call.
+        # Another thread may set it to None at any time.
         record = self._record
         if record is not None:
             record(node, worker, event)
 
     def note_standing(self) -> None:
-        """They are provisioned: what they look like now they must look like in the end. Raises NodeError."""
+        """Record the state of the provisioned nodes, which every test must leave unchanged. Raises NodeError."""
         self._standing = {name: _look(node) for name, node in self.nodes.items()}
         for node in self.nodes.values():
             node.changed.clear()
 
     def hand_to(self, folder: Path, record: Record) -> None:
-        """Another pair has them now. Raises NodeError."""
+        """Hand the nodes to the next pair. Raises NodeError."""
         self.uses += 1
         self._record = record
         for name, node in self.nodes.items():
@@ -60,7 +61,7 @@ class Clones:
             drain(node.frames)
 
     def spoiled(self) -> str:
-        """End every worker; why the nodes are not as they were when they were provisioned, or "". Raises NodeError."""
+        """End every worker. Returns why the nodes differ from their provisioned state, or "". Raises NodeError."""
         if changed := [call for node in self.nodes.values() for call in node.changed]:
             return f"changed by {changed[0]}"
         ended = [status for node in self.nodes.values() for status in node.end_workers(END_TIMEOUT_S)]
@@ -74,12 +75,12 @@ class Clones:
         return next((f"other {fact}" for facts in different for fact in facts), "")
 
     def _different(self, now: Facts, before: Facts) -> list[str]:
-        """The names of the facts that are not as before."""
+        """The names of the facts that have changed."""
         strange = set(now.pop("neighbours")) - set(before["neighbours"]) - self._addresses()
         return ["neighbours"] * bool(strange) + [fact for fact, value in now.items() if value != before[fact]]
 
     def _addresses(self) -> set[str]:
-        """The nodes' own: each knows the other as a neighbour once they have talked."""
+        """The nodes' own addresses. After traffic, each node has the other as a neighbour."""
         netdevs = [netdev for looked in self._standing.values() for netdev in looked["netdevs"].values()]
         return {address.partition("/")[0] for netdev in netdevs for address in netdev["addresses"]}
 
@@ -93,23 +94,23 @@ class Clones:
         return True
 
     def stop(self) -> None:
-        """End both; safe to call twice."""
+        """End both nodes. Safe to call twice."""
         for node in self.nodes.values():
             node.stop()
 
 
 def _look(node: SoftNode) -> Facts:
-    """What of a node a test must leave as it was."""
+    """The state of a node that a test must leave unchanged."""
     return {"objects": node.system("resources", contexts=True), **node.system("standing")}
 
 
 def drain(frames: socket.socket) -> None:
-    """Drop the frames that wait in a socket."""
+    """Drop the frames that are queued in a socket."""
     with suppress(BlockingIOError):
         while True:
             frames.recv(1, socket.MSG_DONTWAIT)
 
 
 def console_of(folder: Path, name: str) -> Path:
-    """The file in a pair's folder with what a node's console said."""
+    """The file in a pair's folder with the output of a node's console."""
     return folder / f"console-{name}"

@@ -1,4 +1,4 @@
-"""Debian's packages, fetched without root: the one place that runs mmdebstrap."""
+"""Fetch Debian's packages without root. This is the only module that runs mmdebstrap."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from hil.errors import SetupError
 
 
 def mmdebstrap(suite: str, tar: Path, options: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Run mmdebstrap, which writes ``tar``; the caller judges its exit status. Raises SetupError if it is missing."""
+    """Run mmdebstrap, which writes ``tar``. The caller checks its exit status. Raises SetupError if it is missing."""
     program = shutil.which("mmdebstrap")
     if program is None:
         raise SetupError("mmdebstrap is missing; install it with: apt-get install mmdebstrap")
@@ -21,7 +21,7 @@ def mmdebstrap(suite: str, tar: Path, options: Sequence[str]) -> "subprocess.Com
         capture_output=True,
         text=True,
         errors="replace",
-        # Its temporary files lie where a later bench sweeps, should this one be killed.
+        # If this bench is killed, a later bench removes the temporary files from this folder.
         env=os.environ | {"TMPDIR": str(tar.parent)},
         preexec_fn=die_with_parent,
     )

@@ -1,4 +1,4 @@
-"""What soft labs depend on: programs, kernels, memory and room on this machine."""
+"""Check the dependencies of soft labs: programs, kernels, memory and disk space on this machine."""
 
 import os
 import re
@@ -16,13 +16,13 @@ from hil.labs.soft.memory import NO_MEMORY_FOLDER, memory_folder
 from hil.labs.soft.umlkernel import cached_kernel, missing_tools
 
 QEMU_AT_LEAST = (7, 2)
-# An image, two snapshots and what their making needs.
+# The size of an image, two snapshots and the temporary files of their making.
 ROOM_GIB = 4
 MEND_MEMORY = "mount -o remount,exec,size=50% /dev/shm"
 
 
 def uml_kernel(guest: Guest) -> Finding:
-    """Whether a kernel for User-Mode Linux is cached, or can be built."""
+    """Check that a kernel for User-Mode Linux is cached or can be built."""
     kept = cached_kernel(guest.kernel, cache_folder())
     if kept is not None:
         return Finding(Level.OK, "User-Mode Linux", f"kernel {kept.release}, from {kept.source}, is cached")
@@ -33,7 +33,7 @@ def uml_kernel(guest: Guest) -> Finding:
 
 
 def uml_memory(count: int, memory_mib: int) -> Finding:
-    """Whether the folder where User-Mode Linux keeps its nodes' memory has room for them, and lets it be run."""
+    """Check that the folder for the memory of User-Mode Linux nodes has room and allows execution."""
     folder = memory_folder()
     if folder is None:
         return Finding(Level.BAD, "nodes' memory", NO_MEMORY_FOLDER, MEND_MEMORY)
@@ -46,7 +46,7 @@ def uml_memory(count: int, memory_mib: int) -> Finding:
 
 
 def qemu() -> Finding:
-    """Whether QEMU is there, and new enough."""
+    """Check that QEMU is installed and new enough."""
     try:
         version = qemu_version()
     except (HilError, OSError, subprocess.SubprocessError) as error:
@@ -59,7 +59,7 @@ def qemu() -> Finding:
 
 
 def kvm(guest: Guest) -> Finding:
-    """The answer that a boot under KVM gave on this machine, where one was tried."""
+    """Check that KVM works, by the result of an earlier boot under KVM if there was one."""
     level = Level.BAD if guest.accelerator == "kvm" else Level.WARNING
     slow = "nodes are emulated, which is some ten times slower"
     if not Path("/dev/kvm").exists():
@@ -69,11 +69,13 @@ def kvm(guest: Guest) -> Finding:
     known = {path.read_text().strip() for path in cache_folder().glob("accelerator-*")}
     if known == {"tcg"}:
         return Finding(level, "KVM", f"/dev/kvm is there, but a node did not boot under it: {slow}")
-    return Finding(Level.OK, "KVM", "works" if "kvm" in known else "/dev/kvm opens; the first boot will tell")
+    return Finding(
+        Level.OK, "KVM", "works" if "kvm" in known else "/dev/kvm opens; the first boot will show whether it works"
+    )
 
 
 def room(folder: Path) -> Finding:
-    """Whether the cache has room for an image and its snapshots."""
+    """Check that the cache has room for an image and its snapshots."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free_gib = shutil.disk_usage(there).free / (1 << 30)
     if free_gib < ROOM_GIB:
@@ -83,9 +85,9 @@ def room(folder: Path) -> Finding:
 
 
 def memory(nodes: int, each_mib: int) -> Finding:
-    """Whether this machine has the memory that so many nodes use."""
+    """Check that this machine has the memory for ``nodes`` nodes of ``each_mib`` MiB."""
     available = free_memory() >> 20
-    # Clones share what they did not write since the snapshot.
+    # Clones share the memory pages that they have not written since the snapshot.
     needed = each_mib + nodes * each_mib // 4
     level = Level.OK if available >= needed else Level.WARNING
     return Finding(level, "memory", f"{available} MiB are available, {nodes} nodes use about {needed}")

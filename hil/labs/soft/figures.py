@@ -1,4 +1,4 @@
-"""A pristine pair, measured: its time and its nodes' memory."""
+"""Measure the time to make a pristine pair, and its nodes' memory."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from hil.labs.soft.pair import SoftPair
 
 
 def measure(guest: SoftGuest, pairs: int, mtu: int) -> Iterator[str]:
-    """Time ``pairs`` pristine provisioned pairs and weigh their nodes; a line of text for each figure."""
+    """Measure the time of ``pairs`` pristine provisioned pairs and their nodes' memory. Yields a line a figure."""
     times, first, memory, parts = [], [], {}, []
     for _ in range(pairs):
         with building(cache_folder()) as folder:

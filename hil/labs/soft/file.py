@@ -1,6 +1,6 @@
 """Lab files of soft labs: the sections and keys of a pair, and of many guests on a bridge."""
 
-# A NewType, and a frozen section: neither is a default that could change.
+# RUF009: the defaults are a NewType and a frozen section, and neither can change.
 # ruff: noqa: RUF009
 
 import re
@@ -12,20 +12,21 @@ import attrs
 from hil.labs.schema import LabSection, MemoryMib, Mtu, NodeCount, ProviderSection, value_of
 
 KernelSource = NewType("KernelSource", str)
-"""SUITE/PACKAGE, or the path of a tree."""
+"""SUITE/PACKAGE, or the path of a kernel tree."""
 KERNEL_PACKAGE = re.compile(r"[a-z]+(-[a-z]+)*/linux-source(-\d+\.\d+)?")
 Suite = Literal["trixie", "bookworm"]
 
 
 @attrs.frozen
 class Guest:
-    """``[guest]``: what the nodes of a soft lab run. ``memory_mib`` is of each node.
+    """``[guest]``: the guests that are the nodes of a soft lab. ``memory_mib`` is the memory of each node.
 
-    A kind of guest that comes from a package has a subclass of this with more keys as its schema, or this.
+    The schema of a kind of guest from another package is this class, or a subclass with more keys.
 
-    ``kind``: ``clone`` is QEMU's, made from a snapshot, on the suite's own kernel; ``uml`` is a User-Mode Linux process
-    on a ``kernel`` built for it. Each of ``kernel`` is SUITE/PACKAGE with Debian's kernel source, or the path of a
-    kernel tree, relative to the lab file's folder; the first that can be had is taken. ``accelerator`` is for clones.
+    ``kind``: ``clone`` is a QEMU machine made from a snapshot, on the suite's own kernel; ``uml`` is a User-Mode Linux
+    process on a ``kernel`` built for it. Each of ``kernel`` is SUITE/PACKAGE with Debian's kernel source, or the path
+    of a kernel tree, relative to the lab file's folder. The first available one is used. ``accelerator`` applies to
+    clones only.
     """
 
     kind: str = "clone"
@@ -40,14 +41,14 @@ class Guest:
 
 @attrs.frozen
 class Link:
-    """``[link]``: what joins the adapters. ``mtu`` in bytes; IPv6 needs 1280."""
+    """``[link]``: the soft wire between the adapters. ``mtu`` is in bytes; IPv6 needs 1280."""
 
     mtu: Mtu = Mtu(1500)
 
 
 @attrs.frozen
 class SoftPairFile:
-    """Two guests and the inline wire; every section and key has a default. ``guest_b`` is node b's, if it differs."""
+    """Two guests and the inline wire. Every section and key has a default. ``guest_b`` is for a node b that differs."""
 
     lab: LabSection = LabSection()
     guest: Guest = Guest()
@@ -58,14 +59,14 @@ class SoftPairFile:
 
 @attrs.frozen
 class BridgeSection:
-    """``[bridge]``: how many guests are joined by it."""
+    """``[bridge]``: the number of guests on the bridge."""
 
     nodes: NodeCount = NodeCount(16)
 
 
 @attrs.frozen
 class SoftBridgeFile:
-    """Many guests on one bridge, which records every frame; nodes are called n1, n2 and so on."""
+    """Many guests on one bridge, which records every frame. The nodes are called n1, n2 and so on."""
 
     lab: LabSection
     guest: Guest = Guest()
@@ -78,17 +79,17 @@ SoftFile = SoftPairFile | SoftBridgeFile
 
 
 def guests_of(lab: SoftFile) -> tuple[Guest, ...]:
-    """What the nodes run: node a's and node b's, or one for all."""
+    """The guest sections of node a and node b, or the one section of all nodes."""
     return (lab.guest, lab.guest_b or lab.guest) if isinstance(lab, SoftPairFile) else (lab.guest,)
 
 
 def node_count(lab: SoftFile) -> int:
-    """How many nodes the lab has."""
+    """The number of nodes in the lab."""
     return 2 if isinstance(lab, SoftPairFile) else lab.bridge.nodes
 
 
 def guest_placed(guest: Guest, folder: Path) -> Guest:
-    """The guest with its kernel trees' paths made absolute: they are relative to ``folder``."""
+    """The guest with absolute paths of kernel trees. In the file, the paths are relative to ``folder``."""
     kernel = (source if KERNEL_PACKAGE.fullmatch(source) else str(folder / source) for source in guest.kernel)
     return attrs.evolve(guest, kernel=tuple(map(KernelSource, kernel)))
 
@@ -96,14 +97,14 @@ def guest_placed(guest: Guest, folder: Path) -> Guest:
 def _kernel_source(value: Any) -> KernelSource:
     if not isinstance(value, str) or not value.isprintable() or "/" not in value or not value.strip():
         raise ValueError(
-            f"{value!r} is no kernel source: SUITE/PACKAGE, or the path of a kernel tree with a slash in it"
+            f"{value!r} is no kernel source: write SUITE/PACKAGE, or the path of a kernel tree with a slash in it"
         )
     return KernelSource(value)
 
 
 def _kernel_sources(value: Any, _: Any) -> tuple[KernelSource, ...]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{value!r} is not a list of kernel sources with one at least")
+        raise ValueError(f"{value!r} is not a list of at least one kernel source")
     return tuple(_kernel_source(source) for source in value)
 
 

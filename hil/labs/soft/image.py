@@ -1,6 +1,6 @@
 """Build the guest image: a Debian root file system as an initramfs, and the kernel to boot it with.
 
-Nothing here needs root: mmdebstrap writes a tar, and the cpio archive is written from it entry by entry.
+The build needs no root: mmdebstrap writes a tar, and the cpio archive is written from it entry by entry.
 """
 
 import bz2
@@ -42,11 +42,11 @@ PACKAGES = (
     "kmod",
     "linux-image-amd64",
 )
-# What a guest has more than its suite's plain one; "host" is one that people log in to, with a capture program.
+# Additional packages of a guest. "host" has an ssh server and capture programs.
 VARIANTS = {"": (), "host": ("openssh-server", "tcpdump", "wireshark-common")}
 DRIVERS = ("crc32_generic", "virtio_pci", "virtio_net", "virtio_console")
-# macvlan gives a node a second netdev on the same wire, and with it a second adapter; the others are for what a lab's
-# netdevs may carry.
+# macvlan gives a node a second netdev on the same wire, and so a second adapter.
+# The other two are for netdevs that a test stacks on the lab's netdevs.
 STACKED = ("macvlan", "8021q", "ipvlan")
 MODULES = (*DRIVERS, *STACKED, "rdma_rxe", "rdma_ucm", "ib_umad")
 LEFT_OUT = re.compile(
@@ -54,7 +54,7 @@ LEFT_OUT = re.compile(
     r"(perl|gconv|systemd)|boot/|var/|(usr/)?lib/(modules|systemd|udev|firmware)/|usr/lib/python3\.\d+/(test|idlelib|tkinter|"
     r"ensurepip|lib2to3|pydoc_data|config-[^/]*)/|usr/(games|include|src)/)"
 )
-# A host records with dumpcap, and shows nothing.
+# A host records with dumpcap and does not need the libraries that decode packets.
 LEFT_OUT_OF_HOSTS = r"^usr/(lib/x86_64-linux-gnu/(libwireshark|wireshark/)|share/wireshark/)"
 RECIPE_VERSION = 2
 INIT_BEGIN = """#!/bin/busybox sh
@@ -66,7 +66,7 @@ echo pfifo > /proc/sys/net/core/default_qdisc
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 """
-"""How the init of every guest begins, on each kind of kernel."""
+"""The first lines of every guest's init, on each kind of kernel."""
 INIT = (
     INIT_BEGIN
     + """for module in $(cat /etc/hil-modules); do
@@ -84,7 +84,7 @@ exec python3 -m hil.agent.agent hil
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A built image: ``kernel`` (vmlinux or bzImage), ``initrd`` (newc cpio), and what its recipe was."""
+    """A built image: ``kernel`` (vmlinux or bzImage), ``initrd`` (newc cpio), the recipe's key, and the packages."""
 
     suite: str
     key: str
@@ -94,7 +94,7 @@ class Image:
 
 
 def recipe(suite: str, variant: str = "") -> dict[str, object]:
-    """Everything the image depends on. Raises ImageError for a suite that is not known."""
+    """All inputs of the image. Raises ImageError for an unknown suite."""
     if suite not in SUITES:
         raise ImageError(f"suite {suite!r} is not known; choose one of {', '.join(SUITES)}")
     return {
@@ -109,12 +109,12 @@ def recipe(suite: str, variant: str = "") -> dict[str, object]:
 
 
 def left_out(variant: str) -> re.Pattern[str]:
-    """What of the packages' files no guest of ``variant`` has: paths without the first slash."""
+    """A pattern for the packages' files that guests of ``variant`` lack. Paths have no leading slash."""
     return re.compile(f"{LEFT_OUT.pattern}|{LEFT_OUT_OF_HOSTS}") if variant else LEFT_OUT
 
 
 def image_for(suite: str, cache: Path, variant: str = "") -> Image:
-    """The image of ``suite`` from the cache; built first when missing, damaged or of another recipe."""
+    """The image of ``suite`` from the cache. It is built if it is missing, damaged or of another recipe."""
     text = json.dumps(recipe(suite, variant), sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache / "images" / f"{suite}-{key}"
@@ -228,7 +228,7 @@ def module_dependencies(module: bytes) -> list[str]:
 def uncompressed_kernel(bz_image: bytes) -> bytes:
     """The ELF inside a bzImage (Linux: x86/boot, header fields setup_sects and payload_*).
 
-    Booting it saves the guest's own decompression. An image packed in a way Python cannot unpack is returned whole.
+    Booting the ELF saves the guest's own decompression. An image that cannot be unpacked here is returned whole.
     """
     sectors = bz_image[0x1F1] or 4
     offset, length = struct.unpack_from("<II", bz_image, 0x248)
@@ -251,7 +251,7 @@ def _unxz(payload: bytes) -> bytes:
 
 
 def _unzstd(payload: bytes) -> bytes:
-    # The last four bytes are the unpacked size, which the kernel's build adds and zstd does not know.
+    # The kernel's build appends the unpacked size, four bytes that are no part of the zstd data.
     done = subprocess.run(["zstd", "-dcq"], input=payload[:-4], capture_output=True)
     if done.returncode != 0:
         raise ImageError(f"the kernel could not be unpacked: {done.stderr.decode(errors='replace').strip()}")

@@ -25,7 +25,7 @@ NO_PAIR = "contract tests run between two nodes on a wire; take a lab of kind so
 
 
 class _SoftKind:
-    """What both kinds have: the nodes are guests, made for each test and ended with it."""
+    """The common part of both kinds: the nodes are guests, made for each test and ended with it."""
 
     lasting = False
 
@@ -70,7 +70,7 @@ class _SoftKind:
         yield rdma_here(needed=False)
 
     def restore(self, lab: SoftFile, base: Path, *, force: bool) -> Restored:
-        """Nothing: guests end with their run."""
+        """Nothing to undo: guests end with their run."""
         return Restored()
 
 
@@ -96,7 +96,7 @@ class SoftPairKind(_SoftKind):
         return SoftLab(lab)
 
     def many(self, lab: SoftPairFile, folder: Path) -> Pair:
-        """Its guests can be made as often as a test likes."""
+        """Start more guests of node a's kind on a bridge."""
         return BridgedNodes(soft_guest(lab.guest), folder, MANY, lab.link.mtu)
 
     def adapters_of(self, lab: SoftPairFile, base: Path) -> Told:
@@ -128,7 +128,7 @@ class SoftBridgeKind(_SoftKind):
 
     def open(self, lab: SoftBridgeFile, file: Path, folder: Path) -> NoReturn:
         """Raises Unsupported."""
-        raise Unsupported(f"a lab of kind {lab.lab.kind} runs while a test has it, and no longer: {NO_PAIR}")
+        raise Unsupported(f"a lab of kind {lab.lab.kind} runs only during a test: {NO_PAIR}")
 
     def many(self, lab: SoftBridgeFile, folder: Path) -> Pair:
         return BridgedNodes(soft_guest(lab.guest), folder, lab.bridge.nodes, lab.link.mtu)

@@ -1,4 +1,4 @@
-"""Kinds of guests, the nodes of soft labs: how each is prepared, and started from what was prepared."""
+"""Kinds of guests, the nodes of soft labs: how each is prepared and started."""
 
 import functools
 from collections.abc import Iterator
@@ -17,25 +17,25 @@ from hil.seams import Seam
 
 
 class SoftGuest(Protocol):
-    """What nodes of one kind are started from."""
+    """A prepared guest, from which nodes of its kind are started."""
 
     @property
     def kind(self) -> str:
-        """The name of its kind."""
+        """The name of the kind of guest."""
 
     @property
     def image(self) -> Image:
         """The root file system of its nodes."""
 
     def made_of(self) -> dict[str, object]:
-        """The machine, for provenance, as JSON has it."""
+        """JSON-compatible facts about the machine, for provenance."""
 
 
 class GuestKind(Protocol):
-    """A kind of guest, which ``[guest] kind`` names; found at the seam ``hil.nodes``. Holds no state.
+    """A kind of guest. ``[guest] kind`` names it; found at the seam ``hil.nodes``. Holds no state.
 
-    Labs of guests call it in the main thread, ``start`` also in a thread that makes a pair. ``guest`` is always of its
-    ``schema``.
+    Labs of guests call it in the main thread, and call ``start`` also in a thread that makes a pair. ``guest`` is
+    always an instance of its ``schema``.
     """
 
     @property
@@ -43,31 +43,31 @@ class GuestKind(Protocol):
         """``Guest``, or a subclass with more keys."""
 
     noun: str
-    """What one node is, with its article: "a clone"."""
+    """The noun for one node, with its article: "a clone"."""
     own_kernel: bool
     """Whether nodes run their distribution's own kernel (Need.CLONES)."""
     waits: bool
-    """Whether a test on them waits for half of its time, so that a core carries two."""
+    """Whether a test on such nodes is idle for half of its time, so that a core can run two tests."""
 
     def prepare(self, guest: Guest, image: Image, cache: Path, *, second_net: bool) -> SoftGuest:
-        """Build, or find in the folder ``cache``, what nodes are started from. No other process builds there meanwhile.
+        """Build the guest that nodes are started from, or find it in the folder ``cache``.
 
-        ``second_net``: nodes can have a second netdev, which is reached from this machine's loopback. Raises SetupError
-        or OSError.
+        No other process builds in ``cache`` at the same time. ``second_net``: nodes can have a second netdev, which is
+        reached from this machine's loopback. Raises SetupError or OSError.
         """
 
     def start(self, name: str, made_from: Any, console: Path, record: Record, mtu: int) -> SoftNode:
-        """A node that is being started from what ``prepare`` made; its ``wait_ready`` is called next. Raises NodeError.
+        """Begin to start a node from the result of ``prepare``. The caller calls ``wait_ready`` next. Raises NodeError.
 
-        ``console``: the file its console goes to. ``record`` gets what its workers say, in a thread of the node's
-        channel. ``mtu``: of its link, in bytes.
+        ``console``: the file for the node's console output. ``record`` receives its workers' events, in a thread of the
+        node's channel. ``mtu``: the MTU of its link in bytes.
         """
 
     def examine(self, guest: Guest, count: int) -> Iterator[Finding]:
-        """What ``count`` such nodes depend on, for ``hil doctor``; changes nothing, never raises HilError."""
+        """Check the dependencies of ``count`` nodes, for ``hil doctor``; changes nothing, never raises HilError."""
 
     def made_with(self) -> dict[str, Any]:
-        """Versions of the tools that nodes run on, for provenance; what is missing is left out."""
+        """Versions of the tools that nodes run on, for provenance. A missing tool is left out."""
 
 
 GUESTS: Seam[GuestKind] = Seam(
@@ -81,13 +81,13 @@ by_kind(Guest, GUESTS, default="clone")
 
 @functools.cache
 def soft_guest(guest: Guest) -> SoftGuest:
-    """What nodes of this kind are made from, out of the cache or built. Raises SetupError or OSError."""
+    """The prepared guest, from the cache or built. Raises SetupError or OSError."""
     return _guest(guest, "")
 
 
 @functools.cache
 def host_guest(guest: Guest) -> SoftGuest:
-    """The same with an ssh server, for nodes that play hosts that exist without the bench."""
+    """The prepared guest with an ssh server, for nodes that stand in for hosts. Raises SetupError or OSError."""
     return _guest(guest, "host")
 
 
@@ -100,8 +100,8 @@ def _guest(guest: Guest, variant: str) -> SoftGuest:
 
 
 def start(name: str, made_from: SoftGuest, console: Path, on_event: Record, mtu: int = 1500) -> SoftNode:
-    """A node that is being started; call its ``wait_ready`` before anything else. Raises NodeError.
+    """Begin to start a node. Call its ``wait_ready`` before any other method. Raises NodeError.
 
-    ``mtu``: of its link, in bytes, where the netdev must know it from the start.
+    ``mtu``: the MTU of its link in bytes. Some kinds of guests need it at the start.
     """
     return GUESTS.load(made_from.kind).start(name, made_from, console, on_event, mtu)

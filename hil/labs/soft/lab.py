@@ -1,4 +1,4 @@
-"""Labs of clones: a pristine pair for every test, or one that tests before it left as they found it."""
+"""Labs of clones: a pristine pair for every test, or a pair that earlier tests left unchanged."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,19 @@ from hil.labs.soft.pair import SoftPair
 PACKAGES = ("linux-image", "rdma-core", "librdmacm", "libibverbs", "python3-pyverbs", "ibverbs-providers")
 
 
-# What a look at the nodes does not show must not add up for ever.
+# Changes that the check of the nodes does not find must not accumulate without limit.
 MOST_USES = 100
 
 
 class SoftLab:
-    """What pairs of clones are made from; built on first use."""
+    """Makes pairs of clones. The guests are built on first use."""
 
     def __init__(self, lab: SoftPairFile) -> None:
         self.lab = lab
         self._idle: Clones | None = None
 
     def guests(self) -> tuple[SoftGuest, SoftGuest]:
-        """What node a and node b are made from. Raises SetupError or OSError."""
+        """The prepared guests of node a and node b. Raises SetupError or OSError."""
         return soft_guest(self.lab.guest), soft_guest(self.lab.guest_b or self.lab.guest)
 
     def pair(self, folder: Path, mutant: str = "", *, used: bool = False) -> SoftPair:
@@ -47,11 +47,11 @@ class SoftLab:
             clones.stop()
 
     def provenance(self) -> dict[str, Any]:
-        """What the guests are made of: the same for every pair."""
+        """Facts about the guests, which are the same for every pair."""
         return {name: made_of(guest) for name, guest in zip("ab", self.guests(), strict=True)}
 
     def close(self) -> None:
-        """End the pair that waits for a test."""
+        """End the idle nodes."""
         if self._idle is not None:
             self._idle.stop()
             self._idle = None

@@ -1,7 +1,7 @@
-"""One QEMU machine: its command line, its life, its monitor. Everything is handed over as open descriptors.
+"""One QEMU machine: its command line, process and monitor. QEMU gets its sockets as open descriptors.
 
-No socket has a name on disk, and the kernel kills QEMU when the bench dies (PR_SET_PDEATHSIG), so nothing can
-be left behind, not even by kill -9.
+No socket has a name on disk, and the kernel kills QEMU when the bench dies (PR_SET_PDEATHSIG). So even kill -9 of the
+bench leaves nothing behind.
 """
 
 import asyncio
@@ -22,8 +22,9 @@ from hil.labs.console import console_tail, memory_kib
 
 PORT_NAME = "hil"
 QMP_TIMEOUT_S = 20.0
-# The plainest: with "max", five-level page tables and the like made a warm test take 1.7 times as long under TCG.
-# Without cmpxchg16b: QEMU 7.2 sometimes leaves garbage in the flags behind it, and the kernel dies of a double fault.
+# The CPU with the fewest features. With "max", five-level page tables and similar features made a warm test take 1.7
+# times as long under TCG. cmpxchg16b is off: after it QEMU 7.2 sometimes leaves wrong flags, and the kernel dies of a
+# double fault.
 EMULATED_CPU = "qemu64,cx16=off"
 # QEMU's user networking gives the first guest of each of its networks this address (qemu-doc, "-netdev user").
 GUEST_ADDRESS = "10.0.2.15"
@@ -31,9 +32,9 @@ GUEST_ADDRESS = "10.0.2.15"
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a snapshot and its clones must agree on.
+    """The hardware that a snapshot and its clones must have in common.
 
-    ``user_net``: a second netdev, on a network of QEMU's own that only a port on the bench's loopback leads into.
+    ``user_net``: a second netdev on a network of QEMU's own. Only a port on the bench's loopback leads into it.
     """
 
     kernel: Path
@@ -45,7 +46,7 @@ class Hardware:
 
 @dataclass(slots=True)
 class Sockets:
-    """Our ends of a machine's descriptors: ``agent`` a byte stream, ``frames`` one Ethernet frame a datagram."""
+    """Our ends of a machine's sockets. ``agent`` is a byte stream; each datagram of ``frames`` is an Ethernet frame."""
 
     agent: socket.socket
     frames: socket.socket
@@ -124,7 +125,7 @@ def command_line(
 
 
 def frame_sockets() -> tuple[socket.socket, socket.socket]:
-    """Two joined sockets for Ethernet frames, one a datagram."""
+    """Two joined sockets for Ethernet frames. Each datagram is one frame."""
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -134,8 +135,8 @@ def frame_sockets() -> tuple[socket.socket, socket.socket]:
 class Machine:
     """A running QEMU. ``ram`` is the file behind its memory: shared while a snapshot is made, private in clones.
 
-    ``frames``: QEMU's own end of the datagram socket for its frames, to join two machines without a wire; by default
-    there is a new pair, whose other end is ours.
+    ``frames``: QEMU's own end of the datagram socket for its frames, to join two machines without a wire. By default a
+    new pair of sockets is made, and ``sockets`` has the other end.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Machine:
         return self._process.pid
 
     def monitor(self, command: str, **arguments: Any) -> Any:
-        """One monitor command. Raises NodeError when QEMU is gone or refuses."""
+        """Run one monitor command. Raises NodeError when QEMU is gone or refuses."""
         with self._lock:
             try:
                 if self._monitor is None:
@@ -187,22 +188,22 @@ class Machine:
                     self._monitor.connect()
                 return self._monitor.cmd(command, **arguments)
             except KeyboardInterrupt:
-                # The command's task stays behind and fails when QEMU ends: there is no caller left to tell.
+                # The command's task remains and fails when QEMU ends. No caller needs that error.
                 asyncio.get_event_loop().set_exception_handler(lambda *_: None)
                 raise
             except Exception as error:
                 raise NodeError(f"QEMU's monitor failed at {command}: {error}; {self.last_words()}") from error
 
     def freeze(self) -> None:
-        """Let the machine stand still, its clock too, until ``thaw``. Raises NodeError."""
+        """Stop the machine and its clock until ``thaw``. Raises NodeError."""
         self.monitor("stop")
 
     def thaw(self) -> None:
-        """Let a frozen machine go on. Raises NodeError."""
+        """Let a frozen machine continue. Raises NodeError."""
         self.monitor("cont")
 
     def move_console(self, console: Path) -> None:
-        """Let the console go on in another file. Raises NodeError."""
+        """Write the further console output to another file. Raises NodeError."""
         backend = {"type": "file", "data": {"out": str(console), "append": True}}
         self.monitor("chardev-change", id="console", backend=backend)
         self.console = console
@@ -224,7 +225,7 @@ class Machine:
         return "; ".join([*words, f"console ends: {lines or 'nothing'}"])
 
     def stop(self) -> None:
-        """End QEMU and close every descriptor; safe to call twice."""
+        """End QEMU and close every descriptor. Safe to call twice."""
         if self._monitor is not None:
             with self._lock:
                 monitor, self._monitor = self._monitor, None

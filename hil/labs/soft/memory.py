@@ -1,4 +1,4 @@
-"""Where nodes on User-Mode Linux keep their memory."""
+"""The folder for the memory of nodes on User-Mode Linux."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,9 @@ NO_MEMORY_FOLDER = "neither /dev/shm nor $TMPDIR nor /tmp is a folder that can b
 
 
 def memory_folder() -> Path | None:
-    """Where nodes keep their memory, in files without a name, or None where nothing will do.
+    """The folder where nodes keep their memory in files without a name, or None if no folder is suitable.
 
-    User-Mode Linux runs code out of them, so that noexec is in the way; on a disk they would be written back.
+    User-Mode Linux runs code in these files, so noexec would prevent that. On a disk they would be written back.
     """
     for text in ("/dev/shm", os.environ.get("TMPDIR", ""), "/tmp"):
         if text and os.access(text, os.W_OK | os.X_OK) and not os.statvfs(text).f_flag & os.ST_NOEXEC:

@@ -1,4 +1,4 @@
-"""The nodes of a soft lab: machines that are the bench's own."""
+"""The nodes of a soft lab, whose machines belong to the bench."""
 
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -18,7 +18,7 @@ READ_ONLY_CALLS = frozenset((
 
 
 class SoftMachine(Protocol):
-    """The machine of a node in a soft lab, made for it and ended with it."""
+    """The machine of a node in a soft lab. It is made for the node and ends with it."""
 
     console: Path
     sockets: Sockets
@@ -35,7 +35,7 @@ class SoftMachine(Protocol):
 
 
 class SoftNode(AgentNode):
-    """A node whose machine is the bench's own. ``frames`` is the socket the wire joins. Use as a context manager.
+    """A node whose machine belongs to the bench. The wire joins its socket ``frames``. Use as a context manager.
 
     ``changed``: the calls that were not read-only. ``window``: see Channel. A subclass starts the machine.
     """
@@ -62,12 +62,12 @@ class SoftNode(AgentNode):
         return super().system(call, **arguments)
 
     def move_console(self, console: Path) -> None:
-        """Let the machine's console go on in another file. Raises NodeError."""
+        """Write the further console output to another file. Raises NodeError."""
         self.machine.move_console(console)
         self.console = console
 
     def end_workers(self, timeout_s: float) -> list[int]:
-        """End every worker but the one that serves ``system``; the exit status of each. Raises NodeError."""
+        """End every worker but the one that serves ``system``. Returns the exit status of each. Raises NodeError."""
         running = [worker for worker in self.channel.workers() if worker != self._system]
         for worker in running:
             self.channel.kill(worker)
@@ -91,7 +91,7 @@ class SoftNode(AgentNode):
 
 
 class MachinePower:
-    """Power control of a node whose machine is the bench's own."""
+    """Power control of a node whose machine belongs to the bench."""
 
     def __init__(self, node: SoftNode) -> None:
         self._node = node
@@ -105,6 +105,6 @@ class MachinePower:
         self._node.machine.stop()
 
     def resume(self) -> None:
-        """Nothing for a machine that was cut off: another pair has another."""
+        """Let a halted machine continue. A machine without power stays off: the next pair has a new machine."""
         if self._node.machine.alive():
             self._node.machine.thaw()

@@ -28,11 +28,11 @@ PLACES = (
 
 
 class SoftPair(Pair):
-    """Two soft nodes joined by the inline wire, made from a guest each.
+    """Two soft nodes joined by the inline wire, each made from a guest.
 
-    ``mutant`` names a wire that is wrong on purpose (hil.mutants.wires). ``used``: clones that another pair had,
-    taken instead of new ones; ``give_back`` gets those of this pair in the end, if its test passed
-    and left them as it found them. ``parts_s``: seconds that each part of making it took.
+    ``mutant`` names a wire that is wrong on purpose (hil.mutants.wires). ``used``: clones of an earlier pair to use
+    instead of new ones. ``give_back`` receives this pair's clones at the end, if the test passed and left them
+    unchanged. ``parts_s``: the time of each part of the set-up in seconds.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SoftPair(Pair):
             raise
 
     def power(self, name: str) -> Power:
-        """Its machine is halted and goes on; one that was cut off does not come back."""
+        """Power control of the node's machine. A machine without power does not start again."""
         return MachinePower(self.clones[name])
 
     @stopwatch.phase(Phase.WRITING)
@@ -92,7 +92,7 @@ class SoftPair(Pair):
         super().write(evidence, judged)
 
     def close(self) -> None:
-        """Stop the wire, and both nodes unless another pair may have them."""
+        """Stop the wire. Stop both nodes too, unless another pair may use them."""
         give_back, self._give_back = self._give_back, None
         try:
             if give_back is not None:
@@ -106,10 +106,10 @@ class SoftPair(Pair):
             super().close()
 
     def _spoiled(self) -> str:
-        """Why no other test may have the nodes, or an empty text."""
+        """Why no other test may use the nodes, or an empty text."""
         if not self.passed:
             return "its test did not pass"
-        # A process that a test killed is no crash; the look at the nodes finds what the kernel has left of it.
+        # A process that a test killed has not crashed. The check of the nodes finds kernel objects that it left.
         ended = {entry.status for entry in self._entries if isinstance(entry, Exit)}
         if ended - {0, -signal.SIGKILL}:
             return "a process crashed"
@@ -120,7 +120,7 @@ class SoftPair(Pair):
 
 
 def provision_all(nodes: Mapping[str, Node], places: tuple[Place, ...], mtu: int) -> None:
-    """Give every clone its addresses and soft-RoCE, all at the same time. Raises what the first one raised."""
+    """Give every clone its addresses and soft-RoCE, all at the same time. Raises the first clone's error."""
     failures: list[BaseException] = []
 
     def one(place: Place) -> None:

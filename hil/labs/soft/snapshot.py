@@ -1,4 +1,4 @@
-"""Boot a node once, keep it as a snapshot, and know whether KVM works on this machine."""
+"""Boot a node once and keep it as a snapshot. Find out whether KVM works on this machine."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ BOOT_TIMEOUT_S = {"tcg": 240.0, "kvm": 30.0}
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A booted node at rest: the files that clones are made from."""
+    """A booted and stopped node: the files that clones are made from."""
 
     kind: ClassVar[str] = "clone"
     hardware: Hardware
@@ -42,10 +42,10 @@ class Snapshot:
 def snapshot_for(
     image: Image, cache: Path, memory_mib: int = 640, accelerator: str = "auto", *, user_net: bool = False
 ) -> Snapshot:
-    """The snapshot of ``image`` with today's node-side code; made first when missing, damaged or outdated."""
+    """The snapshot of ``image`` with the current node-side code. It is made if it is missing, damaged or outdated."""
     if accelerator == "auto":
         accelerator = working_accelerator(image, cache, memory_mib)
-    # A clone on another machine than the one that was booted hangs without a word.
+    # A clone whose hardware differs from the booted machine hangs without a message.
     machine = command_line(
         Hardware(Path(), Path(), memory_mib, accelerator, user_net),
         Path(),
@@ -62,7 +62,7 @@ def snapshot_for(
     if folder.is_dir():
         problem = damage(folder)
         if problem is None:
-            # The oldest are forgotten first: this one is in use.
+            # The least recently used snapshots are removed first, so mark this one as used.
             os.utime(folder)
             return _load(image, folder, memory_mib, accelerator, user_net)
         say(f"the cached snapshot {folder.name} is damaged ({problem}): making it again")
@@ -74,7 +74,7 @@ def snapshot_for(
 
 
 def working_accelerator(image: Image, cache: Path, memory_mib: int) -> str:
-    """``kvm`` if a node really boots under it here, else ``tcg``; the answer is remembered for this machine."""
+    """``kvm`` if a node boots under KVM here, else ``tcg``. The answer is cached for this machine."""
     if named := os.environ.get("HIL_ACCELERATOR"):
         if named not in BOOT_TIMEOUT_S:
             raise SnapshotError(f"HIL_ACCELERATOR is {named!r}; it must be one of {', '.join(BOOT_TIMEOUT_S)}")
@@ -122,13 +122,13 @@ def _make(image: Image, folder: Path, memory_mib: int, accelerator: str, user_ne
         except OSError as error:
             raise SnapshotError(f"no room for a snapshot in {folder.parent}: {error}") from error
         _boot_and_save(Hardware(image.kernel, work / "initrd", memory_mib, accelerator, user_net), work)
-        # Clones load the initramfs from the RAM file; QEMU only wants the name of a file that exists.
+        # Clones have the initramfs in the RAM file, but QEMU still needs the name of an existing file.
         (work / "initrd").write_bytes(b"")
         seal(work, folder, {})
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise SnapshotError unless ``needed`` bytes are free: QEMU would die of SIGBUS on a full disk."""
+    """Raises SnapshotError unless ``needed`` bytes are free. On a full disk, SIGBUS would kill QEMU."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SnapshotError(

@@ -1,7 +1,7 @@
 """A node that is a User-Mode Linux kernel: an ordinary process that boots to a working adapter in a second.
 
-There is no snapshot: each node boots. Its frames go through a datagram socket as a clone's do, its agent is on a
-serial line, and its root file system is the guest image's, with Python's compiled files beside it.
+There is no snapshot: each node boots. Its frames go through a datagram socket, as those of a clone. Its agent is on a
+serial line. Its root file system is that of the guest image, with compiled Python files added.
 """
 
 import functools
@@ -43,9 +43,9 @@ from hil.progress import say, step
 
 BOOT_TIMEOUT_S = 120.0
 KEPT = 4
-# Frames that the kernel may send or take at one look (Linux: Documentation/virt/uml, vector transports).
+# The number of frames that the kernel may send or receive at once (Linux: Documentation/virt/uml, vector transports).
 VECTOR_DEPTH = 64
-# It is run as /init is in a clone. HIL_COMPILE comes from the kernel's command line, and names a folder of the host's.
+# It runs like /init in a clone. HIL_COMPILE comes from the kernel's command line; then the node only compiles its code.
 INIT = (
     INIT_BEGIN
     + """ip link set vec0 name eth0
@@ -69,7 +69,7 @@ exec python3 -m hil.agent.agent /dev/ttyS0
 
 @dataclass(frozen=True, slots=True)
 class UmlGuest:
-    """What nodes of this kind boot: a kernel and the root file system of ``image`` as ``initrd``."""
+    """A kernel and the root file system of ``image`` as ``initrd``. Nodes of this kind boot both."""
 
     kind: ClassVar[str] = "uml"
     kernel: Kernel
@@ -84,7 +84,7 @@ class UmlGuest:
 
 
 def uml_guest_for(image: Image, kernel: Kernel, cache: Path, memory_mib: int) -> UmlGuest:
-    """What nodes of ``image`` on ``kernel`` boot, with today's node-side code; made first when missing or outdated."""
+    """The guest of ``image`` on ``kernel`` with the current node-side code. It is made if it is missing or outdated."""
     inputs = json.dumps([image.key, code_key(), INIT, kernel.program.parent.name])
     folder = cache / "uml" / f"{image.suite}-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
     sweep(folder.parent)
@@ -95,7 +95,7 @@ def uml_guest_for(image: Image, kernel: Kernel, cache: Path, memory_mib: int) ->
         with step(f"making the root file system of {image.suite} nodes on User-Mode Linux {kernel.release}"):
             _make(image, kernel, folder, memory_mib)
         keep_newest(folder, KEPT)
-    # The oldest are forgotten first: this one is in use.
+    # The least recently used guests are removed first, so mark this one as used.
     os.utime(folder)
     in_use(folder)
     in_use(kernel.program.parent)
@@ -128,7 +128,7 @@ def _join(out: Path, *parts: Path) -> None:
 
 
 def _compiled(guest: UmlGuest, place: Path) -> Path:
-    """An archive of all that Python compiles when a node starts: the guest's own Python has to do it."""
+    """An archive of the Python files compiled at a node's start. Only the guest's own Python can compile them."""
     shared = place / "shared"
     shared.mkdir()
     machine = UmlMachine(guest, place / "console", f"hostfs={shared}", "HIL_COMPILE=yes")
@@ -141,11 +141,11 @@ def _compiled(guest: UmlGuest, place: Path) -> Path:
 
 
 def next_core() -> int:
-    """The core for another machine: they take turns, and each process of the bench begins at a place of its own.
+    """The core for the next machine. Machines use the cores in turn; each process of the bench starts at another core.
 
     A User-Mode Linux is one processor made of several processes that wake each other at every system call. Measured on
-    two cores: kept on one, a node boots with 1.3 s of processor time instead of 2.5, and is provisioned in a fifth of
-    the time.
+    two cores: a node that is kept on one core boots with 1.3 s of processor time instead of 2.5, and is provisioned in
+    a fifth of the time.
     """
     allowed = sorted(os.sched_getaffinity(0))
     return allowed[(os.getpid() + next(_turns)) % len(allowed)]
@@ -161,10 +161,10 @@ def _alone_on(core: int) -> None:
 
 
 class UmlMachine:
-    """A running User-Mode Linux. Nothing it has survives it: its processes are one group, its memory has no name.
+    """A running User-Mode Linux. It leaves nothing behind: its processes are one group, its memory file has no name.
 
-    ``mtu``: the largest that its netdev can have, in bytes. ``user_net``: give it a second netdev on a network of its
-    own. ``more``: further words for the kernel's command line.
+    ``mtu``: the largest MTU of its netdev in bytes. ``user_net``: the network of a second netdev. ``more``: further
+    words for the kernel's command line.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class UmlMachine:
         self.console = console
         ours, theirs = socket.socketpair()
         frames, their_frames = frame_sockets()
-        # A machine has no monitor: the process itself is stopped and continued.
+        # This machine has no monitor. Signals stop and continue its processes.
         self.sockets = Sockets(ours, frames, ours)
         memory = memory_folder()
         if memory is None:
@@ -194,12 +194,12 @@ class UmlMachine:
                     f"ssl0=fd:{theirs.fileno()},fd:{theirs.fileno()}",
                     f"vec0:transport=fd,fd={their_frames.fileno()},depth={VECTOR_DEPTH},gro=0,mtu={mtu}",
                     *([second] if second else []),
-                    # Faster than ptrace where kernel and host have it; older kernels do not know the word.
+                    # seccomp is faster than ptrace if kernel and host have it. Older kernels ignore this option.
                     "seccomp=auto",
-                    # It would keep a folder for its control socket: nothing can be made in /proc.
+                    # The kernel would leave a folder for its control socket. In /proc it cannot make one.
                     "uml_dir=/proc/",
                     "umid=hil",
-                    # Netdevs that no test asked for.
+                    # Do not make netdevs that no test needs.
                     "bonding.max_bonds=0",
                     "dummy.numdummies=0",
                     "quiet",
@@ -233,14 +233,14 @@ class UmlMachine:
         return self._process.pid
 
     def _keep_console(self, out: int) -> None:
-        # A kernel whose console takes nothing stands still: what cannot be written, on a full disk, is passed over.
+        # A kernel blocks if its console output is not read. On a full disk the output is dropped.
         while data := os.read(out, 1 << 16):
             with suppress(OSError), self._lock, self.console.open("ab") as file:
                 file.write(data)
         os.close(out)
 
     def move_console(self, console: Path) -> None:
-        """Let the console go on in another file."""
+        """Write the further console output to another file."""
         with self._lock:
             self.console = console
 
@@ -248,7 +248,7 @@ class UmlMachine:
         return self._process.poll() is None
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until the machine has ended by itself; whether it has."""
+        """Wait until the machine ends by itself. Returns whether it has ended."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -256,11 +256,11 @@ class UmlMachine:
         return True
 
     def freeze(self) -> None:
-        """Let the machine stand still until ``thaw``; its clock, which is the host's, goes on. Raises NodeDied."""
+        """Stop the machine until ``thaw``. Its clock, which is this machine's, continues. Raises NodeDied."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen machine go on. Raises NodeDied."""
+        """Let a frozen machine continue. Raises NodeDied."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -269,19 +269,19 @@ class UmlMachine:
         os.killpg(self.pid, number)
 
     def memory_kib(self) -> dict[str, int]:
-        """Resident and private memory of the machine's kernel, which holds its nodes' whole memory, in KiB."""
+        """Resident and private memory of the machine's kernel in KiB. It holds the whole memory of the node."""
         return memory_kib(self.pid)
 
     def last_words(self) -> str:
-        """How it has ended, if it has, and the last lines of the console."""
+        """The exit status, if the machine has ended, and the last lines of the console."""
         ended = "" if self.alive() else f"User-Mode Linux ended with {self._process.returncode}; "
         return f"{ended}console ends: {console_tail(self.console) or 'nothing'}"
 
     def stop(self) -> None:
-        """End every process of the machine and close every descriptor; safe to call twice."""
+        """End every process of the machine and close every descriptor. Safe to call twice."""
         if self._ended:
             return
-        # Later the number may be another process's.
+        # After the end, the process id may belong to another process.
         self._ended = True
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -307,12 +307,12 @@ class UmlNode(SoftNode):
         super().__init__(name, UmlMachine(guest, console, mtu=mtu, user_net=user_net), on_event, UNDER_WAY)
 
     def wait_ready(self) -> None:
-        """Wait until it has booted: what is said to it before is lost. Raises NodeDied and PhaseTimeout."""
+        """Wait until the node has booted. Messages sent before are lost. Raises NodeDied and PhaseTimeout."""
         wait_booted(f"node {self.name}", self.machine, self.channel, BOOT_TIMEOUT_S)
 
 
 class UmlKind:
-    """Guests that are User-Mode Linux processes."""
+    """The kind of guest that is a User-Mode Linux process."""
 
     schema = Guest
     noun = "User-Mode Linux"

@@ -1,7 +1,7 @@
-"""Build a User-Mode Linux kernel with soft-RoCE in it, from Debian's own source or a tree of the user's.
+"""Build a User-Mode Linux kernel with soft-RoCE, from Debian's own source or the user's kernel tree.
 
 Such a kernel (Linux: Documentation/virt/uml) is an ordinary program: it needs no KVM, no emulator and no root.
-It is built once for each source and configuration, and kept in the cache beside the images.
+It is built once for each source and configuration, and cached beside the images.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from hil.labs.soft.file import KERNEL_PACKAGE
 from hil.labs.soft.image import module_dependencies
 from hil.progress import say, step
 
-# Every feature of the nodes that a test uses, on top of "allnoconfig".
+# Every kernel feature that a test uses, in addition to "allnoconfig".
 FEATURES = """
 64BIT MULTIUSER PRINTK BUG FUTEX EPOLL SIGNALFD TIMERFD EVENTFD SHMEM AIO POSIX_TIMERS MEMBARRIER ADVISE_SYSCALLS
 KALLSYMS SYSFS FHANDLE FILE_LOCKING INOTIFY_USER DNOTIFY MEMFD_CREATE SYSVIPC POSIX_MQUEUE BINFMT_ELF BINFMT_SCRIPT
@@ -38,16 +38,16 @@ NET_SCHED DUMMY VETH BRIDGE BONDING MACVLAN IPVLAN VLAN_8021Q UML_NET_VECTOR
 PCI VIRTIO_MENU VIRTIO_UML UML_PCI_OVER_VIRTIO UML_PCI
 INFINIBAND_ADDR_TRANS MODULES CRYPTO CRYPTO_CRC32 CRYPTO_CRC32C CRC32
 """
-# As modules, because the order in which they register decides what happens when a device goes. The kernel tells its
-# clients in the reverse order. ib_uverbs waits until every program has closed the device (ib_uverbs_remove_one), and a
-# program closes it when rdma_cm tells of the removal: rdma_cm must be told first, and so register last. Up to
-# Linux 6.12 soft-RoCE needs ib_uverbs, which is there first for it. A newer one does not: modprobe loads rdma_cm before
-# ib_uverbs, and a soft-RoCE device does not go while a program has it open.
+# These are modules, because the order in which they register matters when a device is removed. The kernel notifies its
+# clients in the reverse order. ib_uverbs waits until every program has closed the device (ib_uverbs_remove_one). A
+# program closes it when rdma_cm reports the removal. So rdma_cm must be notified first, and must register last. Up to
+# Linux 6.12 soft-RoCE needs ib_uverbs, so ib_uverbs is loaded first. Newer versions do not need it: modprobe then loads
+# rdma_cm before ib_uverbs, and a soft-RoCE device is not removed while a program has it open.
 MODULAR = "INFINIBAND INFINIBAND_USER_MAD INFINIBAND_USER_ACCESS RDMA_RXE RDMA_SIW"
 LOADED = ("ib_uverbs", "rdma_rxe", "rdma_ucm", "ib_umad")
-# "allnoconfig" leaves these on, or other symbols select them.
+# These are switched off explicitly: "allnoconfig" leaves them on, or other symbols select them.
 LEFT_OUT = "BLOCK IO_URING ELF_CORE LOCALVERSION_AUTO WERROR STATIC_LINK"
-# A kernel without these cannot be a node: the others may be missing in an old or new source.
+# A kernel without these cannot be a node. The other features may be missing in an old or new source.
 NEEDED = ("HOSTFS", "IPV6", "PACKET", "SSL", "UML_NET_VECTOR", "INFINIBAND_USER_ACCESS", "RDMA_RXE", "CONFIGFS_FS")
 TOOLS = {
     "gcc": "gcc",
@@ -59,11 +59,11 @@ TOOLS = {
     "xz": "xz-utils",
 }
 HEADER = Path("/usr/include/stdlib.h")
-# Kbuild refuses a path with any of these.
+# Kbuild refuses a path with any of these characters.
 NOT_IN_PATHS = re.compile(r"[\s:]")
 RECIPE_VERSION = 3
 # User-Mode Linux closes the descriptor that its netdev was given when the netdev goes down, and cannot open it again
-# (arch/um/drivers/vector_user.c, user_init_fd_fds). Preloaded, this keeps the descriptor open.
+# (arch/um/drivers/vector_user.c, user_init_fd_fds). This preloaded library keeps the descriptor open.
 KEEP_OPEN = """
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -85,8 +85,8 @@ KEPT = 4
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A built kernel: ``program`` to run with ``preload``, a cpio archive of its ``modules``, its ``release`` as uname
-    says it, and the ``source``."""
+    """A built kernel: ``program`` to run with ``preload``, a cpio archive of its ``modules``, its ``release`` as in
+    uname, and the ``source``."""
 
     program: Path
     preload: Path
@@ -96,10 +96,10 @@ class Kernel:
 
 
 def kernel_for(sources: Sequence[str], cache: Path) -> Kernel:
-    """The kernel of the first of ``sources`` that is cached, else of the first that can be had, which is built.
+    """The kernel of the first of ``sources`` that is cached. If none is cached, the first available one is built.
 
     A source is SUITE/PACKAGE, such as trixie-backports/linux-source-7.2, or the path of a kernel tree. Raises
-    KernelError, for a package that no suite has only when it is the last source.
+    KernelError. A missing package is an error only if it is the last source.
     """
     folder = cache / "kernels"
     sweep(folder)
@@ -114,7 +114,7 @@ def kernel_for(sources: Sequence[str], cache: Path) -> Kernel:
 
 
 def cached_kernel(sources: Sequence[str], cache: Path) -> Kernel | None:
-    """The kernel of the first of ``sources`` that was built already, or None."""
+    """The kernel of the first of ``sources`` that is cached, or None."""
     for source in sources:
         with suppress(NoSuchSource):
             if (kernel := _cached(cache / "kernels" / key_of(source), source)) is not None:
@@ -123,11 +123,11 @@ def cached_kernel(sources: Sequence[str], cache: Path) -> Kernel | None:
 
 
 class NoSuchSource(KernelError):
-    """A suite has no package of that name, or a path leads to no kernel tree."""
+    """A suite has no package of that name, or there is no kernel tree at a path."""
 
 
 def key_of(source: str) -> str:
-    """The name in the cache of a kernel that is built from ``source``. Raises NoSuchSource."""
+    """The name in the cache of the kernel built from ``source``. Raises NoSuchSource."""
     inputs = [
         RECIPE_VERSION,
         configuration(),
@@ -145,7 +145,7 @@ def is_tree(source: str) -> bool:
 
 
 def configuration() -> str:
-    """The answers that ``allnoconfig`` is given."""
+    """The configuration that ``allnoconfig`` starts from."""
     on = [f"CONFIG_{name}=y" for name in FEATURES.split()]
     on += [f"CONFIG_{name}=m" for name in MODULAR.split()]
     off = [f"CONFIG_{name}=n" for name in LEFT_OUT.split()]
@@ -153,7 +153,7 @@ def configuration() -> str:
 
 
 def missing_tools() -> list[str]:
-    """The Debian packages that a build still needs on this machine."""
+    """The Debian packages that a build needs and this machine lacks."""
     missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
     return missing + ["libc6-dev"] * (not HEADER.exists())
 
@@ -178,7 +178,7 @@ def _cached(folder: Path, source: str) -> Kernel | None:
         say(f"the cached kernel {folder.name} is damaged ({problem}): building it again")
         shutil.rmtree(folder)
         return None
-    # The oldest are forgotten first: this one is in use.
+    # The least recently used kernels are removed first, so mark this one as used.
     os.utime(folder)
     return _kernel(folder, source)
 
@@ -191,7 +191,7 @@ def _kernel(folder: Path, source: str) -> Kernel:
 def _built(source: str, folder: Path) -> Kernel:
     if missing := missing_tools():
         raise KernelError(
-            f"a kernel cannot be built here; install what is missing: apt-get install {' '.join(missing)}"
+            f"a kernel cannot be built here; install the missing packages: apt-get install {' '.join(missing)}"
         )
     final = folder / key_of(source)
     if NOT_IN_PATHS.search(str(folder)):
@@ -222,8 +222,8 @@ def _built(source: str, folder: Path) -> Kernel:
 def _unpacked(source: str, work: Path) -> Path:
     """The source tree of a Debian package, unpacked below ``work``. Raises NoSuchSource and KernelError."""
     suite, _, package = source.partition("/")
-    # apt's own settings of the new root, so that this machine's suites and keys do not matter. The plain package is a
-    # name for the newest, which its dependencies tell.
+    # Use the apt settings of the new root, so that this machine's suites and keys do not matter.
+    # The package without a version depends on the newest package, which is downloaded instead.
     script = (
         'export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"; '
         f'p=$(apt-cache depends {package} 2> /dev/null | sed -n "s/ *Depends: *\\(linux-source-[0-9.]*\\)$/\\1/p"); '
@@ -262,7 +262,7 @@ def _make(tree: Path, out: Path, log: Path) -> None:
 
 
 def _pack_modules(out: Path, archive: Path) -> None:
-    """Write the modules that a node loads, and the list of them in their order, as a cpio archive."""
+    """Write a cpio archive with the modules that a node loads, and a list of them in load order."""
     built = {path.stem.replace("-", "_"): path for path in out.rglob("*.ko")}
     order: list[str] = []
 
@@ -284,7 +284,8 @@ def _pack_modules(out: Path, archive: Path) -> None:
 
 
 def _run(command: list[str], log: Path) -> str:
-    """What a step of the build printed; it is added to ``log``. Raises KernelError with its last lines."""
+    """Run a step of the build. Returns its output, which is also added to ``log``. Raises KernelError with its last
+    lines."""
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

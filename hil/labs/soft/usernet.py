@@ -1,4 +1,4 @@
-"""A second network for a User-Mode Linux node, in user space: only a port of this machine's loopback leads into it."""
+"""A second network in user space for a User-Mode Linux node. Only a port of this machine's loopback leads into it."""
 
 import json
 import shutil
@@ -19,9 +19,9 @@ SSH_PORT = 22
 
 
 class UserNet:
-    """slirp4netns, which a node's netdev joins through the socket at ``frames`` when it goes up, once.
+    """A running slirp4netns. A node's netdev joins it through the socket at ``frames`` when it first goes up.
 
-    ``frames``: one Ethernet frame a datagram (slirp4netns(1), --target-type=bess).
+    ``frames``: each datagram is one Ethernet frame (slirp4netns(1), --target-type=bess).
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class UserNet:
             raise
 
     def forward(self, port: int) -> None:
-        """Let ``port`` of 127.0.0.1 lead to the node's ssh server; its netdev is up. Raises NodeError."""
+        """Forward ``port`` of 127.0.0.1 to the node's ssh server. The node's netdev must be up. Raises NodeError."""
         self._wait_for(self._api)
         arguments: dict[str, Any] = {"proto": "tcp", "host_addr": "127.0.0.1", "host_port": port}
         arguments |= {"guest_addr": GUEST_ADDRESS, "guest_port": SSH_PORT}
@@ -61,7 +61,7 @@ class UserNet:
         except (OSError, ValueError) as error:
             raise NodeError(f"slirp4netns does not answer: {error}") from error
         if "error" in answer or "return" not in answer:
-            raise NodeError(f"port {port} cannot lead to the node: {answer}")
+            raise NodeError(f"port {port} cannot be forwarded to the node: {answer}")
 
     def _wait_for(self, path: Path) -> None:
         def there_or_gone() -> bool:
@@ -72,7 +72,7 @@ class UserNet:
             raise NodeError(f"slirp4netns does not serve {path.name}: is the node's netdev up?")
 
     def stop(self) -> None:
-        """End it; safe to call twice."""
+        """End slirp4netns. Safe to call twice."""
         self._process.kill()
         self._process.wait()
         self._stack.close()
