@@ -82,10 +82,10 @@ def _of_link(link: Any) -> Iterator[str]:
 
 
 def _of_address(address: Any, name: str) -> Iterator[str]:
-    told = address.get_attr("IFA_ADDRESS")
-    local = address.get_attr("IFA_LOCAL") or told
-    if local != told:
-        yield f"the peer {told} of {local}"
+    peer = address.get_attr("IFA_ADDRESS")
+    local = address.get_attr("IFA_LOCAL") or peer
+    if local != peer:
+        yield f"the peer {peer} of {local}"
     if address.get_attr("IFA_LABEL") not in (None, name):
         yield f"the label of {local}"
     if (address.get_attr("IFA_FLAGS") or 0) & IFA_F_NOPREFIXROUTE or address.get_attr("IFA_RT_PRIORITY"):

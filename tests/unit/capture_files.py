@@ -1,4 +1,4 @@
-"""Capture files of every make, as bytes: what other programs may write and this project's own writer does not."""
+"""Capture files as bytes, of kinds that other programs write and this project's own writer does not."""
 
 import struct
 

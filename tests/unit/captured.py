@@ -1,4 +1,4 @@
-"""Captures for the tests of the rebuilder: recorded, changed in memory, and constructed ones; and their verdict."""
+"""Captures for the tests of the rebuilder, recorded, changed in memory or constructed; and their verdict."""
 
 import io
 import struct
@@ -101,14 +101,14 @@ def without(frames: Sequence[CapturedFrame], *places: int) -> list[CapturedFrame
 
 
 def place(frames: Sequence[CapturedFrame], name: str) -> int:
-    """Where the first CM message of that name is."""
+    """The place of the first CM message with that name."""
     return next(n for n, frame in enumerate(frames) if kind(frame) == name)
 
 
 def moved(
     frames: Sequence[CapturedFrame], source: int, destination: int, *, later_ns: int = 5_000_000
 ) -> list[CapturedFrame]:
-    """A frame taken out and put behind another, ``later_ns`` after it; what follows comes later still."""
+    """One frame taken out and put behind another, ``later_ns`` after it; the following frames come later too."""
     rest = list(frames)
     frame = rest.pop(source)
     behind = destination - (source < destination)
@@ -118,7 +118,7 @@ def moved(
 
 
 def altered(frame: CapturedFrame, offset: int, value: int, *, repaired: bool) -> CapturedFrame:
-    """A frame with one byte behind its base transport header changed; with ``repaired`` its ICRC is right again."""
+    """A frame with one byte behind its base transport header changed; ``repaired`` makes its ICRC right again."""
     data = bytearray(frame.data)
     _, at = network_header(frame.data)
     data[at + 28 + 12 + offset] ^= value
@@ -128,7 +128,7 @@ def altered(frame: CapturedFrame, offset: int, value: int, *, repaired: bool) ->
 
 
 def acknowledged(frame: CapturedFrame, *, syndrome: int, behind: int) -> CapturedFrame:
-    """An ACK made into another answer, of a PSN so many behind; with a right ICRC."""
+    """An ACK changed into another answer, to a PSN ``behind`` its own, with a right ICRC."""
     data = bytearray(frame.data)
     bth = network_header(frame.data)[1] + 28
     psn = int.from_bytes(data[bth + 9 : bth + 12], "big") - behind
@@ -156,7 +156,7 @@ def as_v1(frame: CapturedFrame) -> CapturedFrame:
 
 
 def resent(frames: Iterable[CapturedFrame], by_ns: int, *, number: int = 1) -> list[CapturedFrame]:
-    """IPv4 frames sent once more so much later: their sender numbers them anew, ``number`` further on."""
+    """IPv4 frames sent again after some time with new identifications, ``number`` higher."""
 
     def numbered(frame: CapturedFrame) -> CapturedFrame:
         data = bytearray(frame.data)
@@ -172,7 +172,7 @@ def later(frames: Iterable[CapturedFrame], by_ns: int) -> list[CapturedFrame]:
 
 
 def arp(frames: Sequence[CapturedFrame], seconds: int) -> list[CapturedFrame]:
-    """The frames, and then for so long nothing but ARP."""
+    """The frames, followed by ARP only."""
     one_of_it = replace(frames[-1], data=b"\xff" * 12 + b"\x08\x06" + bytes(46))
     return [*frames, *(frame for n in range(seconds) for frame in later([one_of_it], (n + 1) * 10**9))]
 
@@ -189,7 +189,7 @@ def between(frames: Sequence[CapturedFrame], one_mac: int, other_mac: int) -> li
 
 
 def unnumbered(frames: Sequence[CapturedFrame]) -> list[CapturedFrame]:
-    """The IPv4 frames with the number 0, as adapters send that do not number."""
+    """The IPv4 frames with identification 0, as some adapters send them."""
     zeroed = []
     for frame in frames:
         data = bytearray(frame.data)

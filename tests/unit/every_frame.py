@@ -1,4 +1,4 @@
-"""Frames of every kind that there is: each opcode, encapsulation and CM message, with field values from a seed."""
+"""Frames of every kind: each opcode, encapsulation and CM message, with field values from a seed."""
 
 import random
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ EXTENDED: dict[str, Packet] = {
 
 
 def filled(layer: type[Packet], rng: random.Random, **fixed: int) -> Packet:
-    """``layer`` with every field but reserved ones at a value of its own; GIDs are no mapped IPv4 addresses."""
+    """``layer`` with a different value in every field except reserved ones; GIDs are no mapped IPv4 addresses."""
     packet = layer()
     for field in packet.fields_desc:
         if field.name.startswith("res") or field.name == "icrc":
@@ -62,7 +62,7 @@ def filled(layer: type[Packet], rng: random.Random, **fixed: int) -> Packet:
 
 
 def transport(opcode: int, rng: random.Random) -> Packet:
-    """A base header of ``opcode``, what belongs behind it, and a payload with its padding."""
+    """A base header of ``opcode``, the headers of that opcode, and a payload with padding."""
     size = payload_size(opcode, rng)
     pad = rng.randrange(4) if size > 8 else 0
     base = filled(BTH, rng, opcode=opcode, padcount=pad, version=0, dqpn=rng.randrange(2, 1 << 24))
@@ -72,7 +72,7 @@ def transport(opcode: int, rng: random.Random) -> Packet:
 
 
 def payload_size(opcode: int, rng: random.Random) -> int:
-    """Bytes of payload and padding that suit ``opcode``."""
+    """The number of payload and padding bytes for ``opcode``."""
     operation = opcode & 0x1F
     if opcode == CNP_OPCODE or operation in WITHOUT_PAYLOAD:
         return 0

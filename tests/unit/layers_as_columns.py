@@ -1,4 +1,4 @@
-"""What scapy's layers hold of one frame, by the names of the bulk path's columns."""
+"""The values of scapy's layers in one frame, by the names of the bulk scan's columns."""
 
 import ipaddress
 
@@ -16,7 +16,7 @@ HALF = 2**64 - 1
 
 
 def columns_of(packet: Packet) -> dict[str, int]:
-    """Every column that a frame's layers tell, absent ones as the bulk path marks them."""
+    """Every column that a frame's layers give; absent values are marked as in the bulk scan."""
     return _network(packet) | _base(packet[BTH]) | _extended(packet[BTH])
 
 
@@ -71,5 +71,5 @@ def _payload(base: Packet) -> int:
     layer = base
     while layer and not isinstance(layer, Raw | MAD):
         layer = layer.payload
-    # Padding behind the packet is a kind of Raw.
+    # Padding behind the packet is a subclass of Raw.
     return len(layer.original) if layer and not isinstance(layer, Padding) else 0

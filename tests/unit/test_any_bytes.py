@@ -1,4 +1,4 @@
-"""Readers and bulk path on bytes from anywhere: a CaptureError at the opening or none at all, and an end."""
+"""Readers and bulk scan on random bytes: only opening raises, only CaptureError, and every reading ends."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ def of_recorded(order: str, nanoseconds: bool) -> bytes:
 
 
 def mixed() -> bytes:
-    """Both byte orders, every kind of packet block, several interfaces."""
+    """A capture with both byte orders, every kind of packet block, and several interfaces."""
     file = b""
     for order in "<>":
         file += section(order) + interface(order, "a", 9) + interface(order, "b", 0x94, offset_s=3, fcs=4)
@@ -72,7 +72,7 @@ def test_any_bytes(magic: bytes, data: bytes, chunk_bytes: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([1, 2, 3, 5, 6, 0x0A0D0D0A, 99]), st.lists(st.binary(max_size=60), max_size=6), st.booleans())
 def test_any_blocks(kind: int, bodies: list[bytes], big: bool) -> None:
-    """Blocks of every kind whose lengths are right and whose bodies are anything are read to the end of the file."""
+    """Blocks of every kind with right lengths and random bodies are read to the end of the file."""
     order = ">" if big else "<"
     file = section(order) + interface(order)
     for body in bodies:
@@ -89,7 +89,7 @@ def test_any_blocks(kind: int, bodies: list[bytes], big: bool) -> None:
     st.sampled_from([333, 1 << 20]),
 )
 def test_changed_captures(file: bytes, changes: list[tuple[float, int]], chunk_bytes: int) -> None:
-    """Captures with changed bytes are read to an end, and the frames in front of the first change are the same."""
+    """Captures with changed bytes are read to an end, and the frames in front of the first change are equal."""
     changed = bytearray(file)
     for place, value in changes:
         changed[int(place * len(file))] = value
@@ -104,7 +104,7 @@ def test_changed_captures(file: bytes, changes: list[tuple[float, int]], chunk_b
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(FILES), st.floats(0, 1), st.sampled_from([50, 1 << 20]))
 def test_cut_captures(file: bytes, place: float, chunk_bytes: int) -> None:
-    """A capture cut anywhere gives the frames of the whole one that it still holds."""
+    """A capture cut anywhere gives the frames that it still holds."""
     cut = read(file[: int(place * len(file))], chunk_bytes)
     if cut is not None:
         found = facts(cut[1])

@@ -1,4 +1,4 @@
-"""The bulk path finds in every frame what scapy's layers find, and says of every other frame why it is none."""
+"""The bulk scan finds in every frame the values of scapy's layers, and gives the reason for every other frame."""
 
 import struct
 import warnings
@@ -25,7 +25,7 @@ from hil.roce.frames import scan as scan_one
 from hil.roce.icrc import icrc
 from hil.roce.layers.mad import MAD
 from hil.roce.layers.transport import BTH, GRH
-from hil.roce.opcodes import LAYOUTS, Header
+from hil.roce.opcodes import LAYOUTS, Header, Operation
 
 CAPTURES = sorted((Path(__file__).parent / "captures").glob("*.pcapng"))
 EVERY = [*every_opcode(), *every_mad()]
@@ -69,7 +69,7 @@ def agree(batch: Batch, frames: list[bytes]) -> int:
 
 
 def test_every_kind_of_frame() -> None:
-    """All columns of every opcode, encapsulation and MAD are what the layers hold; all ICRCs are right."""
+    """All columns of every opcode, encapsulation and MAD have the layers' values, and all ICRCs are right."""
     frames = [frame for name, frame in EVERY]
     batch = scan(chunk_of(frames), check_icrc=True)
     assert agree(batch, frames) == len(frames)
@@ -79,7 +79,7 @@ def test_every_kind_of_frame() -> None:
 
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
 def test_recorded_captures(path: Path) -> None:
-    """The kernel's own packets: every column as the layers have it, every ICRC right."""
+    """In the kernel's own packets every column has the layers' value, and every ICRC is right."""
     with open_capture(path) as capture:
         (chunk,) = capture
     batch = scan(chunk, check_icrc=True)
@@ -91,7 +91,7 @@ def test_recorded_captures(path: Path) -> None:
 
 
 def test_scapy_computes_the_same_icrc() -> None:
-    """Over IPv4 and IPv6, where scapy knows the rules, its own computation gives the bytes that are built here."""
+    """Over IPv4 and IPv6, where scapy knows the rules, scapy computes the same ICRC."""
     for name, frame in every_opcode(3):
         if name.partition(" ")[2] in ("IPv4", "IPv4 with options", "IPv6", "VLAN"):
             base = dissect(frame)["BTH"]
@@ -104,8 +104,8 @@ def test_scapy_computes_the_same_icrc() -> None:
 
 @pytest.mark.parametrize("name", ENCAPSULATIONS)
 def test_every_bit_that_counts_is_in_the_icrc(name: str) -> None:
-    """A flipped bit makes the ICRC wrong, but for those that routers and switches may change; both checks agree."""
-    frame = next(frame for what, frame in every_opcode(4) if what == f"0x04 {name}")
+    """A flipped bit makes the ICRC wrong, except for bits that may change on the way; both checks agree."""
+    frame = next(frame for what, frame in every_opcode(4) if what == f"{Operation.SEND_ONLY:#04x} {name}")
     begin = 14 + 4 * frame[:22].count(b"\x81\x00") + 4 * frame[:22].count(b"\x88\xa8")
     flipped = [bytes(flip(frame, bit)) for bit in range(begin * 8, len(frame) * 8)]
     batch = scan(chunk_of(flipped), check_icrc=True)
@@ -128,7 +128,7 @@ def flip(frame: bytes, bit: int) -> bytearray:
 
 
 def variable_bits(packet: bytes) -> set[int]:
-    """The bits from the network header on that InfiniBand volume 1, A16.5 and A17.3, lets change on the way."""
+    """The bits behind the network header's start that may change on the way (InfiniBand volume 1, A16.5 and A17.3)."""
     if packet[0] >> 4 == 4:
         size = (packet[0] & 15) * 4
         free = set(range(8, 16)) | set(range(64, 72)) | set(range(80, 96))
@@ -143,19 +143,19 @@ def variable_bits(packet: bytes) -> set[int]:
 
 
 def test_a_packet_that_is_cut_by_the_snap_length() -> None:
-    """Headers that are there are read; the payload is known by its length; the ICRC cannot be checked."""
+    """Complete headers are read, the payload's length is known, and the ICRC cannot be checked."""
     frame = next(frame for name, frame in every_opcode() if name == "0x0a IPv4")
     for size in range(42, len(frame)):
         batch = one(frame[:size], len(frame))
         assert len(batch) == 1
         wanted = Malformed.NO if size >= 70 else Malformed.SNAPPED
         assert batch.malformed[0] == wanted and batch.icrc[0] == -1
-        assert (batch.opcode[0] == 0x0A) == (size >= 54) and (batch.rkey[0] >= 0) == (size >= 70)
+        assert (batch.opcode[0] == Operation.RDMA_WRITE_ONLY) == (size >= 54) and (batch.rkey[0] >= 0) == (size >= 70)
         assert (batch.payload[0] == one(frame).payload[0]) == (size >= 70)
 
 
-def test_a_frame_cut_before_it_is_known() -> None:
-    """A frame that was snapped in front of its UDP header may be RoCE or not: it is counted apart."""
+def test_a_frame_cut_before_its_udp_header() -> None:
+    """A frame that was snapped in front of its UDP header may be RoCE or not, and is counted apart."""
     frame = next(frame for name, frame in every_opcode() if name == "0x0a double VLAN")
     for size in range(70):
         passed = one(frame[:size], len(frame)).passed
@@ -170,21 +170,21 @@ def over_udp(payload: bytes, **fields: int) -> bytes:
 
 def test_packets_that_end_too_early() -> None:
     """A packet whose own length ends inside a header, or in front of its padding, is truncated."""
-    inner = struct.pack("!BBHII", 0x0C, 0x00, 0xFFFF, 7, 9) + bytes(16)
+    inner = struct.pack("!BBHII", Operation.RDMA_READ_REQUEST, 0x00, 0xFFFF, 7, 9) + bytes(16)
     for size in range(len(inner) + 4):
         frame = over_udp((inner + bytes(4))[:size])
         assert (dissect(frame) is not None) == (size >= 12)
         batch = one(frame)
         assert batch.malformed[0] == Malformed.TRUNCATED
-        assert (batch.opcode[0], batch.psn[0]) == ((0x0C, 9) if size >= 16 else (-1, -1))
+        assert (batch.opcode[0], batch.psn[0]) == ((Operation.RDMA_READ_REQUEST, 9) if size >= 16 else (-1, -1))
     assert one(over_udp(inner + bytes(4))).malformed[0] == Malformed.NO
-    padded = struct.pack("!BBHII", 0x04, 0x30, 0xFFFF, 7, 9)
+    padded = struct.pack("!BBHII", Operation.SEND_ONLY, 0x30, 0xFFFF, 7, 9)
     assert one(over_udp(padded + bytes(2 + 4))).malformed[0] == Malformed.TRUNCATED
     assert one(over_udp(padded + bytes(4 + 4))).payload[0] == 1
 
 
 def test_unknown_opcodes() -> None:
-    """Every opcode without a meaning is a row with its base header, and its ICRC is checked all the same."""
+    """Every unknown opcode gives a row with its base header, and its ICRC is checked."""
     unknown = sorted(set(range(256)) - set(LAYOUTS))
     frames = [
         bytes(ETHER / IP(**V4) / UDP(dport=4791) / BTH(opcode=code, psn=code) / Raw(bytes(8))) for code in unknown
@@ -196,8 +196,8 @@ def test_unknown_opcodes() -> None:
 
 
 def test_lengths_that_disagree() -> None:
-    """A length that runs past the frame, or is not UDP's, is reported; the headers are read."""
-    good = over_udp(struct.pack("!BBHII", 0x04, 0, 0xFFFF, 7, 9) + bytes(8))
+    """A length that exceeds the frame, or differs from UDP's, is reported, and the headers are read."""
+    good = over_udp(struct.pack("!BBHII", Operation.SEND_ONLY, 0, 0xFFFF, 7, 9) + bytes(8))
     for at, value in ((16, 500), (38, 21), (38, 500)):
         frame = good[:at] + struct.pack("!H", value) + good[at + 2 :]
         batch = one(frame)
@@ -208,14 +208,14 @@ def test_lengths_that_disagree() -> None:
     "trailer", [bytes(4), bytes(18), b"\xde\xad\xbe\xef", bytes(300)], ids=["4", "padding", "FCS", "300"]
 )
 def test_trailers(trailer: bytes) -> None:
-    """Padding of Ethernet and a frame check sequence behind the packet change nothing."""
+    """Ethernet padding and a frame check sequence behind the packet change nothing."""
     for name, frame in EVERY[:: len(EVERY) // 60]:
         plain, batch = one(frame), one(frame + trailer)
         for column in ("malformed", "payload", "icrc", "psn", "va", "syndrome"):
             assert getattr(batch, column)[0] == getattr(plain, column)[0], f"{column} of {name}"
 
 
-def bare(opcode: int = 0x04) -> BTH:
+def bare(opcode: int = Operation.SEND_ONLY) -> BTH:
     return BTH(opcode=opcode) / Raw(bytes(8))
 
 
@@ -237,8 +237,8 @@ def bare(opcode: int = 0x04) -> BTH:
     ],
     ids=lambda value: value if isinstance(value, str) else value.summary()[-40:],
 )
-def test_what_is_passed_over(frame: Ether, reason: str) -> None:
-    """Frames that are no RoCE packets are counted by reason, and no row."""
+def test_frames_that_are_not_roce(frame: Ether, reason: str) -> None:
+    """Frames that are no RoCE packets are counted by reason, and give no row."""
     batch = one(bytes(frame))
     assert len(batch) == 0 and getattr(batch.passed, reason) == 1
     assert dissect(bytes(frame)) is None
@@ -262,27 +262,27 @@ OPTIONS = IP(options=[IPOption_NOP()] * 4, flags="MF", **V4)
     ],
     ids=lambda value: str(value) if isinstance(value, int) else value.summary()[-40:],
 )
-def test_fragments_that_roce_packets_begin_with_are_told_from_others(frame: Ether, begun: int) -> None:
-    """By their UDP header; adapters send no fragments, so there are none to put together."""
+def test_first_fragments_of_roce_packets_are_counted(frame: Ether, begun: int) -> None:
+    """First fragments of RoCE packets are recognised by their UDP header, and are not reassembled."""
     passed = one(bytes(frame)).passed
     assert (passed.fragments, passed.roce_fragments) == (1, begun)
 
 
 def test_an_atomic_fragment_is_a_whole_packet() -> None:
-    """An IPv6 fragment header on a packet that is in one piece passes."""
+    """A complete packet with an IPv6 fragment header gives a row."""
     frame = bytes(ETHER / IPv6(**V6) / IPv6ExtHdrFragment() / UDP(dport=4791, chksum=0) / bare())
     batch = one(frame)
     assert len(batch) == 1 and batch.malformed[0] == Malformed.NO and agree(batch, [frame]) == 1
 
 
 def test_other_link_types_are_passed_over() -> None:
-    """Frames of a link type that is not read are counted, and never taken for another."""
+    """Frames of a link type that is not supported are counted, and never read as another type."""
     batch = scan(chunk_of([frame for name, frame in EVERY], link_type=105))
     assert len(batch) == 0 and batch.passed.other_links == len(EVERY)
 
 
 def test_more_tags_than_are_read() -> None:
-    """Four VLAN tags are read, and the outer one's id is kept; frames with more are not RoCE."""
+    """Four VLAN tags are read, and the outer one's id is kept; frames with more tags are not RoCE."""
     for tags in range(6):
         frame: Ether = ETHER.copy()
         for tag in range(tags):
@@ -300,7 +300,7 @@ def test_no_frames() -> None:
 
 
 def test_the_frame_of_a_row() -> None:
-    """A row gives the bytes of its own frame, whatever was passed over in front of it."""
+    """A row gives the bytes of its own frame, also behind frames that were passed over."""
     mads = [frame for name, frame in every_mad()][:3]
     batch = scan(chunk_of([bytes(60), mads[0], b"", mads[1], bytes(14), mads[2]]))
     assert [batch.frame(row) for row in range(3)] == mads
@@ -314,7 +314,7 @@ MUTATIONS = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_si
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(EVERY) - 1), MUTATIONS, st.integers(0, 80), st.integers(0, 60))
 def test_changed_frames(which: int, changes: list[tuple[int, int]], cut: int, more: int) -> None:
-    """Frames changed and cut anyhow never raise, and both ways agree on what both understand."""
+    """Frames that are changed and cut at random never raise, and both ways agree on what both can read."""
     frame = bytearray(EVERY[which][1])
     for at, value in changes:
         frame[at % len(frame)] = value
@@ -328,7 +328,7 @@ def test_changed_frames(which: int, changes: list[tuple[int, int]], cut: int, mo
     st.sampled_from([b"", b"\x08\0", b"\x86\xdd", b"\x89\x15", b"\x81\0"]),
 )
 def test_any_frames(payloads: list[bytes], ethertype: bytes) -> None:
-    """Frames of any bytes never raise, and every frame is a row or is counted."""
+    """Frames of random bytes never raise, and every frame is a row or is counted."""
     frames = [bytes(12) + ethertype + payload for payload in payloads]
     batch = scan(chunk_of(frames), check_icrc=True)
     passed = batch.passed
@@ -337,7 +337,7 @@ def test_any_frames(payloads: list[bytes], ethertype: bytes) -> None:
 
 
 def test_the_scan_of_one_frame() -> None:
-    """What the scan of a single frame finds in plain packets is what the bulk path finds; fragments are not its own."""
+    """The scan of a single frame finds the same in plain packets as the bulk scan, and refuses fragments."""
     frames = [frame for name, frame in EVERY if name.endswith((" IPv4", " IPv6", " VLAN"))]
     batch, compared = scan(chunk_of(frames)), 0
     for row, found in enumerate(map(scan_one, frames)):
@@ -353,8 +353,8 @@ def test_the_scan_of_one_frame() -> None:
         assert scan_one(bytes(ETHER / IP(proto=17, **V4, **fields) / Raw(bytes(UDP(dport=4791) / bare())))) is None
 
 
-def test_the_icrc_is_the_end_of_a_whole_packet() -> None:
-    """The layers take the last bytes for the ICRC when the packet is whole, and have none when it was cut."""
+def test_only_a_complete_packet_has_an_icrc() -> None:
+    """The layers take the last bytes for the ICRC when the packet is complete, and have none when it was cut."""
     for name, frame in EVERY[::7]:
         assert dissect(frame)["BTH"].icrc is not None, name
         assert dissect(frame + bytes(9))["BTH"].icrc == dissect(frame)["BTH"].icrc, name
@@ -362,7 +362,7 @@ def test_the_icrc_is_the_end_of_a_whole_packet() -> None:
 
 
 def test_layers_give_their_bytes_back() -> None:
-    """What is built by the layers, taken apart and built anew from its fields is the same, ICRC included."""
+    """Packets that are built, dissected and built again from their fields are equal, ICRC included."""
     for name, frame in EVERY:
         packet = dissect(frame)
         fresh = packet.copy()

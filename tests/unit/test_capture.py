@@ -1,4 +1,4 @@
-"""Capture files of every make are read to the last frame that is whole, and what is wrong with them is said."""
+"""Capture files of all writers are read to the last complete frame, and damage is reported."""
 
 import gzip
 import io
@@ -48,8 +48,8 @@ def test_pcap(order: str, nanoseconds: bool) -> None:
     assert not capture.problems and capture.frames == 3
 
 
-def test_pcap_tells_of_an_fcs() -> None:
-    """The link type's word tells the length of the frame check sequence, and the link type is free of it."""
+def test_pcap_states_its_fcs() -> None:
+    """The link type's word holds the length of the frame check sequence, which is no part of the link type."""
     capture, chunks = read(pcap([(1, 1, FRAME, 60)], link=2 << 28 | 1 << 26 | 1))
     assert capture.interfaces[0].fcs_length == 4
     assert column(chunks, "link_type") == [1]
@@ -69,7 +69,7 @@ def test_every_kind_of_packet_block(order: str) -> None:
 
 
 def test_sections_begin_interfaces_anew() -> None:
-    """Interfaces of each section, in its own byte order, are told apart; a name is the file's or its number."""
+    """Interfaces of each section, in its own byte order, are distinct; a name is the file's or its number."""
     first = section("<") + interface("<", "eth0") + interface("<") + enhanced(b"a", "<", 1)
     second = section(">") + interface(">", "mirror", link=276) + enhanced(b"bb", ">", 0) + enhanced(b"c", ">", 0)
     capture, chunks = read(first + second)
@@ -86,7 +86,7 @@ def test_sections_begin_interfaces_anew() -> None:
     "resolution", [0, 3, 6, 7, 9, 10, 12, 19, 29, 100, 0x80, 0x8A, 0xA0, 0xA2, 0xBF, 0xC0, 0xDF, 0xFF]
 )
 def test_clocks(resolution: int) -> None:
-    """Ticks of any resolution, of tens or of twos, become the nanoseconds that exact arithmetic gives, rounded down."""
+    """Ticks of any decimal or binary resolution become the nanoseconds of exact arithmetic, rounded down."""
     second = 2 ** (resolution & 0x7F) if resolution & 0x80 else 10**resolution
     ticks = [
         0,
@@ -107,7 +107,7 @@ def test_clocks(resolution: int) -> None:
 
 
 def test_clock_offsets() -> None:
-    """An interface's offset in seconds moves its frames and no others."""
+    """An interface's offset in seconds moves the times of its frames and of no others."""
     file = section() + interface(resolution=9, offset_s=-10) + interface(resolution=6, offset_s=1_700_000_000)
     file += enhanced(b"a", index=0, ticks=10**10 + 1) + enhanced(b"b", index=1, ticks=1) + interface(offset_s=2**62)
     file += enhanced(b"c", index=2, ticks=10)
@@ -129,8 +129,8 @@ def test_comments_fcs_and_drops() -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_packets_tell_of_drops_in_front_of_them(order: str) -> None:
-    """What each packet tells is added up by interface, behind whatever other options; statistics are a total."""
+def test_drops_in_packet_options_are_added_up(order: str) -> None:
+    """Drop counts of packets are added up by interface, also behind other options; statistics are a total."""
     file = section(order) + interface(order, "eth0") + interface(order, "eth1")
     file += enhanced(FRAME, order) + enhanced(FRAME[:9], order, dropped=1 << 33)
     file += enhanced(FRAME, order, comment="here") + enhanced(FRAME, order, index=1, dropped=0)
@@ -150,7 +150,7 @@ def a_pcap() -> bytes:
 
 @pytest.mark.parametrize("whole", [a_pcapng(), a_pcap()], ids=["pcapng", "pcap"])
 def test_a_file_cut_anywhere(whole: bytes) -> None:
-    """Wherever a file ends, every whole frame in front of it is read, and the cut is a problem with its place."""
+    """Wherever a file ends, every complete frame in front of it is read, and the cut is a problem with its place."""
     _, chunks = read(whole)
     all_frames = frames(chunks)
     for size in range(24, len(whole)):
@@ -165,7 +165,7 @@ def test_a_file_cut_anywhere(whole: bytes) -> None:
 
 @pytest.mark.parametrize("whole", [a_pcapng(), a_pcap()], ids=["pcapng", "pcap"])
 def test_chunks_of_any_size(whole: bytes) -> None:
-    """The size in which a file is read changes nothing, be it smaller than a frame."""
+    """The size of chunks, even one smaller than a frame, changes nothing."""
     _, chunks = read(whole)
     for size in (1, 2, 3, 5, 16, 100):
         _, parts = read(whole, size)
@@ -185,7 +185,7 @@ def test_chunks_of_any_size(whole: bytes) -> None:
     ],
 )
 def test_damaged_blocks(damage: bytes, text: str) -> None:
-    """What precedes a damaged block is read, and the problem names the damage and its byte."""
+    """The frames in front of a damaged block are read, and the problem names the damage and its byte."""
     before = section() + interface() + enhanced(FRAME)
     capture, chunks = read(before + damage + enhanced(FRAME))
     assert frames(chunks) == [FRAME]
@@ -194,7 +194,7 @@ def test_damaged_blocks(damage: bytes, text: str) -> None:
 
 
 def test_packets_that_do_not_fit_their_block() -> None:
-    """A packet that claims more than its block, or an interface that is not there, is passed over and reported."""
+    """A packet that exceeds its block, or names an unknown interface, is passed over and reported."""
     too_long = bytearray(enhanced(FRAME))
     too_long[20:24] = b"\xff\0\0\0"
     file = section() + interface() + enhanced(b"a") + bytes(too_long) + enhanced(b"b", index=3) + enhanced(b"c")
@@ -204,8 +204,8 @@ def test_packets_that_do_not_fit_their_block() -> None:
     assert "2 packets" in capture.problems[0].text and capture.problems[0].frames == 1
 
 
-def test_an_unsound_packet_gives_nothing_behind_it_twice() -> None:
-    """A packet that names no interface is left out; each packet behind it comes once, whatever the chunks' size."""
+def test_packets_behind_an_unsound_one_come_once() -> None:
+    """A packet with an unknown interface is left out, and each packet behind it comes once with any size of chunks."""
     file = section() + interface() + enhanced(FRAME, index=7) + b"".join(enhanced(FRAME) for _ in range(100))
     capture, chunks = read(file, chunk_bytes=1024)
     assert column(chunks, "number") == list(range(2, 102))
@@ -214,7 +214,7 @@ def test_an_unsound_packet_gives_nothing_behind_it_twice() -> None:
 
 
 def test_a_record_of_impossible_size() -> None:
-    """A pcap record that claims more than any capture program keeps ends the reading there."""
+    """A pcap record that exceeds the limit of libpcap ends the reading."""
     file = pcap([(1, 1, FRAME, 60)])
     capture, chunks = read(file + b"\1\0\0\0\1\0\0\0\xff\xff\xff\x7f\x40\0\0\0" + FRAME)
     assert frames(chunks) == [FRAME]
@@ -229,14 +229,14 @@ def test_a_fraction_of_more_than_a_second() -> None:
 
 
 def test_a_hostile_file_cannot_fill_the_memory_with_problems() -> None:
-    """However much is wrong with a file, the list of problems is bounded."""
+    """The list of problems is bounded, however many problems a file has."""
     capture, _ = read(section() + interface() + enhanced(b"x", index=9) * 3000, chunk_bytes=64)
     assert len(capture.problems) == MAX_PROBLEMS
 
 
 @pytest.mark.parametrize("data", [b"", b"\xd4\xc3", b"GIF89a, not a capture at all", a_pcap()[:20]])
 def test_no_capture(data: bytes) -> None:
-    """What is no capture is refused when it is opened, with the file's name."""
+    """A file that is no capture is refused when it is opened, with its name."""
     with pytest.raises(CaptureError, match="the capture: "):
         open_capture(io.BytesIO(data))
 
@@ -250,19 +250,19 @@ def test_no_capture(data: bytes) -> None:
         (b"GIF89a", "47494638"),
     ],
 )
-def test_what_is_refused_comes_with_advice(data: bytes, advice: str) -> None:
-    """A file that only needs unpacking or converting is refused with the program that does it."""
+def test_a_refusal_names_the_program_that_converts_the_file(data: bytes, advice: str) -> None:
+    """A file that only needs unpacking or converting is refused with the name of the program for that."""
     with pytest.raises(CaptureError, match=advice):
         open_capture(io.BytesIO(data))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     """A path that cannot be opened is a CaptureError that says why."""
     with pytest.raises(CaptureError, match="No such file"):
         open_capture(tmp_path / "nothing.pcap")
 
 
-def test_a_pipe_that_gives_little_at_a_time(tmp_path: Path) -> None:
+def test_a_pipe_with_short_reads(tmp_path: Path) -> None:
     """A capture can be read from a pipe while it is written."""
     inward, outward = os.pipe()
     whole = a_pcapng()

@@ -1,4 +1,4 @@
-"""The choice of an adapter by any of its names, and the table of what was found."""
+"""The choice of an adapter by any of its names, and the table of the adapters found."""
 
 import json
 import re
@@ -43,13 +43,13 @@ FOUND = [TWO_PORTS, SOFT]
     ],
 )
 def test_an_adapter_is_chosen_by_any_of_its_names(wanted: str, adapter: Adapter, port: int) -> None:
-    """Device, port, netdev, address in any spelling, a VLAN's too, PCI address with or without domain, GUID."""
+    """An adapter has these names: device, port, netdev, any spelling of an address, a VLAN's too, PCI address, GUID."""
     assert choose(FOUND, wanted) == (adapter, adapter.ports[port - 1])
 
 
 @pytest.mark.parametrize("wanted", ["mlx5_1", "mlx5_0/3", "10.77.0.9", "", "/", "0000:3b:00.1", "eth"])
-def test_what_is_not_there_is_answered_with_what_is(wanted: str) -> None:
-    """The error names every adapter with the names it can be chosen by."""
+def test_an_unknown_name_is_answered_with_the_known_ones(wanted: str) -> None:
+    """The error lists every adapter with the names that choose it."""
     with pytest.raises(AdapterError) as caught:
         choose(FOUND, wanted)
     for name in (repr(wanted), "mlx5_0", "0000:3b:00.0", "eth5", "10.77.1.1/24", "b859:9f03:0012:3456", "rxe0", "eth0"):
@@ -57,7 +57,7 @@ def test_what_is_not_there_is_answered_with_what_is(wanted: str) -> None:
 
 
 def test_a_name_for_two_adapters_is_refused() -> None:
-    """Two functions with one GUID, as some firmware has them, are told apart by other names."""
+    """Two functions with one GUID, as some firmware has them, must be chosen by other names."""
     twin = replace(SOFT, name="rxe1")
     with pytest.raises(AdapterError, match="means 2 adapters: choose by device name or netdev"):
         choose([SOFT, twin], SOFT.node_guid)
@@ -66,7 +66,7 @@ def test_a_name_for_two_adapters_is_refused() -> None:
 
 
 def test_a_pci_address_is_that_of_the_nearest_device(tmp_path: Path) -> None:
-    """Behind a bridge, and below a virtio device: the last PCI address on the way."""
+    """The last PCI address of the path counts, also behind a bridge and below a virtio device."""
     device = tmp_path / "pci0000:00" / "0000:00:1c.0" / "0000:3b:00.0" / "virtio1"
     device.mkdir(parents=True)
     assert pci_address(device) == "0000:3b:00.0"
@@ -74,7 +74,7 @@ def test_a_pci_address_is_that_of_the_nearest_device(tmp_path: Path) -> None:
 
 
 def test_the_table_has_a_line_for_each_port() -> None:
-    """Columns line up, what is not told is a dash, GIDs only where asked for."""
+    """Columns are aligned, an unknown value is a dash, and GIDs are shown only on request."""
     heading, first, second, soft = table(FOUND)
     assert heading.split()[:3] == ["adapter", "driver", "PCI"]
     assert first.index("ACTIVE") == second.index("DOWN") == heading.index("state")
@@ -84,8 +84,8 @@ def test_the_table_has_a_line_for_each_port() -> None:
     assert len(table([])) == 1
 
 
-def test_one_node_of_several_may_have_it() -> None:
-    """The nodes with such an adapter are shown; when none has it, each says what it has."""
+def test_one_node_of_several_may_have_the_adapter() -> None:
+    """The nodes with such an adapter are shown; when no node has it, each lists its adapters."""
     found = {"a": [TWO_PORTS], "b": [SOFT]}
     assert chosen(found, "eth0") == {"b": [SOFT]}
     with pytest.raises(AdapterError, match=r"(?s)node a: .*mlx5_0.*node b: .*rxe0"):
@@ -94,8 +94,8 @@ def test_one_node_of_several_may_have_it() -> None:
         chosen({"a": [SOFT, replace(SOFT, name="rxe1")]}, SOFT.node_guid)
 
 
-def test_a_machine_without_rdma_says_so_plainly() -> None:
-    """``hil adapters`` lists what there is, or says in one line that there is no RDMA; never a traceback."""
+def test_a_machine_without_rdma_says_so() -> None:
+    """``hil adapters`` lists the adapters, or says in one line that there is no RDMA, and never prints a traceback."""
     done = CliRunner().invoke(main, ["adapters", "--json"])
     if done.exit_code == 0:
         assert list(json.loads(done.stdout)) == ["this machine"]
@@ -104,8 +104,8 @@ def test_a_machine_without_rdma_says_so_plainly() -> None:
         assert re.fullmatch(r"hil: error: this kernel has no RDMA .*modprobe rdma_rxe\n", done.stderr)
 
 
-def test_what_a_node_tells_is_checked() -> None:
-    """Plain data of adapters comes back as adapters; anything else is the node's error."""
+def test_the_data_of_a_node_is_checked() -> None:
+    """Plain data of adapters becomes adapters again; other data is an error of the node."""
     assert told_adapters([asdict(adapter) for adapter in FOUND]) == FOUND
     for nonsense in (None, 5, [{}], [{"name": "x"}], [asdict(SOFT) | {"ports": 5}]):
         with pytest.raises(NodeError, match="not a list of adapters"):

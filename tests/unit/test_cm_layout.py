@@ -1,4 +1,4 @@
-"""CM messages that tshark has no fields for lie where the specification's tables put them (volume 1, 12.6 to 12.11)."""
+"""CM messages without fields in tshark match the specification's tables (volume 1, 12.6 to 12.11)."""
 
 import pytest
 from scapy.fields import BitField, StrFixedLenField
@@ -70,7 +70,7 @@ FIELDS = [(attribute, name) for attribute, table in TABLES.items() for name in t
 
 
 def all_ones(message: Packet, name: str) -> bytes:
-    """``message`` with every bit of one field set and no other."""
+    """``message`` with all bits of one field set, and no others."""
     for field in message.fields_desc:
         width = field.size if isinstance(field, BitField) else 8 * field.sz
         value = (1 << width) - 1 if field.name == name else 0
@@ -84,7 +84,7 @@ def all_ones(message: Packet, name: str) -> bytes:
 
 @pytest.mark.parametrize(("attribute", "name"), FIELDS, ids=lambda value: getattr(value, "name", value))
 def test_a_field_takes_the_bits_of_its_table(attribute: CmAttribute, name: str) -> None:
-    """Setting every bit of a field sets exactly the bits that the specification gives it."""
+    """Setting every bit of a field sets exactly the bits of the specification's table."""
     byte, bit, width = TABLES[attribute][name]
     wanted = ((1 << width) - 1) << (CM_SIZE * 8 - byte * 8 - bit - width)
     message = CM_MESSAGES[attribute]()
@@ -97,8 +97,8 @@ def test_every_message_fills_its_datagram(attribute: CmAttribute) -> None:
     assert len(bytes(CM_MESSAGES[attribute]())) == CM_SIZE
 
 
-def test_the_ip_cm_header_is_only_where_the_service_id_says_so() -> None:
-    """A REQ of another service has no RDMA IP CM header, whatever its private data look like."""
+def test_only_an_ip_cm_service_id_has_an_ip_cm_header() -> None:
+    """A REQ of another service has no RDMA IP CM header, whatever its private data hold."""
     header = bytes(IPCM(ip_version=4, source_port=4660))
     assert ip_cm_header(CMREQ(service_id=0x0000_0000_0106_1234, private_data=header)).source_port == 4660
     assert ip_cm_header(CMREQ(service_id=0x1000_0000_0106_1234, private_data=header)) is None

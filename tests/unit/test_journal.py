@@ -1,4 +1,4 @@
-"""The journal of changes, and the changes it holds, without a kernel."""
+"""The journal of changes, and the changes in it, without a kernel."""
 
 import os
 import subprocess
@@ -24,8 +24,8 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "hil" / "changes.jsonl")
 
 
-def test_what_is_noted_is_pending_last_first(journal: Journal) -> None:
-    """Changes are undone in the order opposite to their making, and once undone they are not pending."""
+def test_noted_changes_are_pending_last_first(journal: Journal) -> None:
+    """Changes are undone in the reverse order of their making, and an undone change is not pending."""
     assert journal.pending() == []
     first, second = journal.note("Address", {"a": 1}), journal.note("Setting", {"b": 2})
     assert journal.pending() == [second, first]
@@ -40,14 +40,14 @@ def test_what_is_noted_is_pending_last_first(journal: Journal) -> None:
 
 
 def test_numbers_go_on_after_others_were_undone(journal: Journal) -> None:
-    """A number is never used twice in a file, or one line would undo two changes."""
+    """A number is never used twice in a file, because one line would then undo two changes."""
     journal.undone(journal.note("Address", {}))
     assert journal.note("Address", {}).number == 2
     assert [entry.number for entry in journal.pending()] == [2]
 
 
-def test_what_an_earlier_boot_changed_is_gone(journal: Journal) -> None:
-    """A machine that was booted again has its own settings: nothing from before is undone, numbers still go on."""
+def test_changes_of_an_earlier_boot_are_not_pending(journal: Journal) -> None:
+    """A reboot resets the settings, so earlier changes are not undone; numbers still go on."""
     Journal(journal.path, boot="before").note("LinkSetting", {})
     assert journal.pending() == []
     assert journal.note("Address", {}).number == 2
@@ -55,7 +55,7 @@ def test_what_an_earlier_boot_changed_is_gone(journal: Journal) -> None:
 
 
 def test_each_namespace_undoes_its_own(journal: Journal) -> None:
-    """Nodes of one machine share the file: what another namespace noted is neither undone here nor forgotten."""
+    """The nodes of one machine share the file: changes of another namespace are neither undone nor removed."""
     other = Journal(journal.path, netns="another")
     theirs = other.note("LinkSetting", {"netdev": "lo", "setting": "state", "was": "down", "wanted": "up"})
     ours = journal.note(*noted(Setting("/proc/sys/net/no/such/setting", "2", "1")))
@@ -66,8 +66,8 @@ def test_each_namespace_undoes_its_own(journal: Journal) -> None:
     assert restore(journal.path) == [] and not journal.path.exists()
 
 
-def test_a_bench_undoes_its_own_and_what_nobody_is_at_work_with(journal: Journal) -> None:
-    """Of three benches on a host one has ended and one lives: the third takes nothing from the one that lives."""
+def test_a_bench_undoes_its_own_changes_and_those_of_ended_benches(journal: Journal) -> None:
+    """Of three benches on a host one has ended and one runs: the third leaves the changes of the running one."""
     lives, ended = Owner.through("lives", os.getpid()), Owner("ended", os.getpid(), 1)
     ours = Owner.through("ours", os.getpid())
     assert lives.alive() and not ended.alive() and not Owner.through("gone", 1 << 22).alive()
@@ -85,8 +85,8 @@ def test_a_bench_undoes_its_own_and_what_nobody_is_at_work_with(journal: Journal
     assert [change["facts"] for change in restore(journal.path)] == [facts[0][1]]
 
 
-def test_an_adapter_that_a_living_bench_changed_is_refused(journal: Journal) -> None:
-    """Both would find there what the first to end takes away: the second is told to wait; another adapter is free."""
+def test_an_adapter_that_a_running_bench_changed_is_refused(journal: Journal) -> None:
+    """The first bench to end would undo settings that both use, so the second is refused; another adapter is free."""
     lives, ours = Owner.through("lives", os.getpid()), Owner.through("ours", os.getpid())
     Journal(journal.path, owner=lives).note(*noted(Address("eth0", "10.0.0.1/24", "")))
     pending = journal.pending()
@@ -98,7 +98,7 @@ def test_an_adapter_that_a_living_bench_changed_is_refused(journal: Journal) -> 
 
 
 def in_children(count: int, work: Callable[[], None]) -> None:
-    """Do the same in so many processes at once; each must succeed."""
+    """Do the same in several processes at once; each must succeed."""
     pids = []
     for _ in range(count):
         pid = os.fork()
@@ -117,7 +117,7 @@ def in_children(count: int, work: Callable[[], None]) -> None:
 
 
 def test_processes_take_turns(journal: Journal) -> None:
-    """Several that note at once give each change a number of its own, and cut no line of another's."""
+    """Several processes that note at once get distinct numbers, and damage no line of another process."""
 
     def note() -> None:
         for _ in range(25):
@@ -127,8 +127,8 @@ def test_processes_take_turns(journal: Journal) -> None:
     assert [entry.number for entry in journal.pending()] == list(range(100, 0, -1))
 
 
-def test_what_is_noted_while_another_restores_stays_noted(journal: Journal) -> None:
-    """A change that is noted during a restore waits for its end, and is not removed with what was undone."""
+def test_a_change_noted_during_a_restore_stays_noted(journal: Journal) -> None:
+    """A change that is noted during a restore waits for its end, and is not removed with the undone changes."""
     journal.note(*noted(Setting("/proc/sys/net/no/such/setting", "2", "1")))
     code = "import sys; from pathlib import Path; from hil.adapters.journal import Journal\n"
     code += "Journal(Path(sys.argv[1])).note('Address', {'late': 1})"
@@ -145,8 +145,8 @@ def test_what_is_noted_while_another_restores_stays_noted(journal: Journal) -> N
     assert [entry.facts for entry in journal.pending()] == [{"late": 1}]
 
 
-def test_a_folder_that_goes_while_it_is_made_is_made_again(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process's folder that is there when ours is made, and gone when it is looked at, is no error."""
+def test_a_folder_that_disappears_is_made_again(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of another process that exists at first and is then removed is no error."""
     make, gone = os.mkdir, []
 
     def late(path: Path, mode: int = 0o777) -> None:
@@ -165,8 +165,8 @@ def test_a_folder_that_goes_while_it_is_made_is_made_again(journal: Journal, mon
 
 
 @pytest.mark.parametrize("kind", ["file", "link to nowhere"])
-def test_a_folder_that_is_none_is_an_error(journal: Journal, kind: str) -> None:
-    """What has the folder's name but cannot be one is told, not waited for."""
+def test_a_file_in_place_of_the_folder_is_an_error(journal: Journal, kind: str) -> None:
+    """A file with the folder's name is reported at once."""
     if kind == "file":
         journal.path.parent.touch()
     else:
@@ -176,7 +176,7 @@ def test_a_folder_that_is_none_is_an_error(journal: Journal, kind: str) -> None:
 
 
 def test_a_folder_that_comes_and_goes_keeps_its_lock(journal: Journal) -> None:
-    """Six processes note, undo and remove at once, again and again: none meets another, and nothing stays."""
+    """Six processes that note, undo and remove at once never interfere, and leave nothing."""
 
     def work() -> None:
         own = Journal(journal.path)
@@ -191,8 +191,8 @@ def test_a_folder_that_comes_and_goes_keeps_its_lock(journal: Journal) -> None:
     assert not journal.path.parent.exists()
 
 
-def test_one_bad_entry_holds_up_no_other(journal: Journal) -> None:
-    """What this version does not know stays noted and is named; everything before and behind it is undone."""
+def test_one_bad_entry_stops_no_other(journal: Journal) -> None:
+    """An unknown change stays noted and is named; all other changes are undone."""
     settings = [Setting(f"/proc/sys/net/no/such/{number}", "2", "1") for number in range(2)]
     journal.note(*noted(settings[0]))
     bad = journal.note("Teleport", {"netdev": "eth0"})
@@ -202,8 +202,8 @@ def test_one_bad_entry_holds_up_no_other(journal: Journal) -> None:
     assert journal.pending() == [bad]
 
 
-def test_a_torn_line_announces_nothing(journal: Journal) -> None:
-    """Its writer died before the change; the next line does not stick to it."""
+def test_a_torn_line_is_ignored(journal: Journal) -> None:
+    """The writer of a torn line died before its change, and the next line begins on a line of its own."""
     journal.note("Address", {"a": 1})
     with journal.path.open("a") as file:
         file.write('{"number": 2, "kind": "Sett')
@@ -214,7 +214,7 @@ def test_a_torn_line_announces_nothing(journal: Journal) -> None:
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"number": "x"}', "{}", '{"undone": null}', "[" * 100000])
 def test_a_line_that_is_no_change_is_named(journal: Journal, line: str) -> None:
-    """Anything else in the file stops everything, with its place: half an undo would be worse."""
+    """Any other line in the file stops the undo with its place, because a part of an undo would be worse."""
     journal.note("Address", {"a": 1})
     with journal.path.open("a") as file:
         file.write(line + "\n")
@@ -223,7 +223,7 @@ def test_a_line_that_is_no_change_is_named(journal: Journal, line: str) -> None:
 
 
 def test_a_change_of_another_version_is_named(journal: Journal) -> None:
-    """Neither an unknown kind nor unknown facts are guessed at: they stay noted."""
+    """Changes with an unknown kind or unknown facts stay noted."""
     for facts in (
         {"colour": "red"},
         {"netdev": "eth0"},
@@ -242,7 +242,7 @@ def test_a_change_of_another_version_is_named(journal: Journal) -> None:
 
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_read_or_named(content: bytes) -> None:
-    """A damaged file is an AdapterError or, up to a torn end, a list of changes; nothing else ever comes of it."""
+    """A damaged file is an AdapterError or, up to a torn end, a list of changes."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "changes.jsonl"
         path.write_bytes(content)
@@ -254,14 +254,14 @@ def test_any_bytes_are_read_or_named(content: bytes) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_journal_that_cannot_be_written_stops_the_change(tmp_path: Path) -> None:
-    """What cannot be noted is not made."""
+    """A change that cannot be noted is not made."""
     tmp_path.chmod(0o500)
     with pytest.raises(AdapterError, match="cannot be written: Permission denied"):
         Journal(tmp_path / "changes.jsonl").note("Address", {})
 
 
 def test_changes_survive_the_journal(journal: Journal) -> None:
-    """Each kind reads back equal to what was noted."""
+    """Each kind of change is read back equal."""
     changes = [
         LinkSetting("eth0", "mtu", 1500, 9000),
         Address("eth0", "fd77::1/64", netns="hil-a"),
@@ -276,18 +276,18 @@ def test_changes_survive_the_journal(journal: Journal) -> None:
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/sys/net/../kernel/core_pattern", "proc/sys/net/x", ""])
 def test_only_settings_of_the_network_are_written(path: str) -> None:
-    """A journal or lab file that names another path writes nothing."""
+    """A journal or lab file with another path writes nothing."""
     with pytest.raises(AdapterError, match="is no setting of the network"):
         checked(path)
 
 
 def test_nothing_to_undo_is_no_error(journal: Journal) -> None:
-    """Restoring a node that nobody changed does nothing."""
+    """Restoring a node without changes does nothing."""
     assert restore(journal.path) == []
 
 
 def test_work_without_a_namespace_runs_here() -> None:
-    """ "" is this process's own namespace; another's absence is an error of the caller's."""
+    """Without a name the work runs in this process's own namespace; an unknown name is an error."""
     assert in_namespace("", lambda: 5) == 5
     with pytest.raises(AdapterError, match="hil-nowhere is no network namespace"):
         in_namespace("hil-nowhere", lambda: 5)

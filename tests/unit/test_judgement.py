@@ -1,4 +1,4 @@
-"""Captures of every tear-down, as recorded and with something wrong, and what is said of them."""
+"""Judgements of captures of every tear-down, as recorded and with something wrong in them."""
 
 import io
 import random
@@ -30,6 +30,7 @@ from hil.evidence.rebuild.doubts import file_doubts
 from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.facts import Where
 from hil.evidence.rebuild.judgement import Reservations, judge
+from hil.roce.opcodes import Operation
 from hil.testing.roce import Side
 from hil.verdict import Verdict
 
@@ -59,8 +60,8 @@ def sides(psn: int = -1) -> tuple[Side, Side]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_kind_of_tear_down_is_told(name: str) -> None:
-    """How it ended, by whom, and the verdict."""
+def test_each_kind_of_tear_down_is_recognised(name: str) -> None:
+    """The judgement has the kind of ending, the end that caused it, and the verdict."""
     connection = one(recorded(name))
     closer = connection.facts.ends[connection.closer].address
     assert (connection.ending, closer, connection.verdict) == KINDS[name], connection
@@ -68,12 +69,12 @@ def test_each_kind_of_tear_down_is_told(name: str) -> None:
 
 
 def test_a_refusal_names_its_reason() -> None:
-    """The REJ's reason is told by name and number."""
+    """The reason of the REJ is given by name and number."""
     assert one(recorded("refused")).how == "REJ: INVALID_SERVICE_ID (8)"
 
 
-def test_retries_are_counted_and_what_was_in_flight_is_told() -> None:
-    """Over the cut wire one message went out seven times and was never acknowledged."""
+def test_retries_and_messages_in_flight_are_counted() -> None:
+    """On the cut wire one message was sent seven times and never acknowledged."""
     requests = one(recorded("cut_wire")).facts.ends[0].requests
     assert (requests.messages_ended, requests.messages_acknowledged, requests.messages_in_flight) == (1, 0, 1)
     assert requests.retransmissions == requests.unanswered_tries == 6
@@ -81,8 +82,8 @@ def test_retries_are_counted_and_what_was_in_flight_is_told() -> None:
     assert (step.what, step.size, step.psn) == ("SEND", 13, requests.oldest_unacknowledged_psn)
 
 
-def test_a_nak_is_told_with_its_code() -> None:
-    """The write beyond the range is refused with a remote access error, in the frame that says so."""
+def test_a_nak_is_given_with_its_code() -> None:
+    """The write beyond the range is refused with a remote access error, in the frame of the NAK."""
     connection = one(recorded("qp_error"))
     requests = connection.facts.ends[0].requests
     assert requests.naks == {"remote access error": 1}
@@ -101,7 +102,7 @@ def test_reads_and_writes_are_counted_with_their_bytes() -> None:
 
 @pytest.mark.parametrize("name", CLOSED)
 def test_one_packet_less_never_makes_a_fail(name: str) -> None:
-    """What is absent proves nothing: the verdict stays or becomes invalid."""
+    """An absent packet proves nothing: the verdict stays or becomes invalid."""
     frames = recorded(name)
     for n in range(len(frames)):
         for connection in judged(without(frames, n)):
@@ -110,8 +111,8 @@ def test_one_packet_less_never_makes_a_fail(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["REQ", "REP", "DREQ", "DREP"])
 @pytest.mark.parametrize("capture", ["reset", "acceptor_closes", "rping"])
-def test_without_a_message_that_the_judgement_stands_on_it_is_invalid(capture: str, name: str) -> None:
-    """Each of the four is missed, in words."""
+def test_without_a_necessary_message_the_judgement_is_invalid(capture: str, name: str) -> None:
+    """A doubt names each of the four messages that is missing."""
     frames = recorded(capture)
     verdicts = {c.verdict: c.doubts for c in judged(without(frames, place(frames, name)))}
     assert set(verdicts) == {INVALID}
@@ -119,16 +120,16 @@ def test_without_a_message_that_the_judgement_stands_on_it_is_invalid(capture: s
 
 
 def test_an_acknowledged_packet_that_is_missing_was_missed_by_the_capture() -> None:
-    """A gap that was acknowledged and never sent again is the capture's, and its judgement invalid."""
+    """A gap that was acknowledged and never sent again is missing in the capture, and the judgement is invalid."""
     frames = recorded("rping")
-    sends = [n for n, frame in enumerate(frames) if kind(frame) == "RC" and opcode(frame) == 0x04]
+    sends = [n for n, frame in enumerate(frames) if kind(frame) == "RC" and opcode(frame) == Operation.SEND_ONLY]
     connection = one(without(frames, sends[3]))
     assert connection.verdict is INVALID
     assert sum(end.requests.gaps_by.get(Where.MISSED, 0) for end in connection.facts.ends) == 1
 
 
-def test_the_end_alone_is_told_as_inferred() -> None:
-    """From the middle on: the directions are paired by acknowledgements, the end is told, the verdict is invalid."""
+def test_a_capture_of_the_end_alone_is_inferred() -> None:
+    """In half a capture acknowledgements pair the directions; the ending is known, and the verdict is invalid."""
     frames = recorded("rping")
     connection = one(frames[10:])
     assert connection.facts.inferred and connection.verdict is INVALID
@@ -137,17 +138,17 @@ def test_the_end_alone_is_told_as_inferred() -> None:
     assert "it began before the capture: neither REQ nor REP is there" in connection.doubts
 
 
-def test_one_direction_alone_is_told() -> None:
-    """A mirror of one direction only cannot carry a judgement."""
+def test_one_direction_alone_is_a_doubt() -> None:
+    """A mirror of one direction cannot carry a judgement."""
     frames = [frame for frame in recorded("rping") if frame.interface == "side-a"]
     assert {connection.verdict for connection in judged(frames)} == {INVALID}
 
 
-# --- what should not be there ----------------------------------------------------------------------------------------
+# --- packets that should not be there --------------------------------------------------------------------------------
 
 
 def test_data_behind_the_dreq_is_a_fail() -> None:
-    """A message of the closer's after its DREQ breaks that finding, and the one after the DREP."""
+    """A message of the closer behind its DREQ breaks that finding, and the finding about the DREP."""
     frames = recorded("reset")
     data = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-a")
     connection = one(moved(frames, data, place(frames, "DREQ")))
@@ -165,14 +166,14 @@ def test_a_packet_behind_the_drep_is_a_fail() -> None:
 
 
 def test_a_repeated_drep_hides_nothing() -> None:
-    """A packet of the peer's between its DREP and the same DREP again breaks the last finding all the same."""
+    """A packet of the peer between its DREP and the repeated DREP still breaks the last finding."""
     frames = recorded("reset")
     ack = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-b")
     connection = one([*moved(frames, ack, len(frames) - 1), *resent(frames[-2:], 4_000_000_000)])
     assert [f.statement for f in connection.findings if not f.held] == ["nothing of the connection follows the DREP"]
 
 
-def test_data_that_was_under_way_is_told_and_no_fail() -> None:
+def test_data_that_was_under_way_is_noted_and_no_fail() -> None:
     """A packet a few microseconds behind the DREQ was in another queue of the adapter."""
     frames = recorded("reset")
     data = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-a")
@@ -182,7 +183,7 @@ def test_data_that_was_under_way_is_told_and_no_fail() -> None:
 
 
 def test_a_dreq_for_another_queue_pair_is_a_fail() -> None:
-    """The DREQ's QPN altered, with a right ICRC: the adapter would take it, and it is wrong."""
+    """A DREQ with another QPN and a right ICRC is wrong, and the adapter accepts it."""
     frames = recorded("reset")
     n = place(frames, "DREQ")
     frames[n] = altered(frames[n], 8 + 24 + 10, 0x40, repaired=True)
@@ -194,7 +195,7 @@ def test_a_dreq_for_another_queue_pair_is_a_fail() -> None:
 
 
 def test_a_corrupted_packet_is_passed_over() -> None:
-    """The same without a right ICRC: no adapter takes it, so the DREQ is missing."""
+    """No adapter accepts a DREQ with a wrong ICRC, so the DREQ is missing."""
     frames = recorded("reset")
     n = place(frames, "DREQ")
     frames[n] = altered(frames[n], 8 + 24 + 10, 0x40, repaired=False)
@@ -212,7 +213,7 @@ def test_a_dreq_sent_again_and_answered_again_is_one_tear_down() -> None:
 
 
 def test_a_dreq_that_is_never_answered_is_a_fail_once_the_closer_gave_up() -> None:
-    """Sixteen DREQs as the REQ allows, a long wait, and a peer that was there before: it does not disconnect."""
+    """After the REQ's sixteen DREQs and a long wait, a peer that was there before does not disconnect."""
     frames = recorded("reset")[:-1]
     again = [f for n in range(1, 16) for f in resent(frames[-1:], n * 5_000_000_000, number=n)]
     somebody = [tagged(frame, 9) for frame in later(recorded("killed")[:1], 0)]
@@ -223,19 +224,19 @@ def test_a_dreq_that_is_never_answered_is_a_fail_once_the_closer_gave_up() -> No
     assert [f.statement for f in connection.findings if not f.held] == ["the peer's DREP follows"]
 
 
-# --- what captures from elsewhere bring ------------------------------------------------------------------------------
+# --- captures from other tools ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nanoseconds", [True, False])
 @pytest.mark.parametrize("name", CLOSED)
 def test_clocks_of_micro_and_nanoseconds_say_the_same(name: str, nanoseconds: bool) -> None:
-    """A pcap file of either clock has the pcapng file's verdict."""
+    """A pcap file with micro- or nanoseconds has the verdict of the pcapng file."""
     (connection,), _ = rebuilt(pcap(recorded(name), nanoseconds=nanoseconds))
     assert (connection.ending, connection.verdict) == (KINDS[name][0], KINDS[name][2])
 
 
 def test_a_snap_length_behind_the_headers_does_no_harm() -> None:
-    """With 192 bytes of each frame all that counts is there; only the ICRC cannot be checked."""
+    """192 bytes of each frame carry the judgement; only the ICRC cannot be checked."""
     (connection,), facts = rebuilt(pcap(recorded("reset"), snap=192))
     assert connection.verdict is PASS, connection
     assert facts.snapped
@@ -243,14 +244,14 @@ def test_a_snap_length_behind_the_headers_does_no_harm() -> None:
 
 @pytest.mark.parametrize("snap", [16, 48, 60, 64, 90, 96])
 def test_a_snap_length_inside_the_headers_is_no_pass(snap: int) -> None:
-    """What is cut away cannot be judged."""
+    """Headers that are cut cannot be judged."""
     connections, _ = rebuilt(pcap(recorded("reset"), snap=snap))
     assert all(connection.verdict is INVALID for connection in connections)
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_second_copies_of_a_mirror_are_told_from_retransmissions(name: str) -> None:
-    """Every frame twice, two microseconds apart on another interface: the same verdict, and no retransmission more."""
+def test_second_copies_of_a_mirror_are_no_retransmissions(name: str) -> None:
+    """With every frame twice, 2 us apart at another interface, verdict and retransmissions stay the same."""
     frames = recorded(name)
     copies = [replace(frame, interface="mirror", time_ns=frame.time_ns + 2_000) for frame in frames]
     doubled = sorted([*frames, *copies], key=lambda frame: frame.time_ns)
@@ -262,8 +263,8 @@ def test_second_copies_of_a_mirror_are_told_from_retransmissions(name: str) -> N
     assert sum(end.requests.copies for end in connection.facts.ends) == len(frames)
 
 
-def test_times_out_of_order_are_sorted_out() -> None:
-    """Frames that a mirror port delivers in another order, with their times, give the same verdict."""
+def test_times_out_of_order_are_sorted() -> None:
+    """Frames in another order, as a mirror port delivers them, give the same verdict by their times."""
     frames = recorded("rping")
     rng = random.Random(4)
     shuffled = sorted(frames, key=lambda frame: frame.time_ns + rng.randrange(20_000_000))
@@ -272,8 +273,8 @@ def test_times_out_of_order_are_sorted_out() -> None:
     assert (connection.ending, connection.verdict) == (Ending.CM_DISCONNECT, PASS), connection
 
 
-def test_what_depends_on_an_order_that_is_uncertain_is_not_judged() -> None:
-    """Data behind the DREQ by less than the times step back elsewhere is doubted, not a fail."""
+def test_an_uncertain_order_is_not_judged() -> None:
+    """Data behind the DREQ is in doubt, not a fail, when the capture's times step back by more."""
     frames = recorded("reset")
     data = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-a")
     failing = moved(frames, data, place(frames, "DREQ"))
@@ -287,7 +288,7 @@ def test_what_depends_on_an_order_that_is_uncertain_is_not_judged() -> None:
 
 @pytest.mark.parametrize("step", [3, 5, 6])
 def test_a_clock_that_is_set_back_is_continued(step: int) -> None:
-    """From some frame on the clock is an hour behind, or began anew at 1970: the order stays, the verdict too."""
+    """A clock that falls back by an hour or to 1970 changes neither the order nor the verdict."""
     frames = recorded("reset")
     for by_ns in (3600 * 10**9, frames[step].time_ns):
         connection = one([*frames[:step], *later(frames[step:], -by_ns)])
@@ -306,7 +307,7 @@ def test_other_traffic_between_is_passed_over() -> None:
 
 
 def test_a_frame_check_sequence_at_the_end_does_no_harm() -> None:
-    """Four bytes behind each frame: the ICRC is found where the IP length says."""
+    """With four bytes behind each frame the IP length still locates the ICRC."""
     frames = [replace(frame, data=frame.data + b"\xde\xad\xbe\xef") for frame in recorded("rping")]
     (connection,), facts = rebuilt(pcapng(frames))
     assert connection.verdict is PASS
@@ -314,7 +315,7 @@ def test_a_frame_check_sequence_at_the_end_does_no_harm() -> None:
 
 
 def test_the_same_addresses_in_two_vlans_are_two_connections() -> None:
-    """Frame by frame interleaved, with equal QPNs, PSNs and comm ids."""
+    """Two connections with equal QPNs, PSNs and comm ids are interleaved frame by frame."""
     frames = recorded("rping")
     both = [f for frame in frames for f in (tagged(frame, 7), tagged(replace(frame, time_ns=frame.time_ns + 100), 8))]
     connections = judged(both)
@@ -323,7 +324,7 @@ def test_the_same_addresses_in_two_vlans_are_two_connections() -> None:
 
 
 def test_the_same_queue_pairs_at_another_time_are_another_connection() -> None:
-    """QPNs come back after a while, in a fresh connection with other comm ids and PSNs, or even with the same."""
+    """A later connection reuses the QPNs, with other comm ids and PSNs or even with the same ones."""
     first = made(sides(), 3)
     one_, two = sides(psn=77)
     one_.comm_id, two.comm_id = 5005, 6006
@@ -334,7 +335,7 @@ def test_the_same_queue_pairs_at_another_time_are_another_connection() -> None:
 
 
 def test_captures_that_were_joined_prove_no_order() -> None:
-    """Equal addresses in two sections may be two networks: what follows a DREQ there is doubted, not a fail."""
+    """Equal addresses in two sections may be two networks: data behind a DREQ is in doubt, not a fail."""
     frames = recorded("reset")
     data = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-a")
     failing = pcapng(moved(frames, data, place(frames, "DREQ"))).getvalue()
@@ -346,14 +347,14 @@ def test_captures_that_were_joined_prove_no_order() -> None:
 
 @pytest.mark.parametrize("name", ["reset", "rping", "qp_error", "cut_wire"])
 def test_roce_v1_is_judged_alike(name: str) -> None:
-    """The same packets behind a GRH instead of IP and UDP."""
+    """The same packets behind a GRH instead of IP and UDP have the same verdict."""
     connection = one(map(as_v1, recorded(name)))
     closer = connection.facts.ends[connection.closer].address
     assert (connection.ending, closer, connection.verdict) == KINDS[name], connection
 
 
 def test_frames_that_the_capturing_side_dropped_are_no_pass() -> None:
-    """Nobody knows what they were."""
+    """Dropped frames may have been any frames."""
     (connection,), facts = rebuilt(pcapng(recorded("reset")))
     facts.dropped = {"eth0": 3}
     assert connection.verdict is PASS
@@ -362,7 +363,7 @@ def test_frames_that_the_capturing_side_dropped_are_no_pass() -> None:
 
 
 def test_a_receiver_that_is_never_ready_exhausts_the_retries() -> None:
-    """RNR NAKs to every try, then the DREQ."""
+    """Every try gets an RNR NAK, and the DREQ follows."""
     frames = made(sides(), 1)
     sends = [n for n, frame in enumerate(frames) if kind(frame) == "RC"]
     nak = acknowledged(frames[sends[-1]], syndrome=0x21, behind=3)
@@ -373,7 +374,7 @@ def test_a_receiver_that_is_never_ready_exhausts_the_retries() -> None:
 
 
 def test_psns_wrap() -> None:
-    """A connection that begins three packets in front of the wrap."""
+    """A connection that begins three packets in front of the wrap passes."""
     connection = one(made(sides(psn=(1 << 24) - 3), 20))
     requests = connection.facts.ends[0].requests
     assert connection.verdict is PASS, connection
@@ -382,7 +383,7 @@ def test_psns_wrap() -> None:
 
 
 def test_a_loss_across_the_wrap_is_a_loss() -> None:
-    """A packet lost in front of the capture point that is asked for and sent again is no doubt about the capture."""
+    """A packet that was lost in front of the capture point, asked for and sent again makes no doubt."""
     frames = made(sides(psn=(1 << 24) - 2), 1)
     sends = [n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-a"]
     again = replace(frames[sends[2]], time_ns=frames[sends[3]].time_ns + 4_000_000)
@@ -411,8 +412,8 @@ def test_thousands_of_connections() -> None:
     assert {c.facts.ends[0].requests.messages_ended for c in connections} == {1}
 
 
-def test_a_gap_that_nothing_explains_is_no_pass() -> None:
-    """Neither asked for nor acknowledged: lost or not captured, so nothing can be said."""
+def test_an_unexplained_gap_is_no_pass() -> None:
+    """A gap neither asked for nor acknowledged was lost or not captured, so nothing can be concluded."""
     frames = made(sides(), 1)
     sends = [n for n, frame in enumerate(frames) if kind(frame) == "RC"]
     connection = one(without(frames, sends[1], sends[-1]))
@@ -420,8 +421,8 @@ def test_a_gap_that_nothing_explains_is_no_pass() -> None:
     assert connection.facts.ends[0].requests.gaps_by == {Where.UNKNOWN: 1}
 
 
-def test_a_stale_dreq_of_an_earlier_incarnation_ends_nothing() -> None:
-    """The active end uses its comm id and QPN again; a DREQ with the earlier peer's id is not the new connection's."""
+def test_a_stale_dreq_of_an_earlier_connection_ends_nothing() -> None:
+    """The active end reuses comm id and QPN; a DREQ with the earlier peer's id is not the new connection's."""
     first, again = sides(), sides(psn=500)
     again[1].comm_id, again[1].qpn = 3003, 0x19
     old = made(first, 1)
@@ -433,7 +434,7 @@ def test_a_stale_dreq_of_an_earlier_incarnation_ends_nothing() -> None:
 
 
 def test_a_lost_message_that_was_asked_for_and_never_came_again_was_lost() -> None:
-    """The receiver asked for it, so the capture did not miss it."""
+    """The receiver asked for the message, so the capture did not miss it."""
     frames = made(sides(), 1)
     sends = [n for n, frame in enumerate(frames) if kind(frame) == "RC"]
     nak = acknowledged(frames[sends[-1]], syndrome=0x60, behind=2)

@@ -397,7 +397,10 @@ def test_settings_of_an_adapter_reach_provisioning(tmp_path: Path) -> None:
         ('settings = {"/proc/sys/net/." = "1"}', "'/proc/sys/net/.' is no setting: it is not the plain path of a file"),
         ('settings = {"/sys/class/net/" = "1"}', "it is not the plain path of a file"),
         ('settings = {"/sys/class/net/e/device/remove" = "1"}', "device leads out of the adapter's own folder"),
-        ('settings = {"/sys/class/net/e/device/infiniband/m/device/reset" = "1"}', "device leads out of"),
+        (
+            'settings = {"/sys/class/net/e/device/infiniband/m/device/reset" = "1"}',
+            "device leads out of the adapter's own folder",
+        ),
         ('settings = {"/etc/passwd" = "1"}', "it is not below /sys/class/net/ or /proc/sys/net/"),
         ("traffic_class = 256", "adapter.traffic_class] 256 is out of range: 0 to 255"),
         ('settings = {"/proc/x" = 1}', "1 is not a string"),

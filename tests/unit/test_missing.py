@@ -1,4 +1,4 @@
-"""What a capture that nothing counts shows to be missing from itself."""
+"""Missing packets of a capture that has no counter are found by its other packets."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +10,10 @@ from hil.capture.pcapng import CapturedFrame
 from hil.errors import CaptureError
 from hil.evidence.rebuild.missing import missing_in
 from hil.roce.icrc import icrc
+from hil.roce.opcodes import Operation
 
-# The first opcode of RC that answers (9.2).
-READ_RESPONSE = 0x0D
+# The first RC opcode of a response (9.2).
+READ_RESPONSE = Operation.RDMA_READ_RESPONSE_FIRST
 WHOLE = ("acceptor_closes", "crossed", "cut_wire", "killed", "qp_error", "refused", "reset", "rping")
 
 
@@ -23,8 +24,8 @@ def missing(folder: Path, frames: list[CapturedFrame]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_capture_misses_nothing(tmp_path: Path, name: str) -> None:
-    """However its connections ended, refused or by a queue pair's error, with packets lost on the link or without."""
+def test_a_complete_capture_misses_nothing(tmp_path: Path, name: str) -> None:
+    """A complete capture misses nothing, however its connections ended, with losses on the link or without."""
     assert missing(tmp_path, recorded(name)) == []
 
 
@@ -37,8 +38,8 @@ def test_a_whole_capture_misses_nothing(tmp_path: Path, name: str) -> None:
         ("reset", "DREP", "the capture ends before the DREP"),
     ],
 )
-def test_a_message_that_others_speak_of_is_missed(tmp_path: Path, name: str, lost: str, said: str) -> None:
-    """The line names both ends of its connection."""
+def test_a_message_that_others_refer_to_is_missed(tmp_path: Path, name: str, lost: str, said: str) -> None:
+    """The line about a missing message names both ends of its connection."""
     frames = recorded(name)
     lines = missing(tmp_path, without(frames, place(frames, lost)))
     (line,) = (line for line in lines if said in line)
@@ -46,7 +47,7 @@ def test_a_message_that_others_speak_of_is_missed(tmp_path: Path, name: str, los
 
 
 def test_each_request_but_the_last_of_a_direction_is_missed(tmp_path: Path) -> None:
-    """A PSN that is skipped was on the link; the last one may never have been sent."""
+    """A skipped PSN was on the link; the last one may never have been sent."""
     frames = recorded("rping")
     requests: dict[bytes, list[int]] = {}
     for n, frame in enumerate(frames):
@@ -58,8 +59,8 @@ def test_each_request_but_the_last_of_a_direction_is_missed(tmp_path: Path) -> N
         assert all(missing(tmp_path, without(frames, n)) for n in places[1:-1])
 
 
-def test_what_a_test_put_on_the_link_is_no_connection(tmp_path: Path) -> None:
-    """A packet from an address that no machine has belongs to nothing that could be whole."""
+def test_packets_made_by_a_test_are_ignored(tmp_path: Path) -> None:
+    """A packet from an address that no machine has belongs to no connection."""
     frames = recorded("rping")
     at = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and opcode(frame) < READ_RESPONSE)
     data = bytearray(frames[at].data)
@@ -73,8 +74,8 @@ def test_what_a_test_put_on_the_link_is_no_connection(tmp_path: Path) -> None:
     assert missing_in(path, ["10.77.0.99"]) == []
 
 
-def test_of_very_many_the_first_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest is counted; a file that is none is an error."""
+def test_only_the_first_missing_packets_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The further lines are counted, and a file that does not exist is an error."""
     monkeypatch.setattr("hil.evidence.rebuild.missing.MAX_LISTED", 1)
     frames = recorded("reset")
     first, further = missing(tmp_path, without(frames, place(frames, "REQ"), place(frames, "DREQ")))

@@ -32,7 +32,7 @@ def parsed(data: bytes) -> list[Any]:
 
 @pytest.mark.skipif(not HEADER.exists(), reason="the kernel's header rdma_netlink.h is not installed")
 def test_attributes_and_commands_have_the_numbers_of_the_kernels_header() -> None:
-    """Each attribute stands where the header puts it, and each command that the header knows has its number."""
+    """Each attribute and each command has its number in the kernel's header."""
     text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
     attributes = text[text.index("enum rdma_nldev_attr {") :].split("};")[0]
     names = [name.removeprefix("ATTR_") for name in re.findall(r"^\s*RDMA_NLDEV_(\w+),", attributes, re.MULTILINE)]
@@ -54,8 +54,8 @@ def test_a_failed_dump_raises() -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-def test_a_dump_that_ends_well_only_ends() -> None:
-    """DONE with errno 0, or without any, ends the exchange."""
+def test_a_successful_dump_ends_without_an_error() -> None:
+    """A DONE message with errno 0, or without one, ends the exchange."""
     for body in (struct.pack("=i", 0), b""):
         (message,) = parsed(DUMP_HEADER.pack(16 + len(body), 3, 2, 1, 0) + body)
         assert ended(message, Command.GET)
@@ -80,19 +80,19 @@ def test_a_nest_of_entries_is_a_list_and_codes_have_names() -> None:
 
 
 def test_an_empty_nest_is_an_empty_list() -> None:
-    """A device without queue pairs is told as a nest without entries."""
+    """A device without queue pairs has a nest without entries."""
     (message,) = parsed(encoded([("RES_QP", {"attrs": []})]))
     assert plain(message) == {"RES_QP": []}
 
 
 def test_a_shared_receive_queue_names_its_queue_pairs() -> None:
-    """The kernel tells single numbers and ranges; both are listed."""
+    """The kernel gives single numbers and ranges, and both are listed."""
     entries = [{"RES_LQPN": 17}, {"MIN_RANGE": 20, "MAX_RANGE": 22}]
     assert facts(SharedReceiveQueue, {"RES_SRQN": 1, "RES_QP": entries}).queue_pairs == (17, 20, 21, 22)
 
 
 def test_a_drivers_facts_are_names_and_values() -> None:
-    """Names, print hints and values take turns in a driver's nest."""
+    """Names, print hints and values alternate in a driver's nest."""
     inner = [("DRIVER_STRING", "cqe_size"), ("DRIVER_U32", 64), ("DRIVER_STRING", "key"), ("DRIVER_PRINT_TYPE", 1)]
     inner += [("DRIVER_U64", 0x1C2), ("DRIVER_STRING", "state"), ("DRIVER_STRING", "ready")]
     (message,) = parsed(encoded([("DRIVER", {"attrs": inner})]))
@@ -109,8 +109,8 @@ def test_socket_addresses_are_read_by_family() -> None:
         assert socket_address(other) is None
 
 
-def test_what_the_kernel_does_not_tell_is_none() -> None:
-    """An old kernel's port has fewer attributes; they read as None and are not shown."""
+def test_missing_attributes_are_none() -> None:
+    """A port of an old kernel has fewer attributes; the others are None and are not shown."""
     port = facts(Port, {"DEV_INDEX": 0, "PORT_INDEX": 1, "PORT_STATE": 4})
     assert port.netdev is None
     assert shown(port) == {"device_index": 0, "number": 1, "state": "ACTIVE"}

@@ -1,4 +1,4 @@
-"""Captures are written and read back exactly, and damage is named."""
+"""Captures are written and read back exactly, and damage is reported."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ def write(path: Path) -> list[tuple[int, int, bytes]]:
 
 
 def test_frames_come_back_with_their_nanoseconds(tmp_path: Path) -> None:
-    """Time, side and bytes of each frame are kept to the last digit."""
+    """Time, interface and bytes of each frame are read back exactly."""
     written = write(tmp_path / "c.pcapng")
     read = list(read_pcapng(tmp_path / "c.pcapng"))
     assert [(f.interface, f.time_ns, f.data) for f in read] == [(f"side-{'ab'[i]}", t, d) for i, t, d in written]
     assert [f.number for f in read] == [1, 2]
 
 
-def test_a_cut_file_is_said_to_be_cut(tmp_path: Path) -> None:
+def test_a_cut_file_raises(tmp_path: Path) -> None:
     """Wherever the file ends too early, reading raises CaptureError and nothing else."""
     path = tmp_path / "c.pcapng"
     write(path)
@@ -37,7 +37,7 @@ def test_a_cut_file_is_said_to_be_cut(tmp_path: Path) -> None:
 
 
 def test_another_file_is_not_a_capture(tmp_path: Path) -> None:
-    """A file of another kind is refused by name."""
+    """A file of another kind is refused with its name."""
     path = tmp_path / "c.pcapng"
     path.write_bytes(b"GIF89a, not a capture")
     with pytest.raises(CaptureError, match="not a pcapng"):

@@ -16,7 +16,7 @@ def attribute(kind: int, data: bytes) -> bytes:
 
 
 def test_an_answer_is_read() -> None:
-    """Header of four bytes, IFNAME, and the structure two nests deep."""
+    """An answer is read: four bytes of header, IFNAME, and the structure two nests deep."""
     body = bytes([0, 21, 0, 0]) + attribute(1, b"eth4\0") + attribute(13, attribute(2, STRUCTURE))
     data = struct.pack("=IHHII", 16 + len(body), 78, 0, 5, 0) + body
     (answer,) = MarshalDcb().parse(data)
@@ -24,8 +24,8 @@ def test_an_answer_is_read() -> None:
     assert unpacked(bytes(answer.get_attr("IEEE").get_attr("IEEE_PFC"))) == Pfc(8, 0b1000, 1, 0x1234)
 
 
-def test_an_order_keeps_what_is_not_asked_for() -> None:
-    """What is sent reads back as what was to be set, in the kernel's layout."""
+def test_a_request_keeps_the_other_settings() -> None:
+    """The message reads back with the new priorities and the former other settings, in the kernel's layout."""
     wanted = Pfc(8, 0b11000, 1, 0x1234)
     order = message("eth4", IEEE_SET, wanted)
     order.encode()
@@ -37,19 +37,19 @@ def test_an_order_keeps_what_is_not_asked_for() -> None:
 
 
 def test_too_short_an_answer_is_named() -> None:
-    """Another kernel's structure is not guessed at."""
+    """An answer that is shorter than the structure is an error."""
     with pytest.raises(AdapterError, match="answered 7 bytes about PFC instead of 136"):
         unpacked(bytes(7))
 
 
 def test_a_netdev_without_flow_control_says_so() -> None:
-    """The loopback netdev of the kernel the tests run on has none."""
+    """The loopback netdev of the kernel that runs the tests has no PFC."""
     with pytest.raises(AdapterError, match="lo has no PFC to set: its driver has no DCB"):
         get_pfc("lo")
 
 
-def test_an_order_that_was_not_followed_is_an_error() -> None:
-    """The kernel acknowledges what the driver refuses: only what is told afterwards counts."""
+def test_a_refused_request_is_an_error() -> None:
+    """The kernel acknowledges a request that the driver refuses, so the settings that are read back decide."""
     check_priorities("eth4", Pfc(8, 0b1000, 1, 0), 0b1000)
     with pytest.raises(AdapterError, match="eth4 did not take PFC for priorities 3, 4: it has PFC for none"):
         check_priorities("eth4", Pfc(8, 0, 1, 0), 0b11000)

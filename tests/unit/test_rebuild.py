@@ -1,4 +1,4 @@
-"""One direction's PSNs, and connections that only just can be told apart."""
+"""The PSNs of one direction, and connections that are hard to distinguish."""
 
 import io
 import struct
@@ -28,7 +28,7 @@ ACK, RNR, SEQUENCE, ACCESS = 0x1F, 0x21, 0x60, 0x62
 
 
 class Wire:
-    """Feeds one direction; each packet comes ``step_ns`` after the one before."""
+    """Feeds packets into one direction, each ``step_ns`` after the one before."""
 
     def __init__(self, first_psn: int = 100, mtu: int = 1024, step_ns: int = 2_000_000) -> None:
         self.requester = Requester(0, Window(), Ladder(), mtu)
@@ -50,7 +50,7 @@ class Wire:
 
 
 def test_one_acknowledgement_stands_for_all_before_it() -> None:
-    """Three messages, one ACK of the second: the third is in flight."""
+    """Of three messages and one ACK of the second, the third is in flight."""
     wire = Wire()
     wire.send(100, 101, 102)
     wire.answer(101)
@@ -61,7 +61,7 @@ def test_one_acknowledgement_stands_for_all_before_it() -> None:
 
 @pytest.mark.parametrize("first", [100, MASK, MASK - 2])
 def test_go_back_n_is_one_run_of_retransmissions(first: int) -> None:
-    """After a NAK all from the missing PSN on come again: one run, whatever the numbers wrap around."""
+    """After a NAK all packets from the missing PSN on come again in one run, also across the wrap."""
     wire = Wire(first)
     wire.send(*range(first, first + 5))
     wire.answer(first + 2, syndrome=SEQUENCE)
@@ -75,7 +75,7 @@ def test_go_back_n_is_one_run_of_retransmissions(first: int) -> None:
 
 
 def test_a_receiver_that_is_not_ready_is_counted() -> None:
-    """RNR NAKs acknowledge what is in front of them, and progress makes the tries begin anew."""
+    """RNR NAKs acknowledge the packets in front of them, and progress restarts the count of tries."""
     wire = Wire()
     wire.send(100, 101)
     for _ in range(3):
@@ -90,7 +90,7 @@ def test_a_receiver_that_is_not_ready_is_counted() -> None:
 
 
 def test_a_fatal_nak_is_kept_with_its_place() -> None:
-    """A remote access error is told with the PSN it refuses."""
+    """A remote access error is recorded with the PSN that it refuses."""
     wire = Wire()
     wire.send(100, 101)
     wire.answer(101, syndrome=ACCESS)
@@ -101,7 +101,7 @@ def test_a_fatal_nak_is_kept_with_its_place() -> None:
 
 @pytest.mark.parametrize("mtu", [256, 1024, -1])
 def test_a_read_takes_as_many_psns_as_its_response_has_packets(mtu: int) -> None:
-    """With the MTU known from the REQ, or learned from the response's first packet, the next request is in order."""
+    """With the MTU from the REQ or from the response's first packet, the next request is in order."""
     size = 256 if mtu < 0 else mtu
     wire = Wire(mtu=mtu)
     wire.send(100, operation=O.RDMA_READ_REQUEST, length=3 * size)
@@ -117,7 +117,7 @@ def test_a_read_takes_as_many_psns_as_its_response_has_packets(mtu: int) -> None
 
 
 def test_a_read_of_unknown_mtu_hides_no_gap_behind_it() -> None:
-    """The next request may be no farther than the smallest MTU's packets."""
+    """The next request may be no farther than the number of packets with the smallest MTU."""
     wire = Wire(mtu=-1)
     wire.send(100, operation=O.RDMA_READ_REQUEST, length=512)
     wire.send(103)
@@ -125,7 +125,7 @@ def test_a_read_of_unknown_mtu_hides_no_gap_behind_it() -> None:
 
 
 def test_a_part_of_a_read_that_is_asked_for_again_was_lost() -> None:
-    """A gap in a response that is read again is a loss; one that is not is the capture's."""
+    """A gap in a response that is read again is a loss; another gap is missing in the capture."""
     for again in (True, False):
         wire = Wire()
         wire.send(100, operation=O.RDMA_READ_REQUEST, length=3 * 1024)
@@ -139,7 +139,7 @@ def test_a_part_of_a_read_that_is_asked_for_again_was_lost() -> None:
 
 
 def test_an_atomic_takes_one_psn() -> None:
-    """Its response acknowledges it."""
+    """The response of an atomic acknowledges its PSN."""
     wire = Wire()
     wire.send(100, operation=O.FETCH_ADD)
     wire.answer(100, operation=O.ATOMIC_ACKNOWLEDGE)
@@ -148,8 +148,8 @@ def test_an_atomic_takes_one_psn() -> None:
     assert (facts.atomics, facts.messages_acknowledged, facts.next_psn, facts.gaps) == (1, 1, 102, ())
 
 
-def test_gaps_are_told_apart() -> None:
-    """Acknowledged as it is: missed. Asked for and sent again: lost. Late by microseconds: reordered. Else: unknown."""
+def test_gaps_have_four_causes() -> None:
+    """A gap is missed (acknowledged), lost (asked for and sent again), reordered (late by microseconds) or unknown."""
     missed = Wire()
     missed.send(100, 102)
     missed.answer(102)
@@ -167,8 +167,8 @@ def test_gaps_are_told_apart() -> None:
     assert lost.requester.facts().messages_ended == 3
 
 
-def test_an_acknowledgement_of_what_was_never_seen_is_a_gap() -> None:
-    """Requests that the capture does not hold are counted by what acknowledges them."""
+def test_an_acknowledged_request_that_was_not_captured_is_a_gap() -> None:
+    """Requests that are missing in the capture are counted by their acknowledgements."""
     wire = Wire()
     wire.send(100)
     wire.answer(104)
@@ -176,7 +176,7 @@ def test_an_acknowledgement_of_what_was_never_seen_is_a_gap() -> None:
 
 
 def test_a_message_of_many_packets_has_its_bytes_and_frames() -> None:
-    """First, middle and last are one message."""
+    """First, middle and last packets form one message."""
     wire = Wire()
     for psn, operation in enumerate((O.SEND_FIRST, O.SEND_MIDDLE, O.SEND_MIDDLE, O.SEND_LAST), 100):
         wire.send(psn, operation=operation)
@@ -185,7 +185,7 @@ def test_a_message_of_many_packets_has_its_bytes_and_frames() -> None:
 
 
 def test_another_stream_on_the_same_queue_pair_is_noticed() -> None:
-    """PSNs far from all others are strange, and followed once they go on from there."""
+    """PSNs far from all others are strange, and are followed once the next packet continues them."""
     wire = Wire()
     wire.send(100, 101, 9_000_000, 9_000_001, 9_000_002)
     facts = wire.requester.facts()
@@ -195,7 +195,7 @@ def test_another_stream_on_the_same_queue_pair_is_noticed() -> None:
 
 @pytest.mark.parametrize("path", sorted([*FOLDER.glob("*.pcapng"), *TEARDOWNS.glob("*.pcapng")]), ids=lambda p: p.stem)
 def test_cm_messages_are_read_as_scapys_layers_read_them(path) -> None:  # type: ignore[no-untyped-def]
-    """Field by field."""
+    """Every field of a CM message has the value of scapy's layers."""
     seen = 0
     for frame in read_pcapng(path):
         packet = dissect(frame.data)
@@ -225,8 +225,8 @@ def test_cm_messages_are_read_as_scapys_layers_read_them(path) -> None:  # type:
     assert seen
 
 
-def test_a_cut_cm_message_has_what_is_left_of_it() -> None:
-    """At any length the reader gives a message with fields that are absent, or none, and never raises."""
+def test_a_cut_cm_message_lacks_only_the_cut_fields() -> None:
+    """At any length the reader gives a message with absent fields, or none, and never raises."""
     frame = next(frame for frame in recorded("reset"))
     whole = read_message(frame.data[BEHIND_UDP:], 1, 2)
     for length in range(BEHIND_UDP, len(frame.data)):
@@ -234,8 +234,8 @@ def test_a_cut_cm_message_has_what_is_left_of_it() -> None:
         assert message is None or (message.qpn in (-1, whole.qpn) and message.local_comm_id == whole.local_comm_id)  # type: ignore[union-attr]
 
 
-def test_too_many_live_connections_are_let_go_and_said_to_be() -> None:
-    """A capture that opens more connections than are kept loses the oldest, which are then no pass."""
+def test_too_many_live_connections_are_dropped_with_a_doubt() -> None:
+    """A capture with more live connections than the limit loses the oldest, which are then no pass."""
     pairs = [(Side(1, 0x100 + n, 10 + n), Side(2, 0x200 + n, 900 + n)) for n in range(40)]
     frames = [f for n, pair in enumerate(pairs) for f in made(pair, 1, start_ns=START_NS + n * 10**9)[:5]]
     with open_capture(pcapng(frames)) as capture:
@@ -245,7 +245,7 @@ def test_too_many_live_connections_are_let_go_and_said_to_be() -> None:
 
 
 def test_chunks_of_any_size_give_the_same() -> None:
-    """Where the file is divided has no influence."""
+    """The borders of chunks have no influence on the result."""
     frames = recorded("rping")
     whole, _ = rebuilt(pcapng(frames))
     for size in (1 << 12, 1 << 13):
@@ -253,7 +253,7 @@ def test_chunks_of_any_size_give_the_same() -> None:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """Four times the packets of the same connections take as much memory, but for what the lists of numbers vary."""
+    """Four times the packets of the same connections take the same memory, within the variation of lists of numbers."""
     peaks = []
     for packets in (6_000, 24_000):
         path = tmp_path / f"{packets}.pcapng"
@@ -268,6 +268,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path) -> None:  # type: ignore[n
 
 
 def test_an_empty_file_has_no_connections() -> None:
-    """A pcap header and nothing behind it."""
+    """A pcap file that holds only its header gives no connection."""
     connections, facts = rebuilt(io.BytesIO(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)))
     assert (connections, facts.frames) == ([], 0)

@@ -1,4 +1,4 @@
-"""Whatever is taken from a capture or put out of order: nothing is raised, and nothing becomes a pass unseen."""
+"""Removing or reordering packets raises nothing, and never makes a pass of a capture that shows a failure."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ names = st.sampled_from(sorted(ALL))
 
 
 def failing() -> tuple[list[CapturedFrame], int]:
-    """A capture in which a message follows the DREQ, and where that is."""
+    """A capture with a message behind the DREQ, and the places of both."""
     frames = made((Side(1, 0x11, 11), Side(2, 0x12, 22)), 6, step_ns=1_000_000)
     dreq = place(frames, "DREQ")
     data = next(n for n, frame in enumerate(frames) if kind(frame) == "RC" and frame.interface == "side-a")
@@ -36,7 +36,7 @@ def taken(frames: Sequence[CapturedFrame], places: set[int]) -> list[CapturedFra
 
 @given(names, st.data())
 def test_any_order_and_any_loss_are_survived(name: str, data: st.DataObject) -> None:
-    """Frames dropped, repeated and shuffled, their times too: a judgement comes of it, and its words."""
+    """Frames that are dropped, repeated and shuffled, with their times too, get a judgement with its words."""
     frames = ALL[name]
     chosen = data.draw(st.lists(st.integers(0, len(frames) - 1), max_size=2 * len(frames)))
     times = data.draw(
@@ -47,7 +47,7 @@ def test_any_order_and_any_loss_are_survived(name: str, data: st.DataObject) -> 
 
 @given(names, st.data())
 def test_damaged_bytes_are_survived(name: str, data: st.DataObject) -> None:
-    """Bytes altered, frames cut."""
+    """Frames that are altered and cut get a judgement with its words."""
     frames = list(ALL[name])
     for _ in range(data.draw(st.integers(1, 12))):
         n = data.draw(st.integers(0, len(frames) - 1))
@@ -60,7 +60,7 @@ def test_damaged_bytes_are_survived(name: str, data: st.DataObject) -> None:
 
 @given(st.sampled_from(["reset", "acceptor_closes", "killed", "rping", "qp_error"]), st.data())
 def test_one_byte_altered_never_makes_a_fail(name: str, data: st.DataObject) -> None:
-    """No adapter takes a packet whose ICRC is wrong: it is as if it were not there."""
+    """A packet with a wrong ICRC counts as absent, because no adapter accepts it."""
     frames = list(ALL[name])
     n = data.draw(st.integers(0, len(frames) - 1))
     raw = bytearray(frames[n].data)
@@ -72,15 +72,15 @@ def test_one_byte_altered_never_makes_a_fail(name: str, data: st.DataObject) -> 
 
 @given(st.sets(st.integers(0, len(FAILING) - 1)))
 def test_a_fail_stays_no_pass_while_its_packets_are_there(places: set[int]) -> None:
-    """Whatever else is taken away, the DREQ and the message behind it are never called a pass."""
+    """The DREQ and the message behind it are never a pass, whatever other packets are removed."""
     kept = places - {BEHIND, BEHIND + 1, BEHIND - 1}
     verdicts = {connection.verdict for connection in judged(taken(FAILING, kept))}
     assert Verdict.PASS not in verdicts
 
 
 @given(names, st.data())
-def test_taking_packets_away_never_makes_a_fail(name: str, data: st.DataObject) -> None:
-    """Of a capture that passes every part passes or is invalid."""
+def test_removing_packets_never_makes_a_fail(name: str, data: st.DataObject) -> None:
+    """Every part of a capture that passes is a pass or invalid."""
     places = data.draw(st.sets(st.integers(0, len(ALL[name]) - 1)))
     for connection in judged(taken(ALL[name], places)):
         assert connection.verdict is not Verdict.FAIL, connection
@@ -88,7 +88,7 @@ def test_taking_packets_away_never_makes_a_fail(name: str, data: st.DataObject) 
 
 @given(st.sampled_from(["reset", "acceptor_closes", "killed", "rping"]), st.data())
 def test_an_incomplete_capture_is_no_pass(name: str, data: st.DataObject) -> None:
-    """Without its REQ, REP, DREQ or DREP a capture is never a pass, whatever else is missing too."""
+    """A capture without its REQ, REP, DREQ or DREP is never a pass, whatever else is missing."""
     frames = ALL[name]
     gone = place(frames, data.draw(st.sampled_from(["REQ", "REP", "DREQ", "DREP"])))
     places = data.draw(st.sets(st.integers(0, len(frames) - 1))) | {gone}
@@ -98,7 +98,7 @@ def test_an_incomplete_capture_is_no_pass(name: str, data: st.DataObject) -> Non
 
 @given(names, st.integers(0, 2**30))
 def test_a_shuffle_within_the_file_changes_no_verdict(name: str, seed: int) -> None:
-    """Frames keep their times and lose their places: the verdict is the same, or is not given."""
+    """Frames that keep their times but not their places give the same verdict, or none."""
     frames = ALL[name]
     shuffled = sorted(frames, key=lambda frame: (frame.number * 2654435761 ^ seed) % 1009)
     before = {connection.verdict for connection in judged(frames)}

@@ -16,9 +16,11 @@ from hil.evidence.rules.closes import HardClose
 from hil.evidence.rules.peer import peer_findings
 from hil.evidence.rules.wire import disconnect_findings, wire_findings
 from hil.roce.frames import CMREQ, DETH, IPCM, MAD, addresses, dissect, scan
+from hil.roce.opcodes import Operation
 
 FOLDER = Path(__file__).parent / "captures"
 ALL = sorted(path.name for path in FOLDER.glob("*.pcapng"))
+RDMA_REQUESTS = {Operation.RDMA_WRITE_ONLY, Operation.RDMA_READ_REQUEST}
 ENDS = {"hard_close_ipv4.pcapng": ("10.77.0.1", "10.77.0.2"), "hard_close_ipv6.pcapng": ("fd77::1", "fd77::2")}
 
 
@@ -32,7 +34,7 @@ def evidence_of(name: str) -> Evidence:
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_roce_frame_survives_dissection_and_building(name: str) -> None:
-    """Each layer gives its bytes back exactly."""
+    """Every RoCE frame is equal after it was dissected and built again."""
     for frame in frames(name):
         packet = dissect(frame.data)
         if packet is not None:
@@ -41,7 +43,7 @@ def test_every_roce_frame_survives_dissection_and_building(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_scan_and_scapy_see_the_same_data_packets(name: str) -> None:
-    """The fast scan takes every packet that is no datagram, and finds in it what scapy's layers find."""
+    """The fast scan reads every packet that is no datagram, with the values of scapy's layers."""
     for frame in frames(name):
         packet, data = dissect(frame.data), scan(frame.data)
         assert (data is not None) == (packet is not None and not packet.haslayer(DETH))
@@ -53,13 +55,13 @@ def test_the_scan_and_scapy_see_the_same_data_packets(name: str) -> None:
         assert not packet.haslayer(AETH) or data.syndrome == packet[AETH].syndrome
 
 
-def test_an_rdma_request_tells_its_target() -> None:
-    """rping's requests carry 64 bytes each: a read of the client's source, a write to its sink, with their own keys."""
+def test_an_rdma_request_holds_its_target() -> None:
+    """rping's requests carry 64 bytes: a read of the client's source, a write to its sink, each with its key."""
     requests = [p for p in roce_packets(frames("rping.pcapng")) if p.rkey != -1]
-    assert {p.opcode for p in requests} == {0x0A, 0x0C}
+    assert {p.opcode for p in requests} == RDMA_REQUESTS
     assert {p.length for p in requests} == {64}
     assert len({(p.opcode, p.rkey, p.address) for p in requests}) == 2
-    assert all(p.length == -1 for p in roce_packets(frames("rping.pcapng")) if p.opcode not in (0x0A, 0x0C))
+    assert all(p.length == -1 for p in roce_packets(frames("rping.pcapng")) if p.opcode not in RDMA_REQUESTS)
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
@@ -80,7 +82,7 @@ def test_the_req_carries_the_ip_cm_header() -> None:
 
 
 def links(name: str, change: "list[int] | None" = None) -> list[str]:
-    """Broken links of the capture's disconnect, after removing the packets at these places among CM messages."""
+    """The broken findings of the capture's disconnect, without the CM messages at these places."""
     evidence = evidence_of(name)
     (connection,) = connections(evidence.packets)
     removed = [p for p in evidence.packets if p.cm in ("DREQ", "DREP")]
@@ -91,20 +93,20 @@ def links(name: str, change: "list[int] | None" = None) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
-def test_a_clean_disconnect_breaks_no_link(name: str) -> None:
-    """As recorded, every finding holds."""
+def test_a_clean_disconnect_breaks_no_finding(name: str) -> None:
+    """Every finding holds for the capture as recorded."""
     assert links(name) == []
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
 def test_a_missing_dreq_and_a_missing_drep_are_named(name: str) -> None:
-    """Without the DREQ or the DREP exactly the links that stand on them break."""
+    """Without the DREQ or the DREP exactly the findings that depend on it break."""
     assert "the closer's DREQ is on the wire, for this connection" in links(name, [0])
     assert links(name, [1]) == ["the peer's DREP follows"]
 
 
 def test_data_after_the_dreq_is_named() -> None:
-    """A data packet of the closer's moved behind the DREQ breaks that finding and no other of the DREQ's."""
+    """A data packet of the closer behind its DREQ breaks that finding and no other finding of the DREQ."""
     evidence = evidence_of("hard_close_ipv4.pcapng")
     (connection,) = evidence.connections()
     data = next(p for p in connection.packets(evidence.packets) if not p.cm and p.source == connection.active)
@@ -117,7 +119,7 @@ def test_data_after_the_dreq_is_named() -> None:
 
 
 def test_a_dreq_for_another_qp_is_named() -> None:
-    """A DREQ that names a QP that is not the peer's does not count."""
+    """A DREQ for a QP that is not the peer's does not count."""
     evidence = evidence_of("hard_close_ipv4.pcapng")
     (connection,) = evidence.connections()
     evidence.packets = [replace(p, qpn=p.qpn + 1) if p.cm == "DREQ" else p for p in evidence.packets]
@@ -126,7 +128,7 @@ def test_a_dreq_for_another_qp_is_named() -> None:
 
 
 def heard(*, carried: bool, after_ns: int) -> Finding:
-    """What the rules say of a peer that hears of the reset ``after_ns`` after the DREQ, which the wire ``carried``."""
+    """The findings about a peer that sees the reset ``after_ns`` after the DREQ, which the wire ``carried``."""
     evidence = evidence_of("hard_close_ipv4.pcapng")
     (connection,) = evidence.connections()
     evidence.addresses = {"a": [connection.active], "b": [connection.passive]}
@@ -141,15 +143,15 @@ def heard(*, carried: bool, after_ns: int) -> Finding:
     return next(f for f in found if f.statement == "what the peer's CM hears the wire has carried")
 
 
-def test_a_peer_that_hears_what_the_wire_has_not_carried_is_named() -> None:
-    """A reset is heard of after its DREQ went on; heard before, or of one that was dropped, wire and node disagree."""
+def test_a_peer_that_sees_a_reset_without_its_dreq_is_named() -> None:
+    """A peer sees the reset after its DREQ was forwarded; before that, or after a drop, node and wire disagree."""
     assert heard(carried=True, after_ns=1_000_000).held
     assert not heard(carried=True, after_ns=-1_000_000).held
     assert not heard(carried=False, after_ns=1_000_000).held
 
 
 def reset_by_close(*, after_ns: int, late_ns: int) -> Finding:
-    """What the rules say of a close whose DREQ is stamped so long after its end, by a recorder that was so late."""
+    """The findings about a close whose DREQ has a stamp so long after its end, from a recorder that was so late."""
     evidence = evidence_of("hard_close_ipv4.pcapng")
     (connection,) = evidence.connections()
     evidence.addresses = {"a": [connection.active], "b": [connection.passive]}
@@ -167,7 +169,7 @@ def reset_by_close(*, after_ns: int, late_ns: int) -> Finding:
 
 
 def test_a_dreq_that_was_stamped_late_is_no_proof_of_a_late_reset() -> None:
-    """In time it held; late it broke; late by no more than its own stamp may be, nothing is known."""
+    """A reset in time holds, a late one breaks, and one within the stamp's own error is unknown."""
     in_time, late, doubtful, late_all_the_same = (
         reset_by_close(after_ns=after_ns, late_ns=late_ns)
         for after_ns, late_ns in ((0, 0), (219_000_000, 0), (219_000_000, 150_000_000), (800_000_000, 150_000_000))
@@ -179,7 +181,7 @@ def test_a_dreq_that_was_stamped_late_is_no_proof_of_a_late_reset() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_altered_and_cut_frames_never_raise(name: str) -> None:
-    """Whatever the bytes are, analysis passes over what it cannot read. The seed is fixed."""
+    """The analysis passes over bytes that it cannot read; the seed is fixed."""
     rng = random.Random(7)
     damaged = []
     for frame in frames(name):

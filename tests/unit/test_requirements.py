@@ -1,4 +1,4 @@
-"""The requirement catalogue is whole, and every marker names a requirement."""
+"""The requirement catalogue is complete, and every marker names a requirement."""
 
 from pathlib import Path
 
@@ -47,8 +47,8 @@ def test_rules_name_requirements() -> None:
     assert named and named <= requirements().keys()
 
 
-def test_what_is_called_not_observable_is_named_by_no_test() -> None:
-    """A requirement cannot be shown by a test and be out of every test's sight."""
+def test_no_test_names_a_requirement_that_is_not_observable() -> None:
+    """A requirement is either shown by a test or listed as not observable, never both."""
     from hil.cli.collected import named_requirements
     from hil.report.contract import not_observable
 

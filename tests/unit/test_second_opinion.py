@@ -197,7 +197,7 @@ def ask_tshark(path: Path, fields: list[str]) -> list[dict[str, str]]:
 
 
 def number(text: str, absent: int = -1) -> int:
-    """What tshark means by a number, be it decimal, hexadecimal or bytes."""
+    """A number in tshark's output, which is decimal, hexadecimal or bytes."""
     if not text:
         return absent
     return int(text.replace(":", ""), 16) if ":" in text else int(text, 0)
@@ -257,7 +257,7 @@ NETWORK += ["frame.time_epoch"]
 
 
 def shown(frame: bytes) -> bytes:
-    """``frame`` as tshark can read its headers behind the base header."""
+    """``frame``, changed so that tshark can read its headers behind the base header."""
     packet = dissect(frame)
     assert packet is not None
     base = packet["BTH"]
@@ -287,7 +287,7 @@ def of_layers(packet: Packet, answer: dict[str, str], fields: dict[tuple[str, st
 
 
 def test_headers_of_every_opcode_in_every_encapsulation(tmp_path: Path) -> None:
-    """Network header, base header and extended headers of every opcode are what tshark reads."""
+    """tshark reads the same network header, base header and extended headers of every opcode."""
     frames = [frame for name, frame in every_opcode()]
     batch = the_batch(write(tmp_path / "c.pcapng", frames))
     answers = ask_tshark(tmp_path / "c.pcapng", [*BASE.values(), *NETWORK, *OF_GRH.values()])
@@ -299,7 +299,7 @@ def test_headers_of_every_opcode_in_every_encapsulation(tmp_path: Path) -> None:
 
 
 def test_extended_headers_of_every_opcode(tmp_path: Path) -> None:
-    """The headers behind the base header are what tshark reads once it is shown them where it looks for them."""
+    """tshark reads the same extended headers from frames that are changed as tshark expects them."""
     frames = [frame for name, frame in every_opcode()]
     batch = the_batch(write(tmp_path / "c.pcapng", frames))
     answers = ask_tshark(
@@ -322,14 +322,14 @@ def is_base_only(opcode: int) -> bool:
 
 
 def test_every_management_datagram(tmp_path: Path) -> None:
-    """MAD header, CM messages and the RDMA IP CM service's header are what tshark reads."""
+    """tshark reads the same MAD header, CM messages and header of the RDMA IP CM service."""
     frames = [frame for name, frame in every_mad()]
     compare_mads(write(tmp_path / "c.pcapng", frames), frames, len(frames))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_recorded_captures(path: Path) -> None:
-    """The recorded captures hold the packets that tshark finds in them, with the same fields."""
+    """tshark finds the same packets with the same fields in the recorded captures."""
     batch = the_batch(path)
     answers = ask_tshark(path, [*BASE.values(), *EXTENSIONS.values(), *NETWORK, *OF_GRH.values()])
     roce = [answer for answer in answers if answer["infiniband.bth.opcode"]]
@@ -402,8 +402,8 @@ def test_names_of_opcodes() -> None:
         assert OPCODE_NAMES[code] == f"{transport}_{operation}".upper()
 
 
-def test_the_bulk_path_needs_no_luck_with_chunk_borders(tmp_path: Path) -> None:
-    """The columns are the same however small the chunks are in which a file is read."""
+def test_the_bulk_scan_is_independent_of_chunk_borders(tmp_path: Path) -> None:
+    """The columns are equal for any size of chunks."""
     path = write(tmp_path / "c.pcapng", [frame for name, frame in every_opcode()])
     whole = the_batch(path)
     with open_capture(path, chunk_bytes=333) as capture:
@@ -414,7 +414,7 @@ def test_the_bulk_path_needs_no_luck_with_chunk_borders(tmp_path: Path) -> None:
         assert (joined == getattr(whole, column)).all(), column
 
 
-def test_frames_with_extension_headers_are_among_them() -> None:
-    """The frames compared above include what is easily left out."""
+def test_the_compared_frames_hold_rare_kinds() -> None:
+    """The compared frames include kinds that are easily left out."""
     names = {name.partition(" ")[2] for name, frame in every_opcode()}
     assert set(EXTENDED) <= names and "double VLAN" in names and "RoCE v1 in a VLAN" in names

@@ -1,4 +1,4 @@
-"""Where the time of a test goes: counted by phase, kept in the results, and shown."""
+"""Times of a test: counted by phase, kept in the results, and shown."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def watch() -> Iterator[None]:
-    """Nothing is timed before and after; the session's own watch goes on."""
+    """No stopwatch runs before and after the test; the session's own goes on afterwards."""
     kept, stopwatch._running = stopwatch._running, None
     yield
     stopwatch._running = kept
@@ -59,7 +59,7 @@ def watch() -> Iterator[None]:
 
 @pytest.mark.usefixtures("watch")
 def test_time_belongs_to_the_innermost_phase() -> None:
-    """What is done inside of a phase inside of a phase counts once, and what no phase claims is set-up."""
+    """Time in nested phases counts once, for the innermost phase, and time outside all phases is set-up."""
     stopwatch.start()
     with stopwatch.phase(Phase.CALL):
         time.sleep(0.02)
@@ -75,8 +75,8 @@ def test_time_belongs_to_the_innermost_phase() -> None:
 
 
 @pytest.mark.usefixtures("watch")
-def test_a_phase_tells_work_from_waiting() -> None:
-    """The processor time of a busy process that was made for the test is the phase's; a nap has next to none."""
+def test_a_phase_distinguishes_work_from_waiting() -> None:
+    """The processor time of a busy process counts for its phase, and a nap takes next to none."""
     program = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
     stopwatch.start()
     stopwatch.enter(Phase.CALL)
@@ -94,8 +94,8 @@ def test_a_phase_tells_work_from_waiting() -> None:
     assert told["phases"]["audit"][1] < 0.05 <= told["phases"]["audit"][0]
 
 
-def test_a_process_that_is_gone_has_worked_what_was_last_known() -> None:
-    """Its time stays as it was read last, and is never less."""
+def test_an_ended_process_keeps_its_last_known_time() -> None:
+    """The time of an ended process stays as it was read last, and never falls."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         worked = ProcessorTime(process.pid)
         before = worked()
@@ -106,7 +106,7 @@ def test_a_process_that_is_gone_has_worked_what_was_last_known() -> None:
 
 @pytest.mark.usefixtures("watch")
 def test_long_calls_are_kept_by_name() -> None:
-    """A remote call of a second or more is told, a shorter one is not, and without a test nothing is kept."""
+    """A remote call of a second or more is recorded, a shorter one is not, and without a test nothing is recorded."""
     stopwatch.waited("nothing", 5 * 10**9)
     stopwatch.start()
     stopwatch.waited("wait_event", 1_500_000_000)
@@ -116,7 +116,7 @@ def test_long_calls_are_kept_by_name() -> None:
 
 
 def test_a_runs_times_are_read_back(folder: Path) -> None:
-    """Walls, processors and waiting by test; how busy the cores were, over the whole and as a line."""
+    """Wall, processor and waiting times are read back by test, with the load of the cores over time."""
     found = times.read(folder)
     quick, slow = found.tests
     assert (quick.wall_s, quick.processor_s, quick.waiting_s) == (1.5, 1.0, 0.5)
@@ -128,7 +128,7 @@ def test_a_runs_times_are_read_back(folder: Path) -> None:
 
 
 def test_the_tables_name_the_slowest_and_the_long_waits(folder: Path) -> None:
-    """Folder, file, test and wait stand in one screen; --json has everything."""
+    """The tables show the slowest folder, file, test and wait in one screen, and --json shows everything."""
     out = StringIO()
     times.show(times.read(folder), Console(file=out, width=200), 5)
     shown = out.getvalue()
@@ -154,8 +154,8 @@ def test_the_tables_name_the_slowest_and_the_long_waits(folder: Path) -> None:
         '{"at": 1, "cores": [1, 2], "test": 1, "phases": [], "waits": []}',
     ],
 )
-def test_what_is_no_test_s_times_is_told_with_its_place(tmp_path: Path, line: str) -> None:
-    """A damaged line is named by its number, and the command ends with 2."""
+def test_a_damaged_line_is_reported_with_its_number(tmp_path: Path, line: str) -> None:
+    """A damaged line is reported with its number, and the command ends with 2."""
     (tmp_path / times.TIMES).write_text(f"{json.dumps(LINES[0])}\n{line}\n")
     with pytest.raises(HilError, match="line 2"):
         times.read(tmp_path)
@@ -163,8 +163,8 @@ def test_what_is_no_test_s_times_is_told_with_its_place(tmp_path: Path, line: st
     assert done.exit_code == 2 and "line 2 is not a test's times" in done.stderr
 
 
-def test_half_of_a_line_and_a_clock_that_was_set_are_taken_as_they_are(folder: Path) -> None:
-    """A run that was killed leaves half of a line, and is shown as far as it came; so is one whose clock went back."""
+def test_a_cut_line_and_a_clock_that_was_set_back_are_accepted(folder: Path) -> None:
+    """A killed run, whose last line is cut, and a run whose clock was set back are shown."""
     with (folder / times.TIMES).open("a") as file:
         file.write(json.dumps(LINES[1] | {"at": 1.0, "cores": [100, 900]}) + "\n" + json.dumps(LINES[2])[:40])
     found = times.read(folder)
@@ -173,14 +173,14 @@ def test_half_of_a_line_and_a_clock_that_was_set_are_taken_as_they_are(folder: P
     times.show(found, Console(file=StringIO()), 5)
 
 
-def test_a_folder_without_times_is_told(tmp_path: Path) -> None:
-    """A run of an older bench kept none."""
+def test_a_folder_without_times_is_reported(tmp_path: Path) -> None:
+    """The results of an older bench have no times, and the command says so."""
     done = CliRunner().invoke(main, ["times", str(tmp_path)])
     assert done.exit_code == 2 and "a run of the bench keeps it" in done.stderr
 
 
 def test_a_run_keeps_the_times_of_its_tests(tmp_path: Path) -> None:
-    """A line for each test, from several processes too, whatever the tests need."""
+    """Each test has a line of times, also with several processes and whatever the tests need."""
     (tmp_path / "test_it.py").write_text("import time\ndef test_nap(): time.sleep(0.1)\ndef test_none(): pass\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", f"--hil-results={tmp_path}"]
     subprocess.run([*command, str(tmp_path / "test_it.py")], check=True, capture_output=True, cwd=Path(__file__).parent)

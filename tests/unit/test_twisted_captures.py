@@ -1,5 +1,5 @@
-"""Captures twisted by how they were taken: mirrors with clocks of their own, everything twice, answers that stop,
-queue pairs in two networks at once. None makes a fail of what is right, nor a pass of what is not there."""
+"""Captures that were taken badly: mirrors with different clocks, all packets twice, answers that stop, queue pairs in
+two networks at once. None makes a fail of a right tear-down, nor a pass of packets that are not there."""
 
 import io
 import itertools
@@ -36,10 +36,12 @@ from hil.evidence.rebuild.endings import Ending
 from hil.evidence.rebuild.judgement import Judged
 from hil.roce.icrc import icrc
 from hil.roce.layers.cm import CmAttribute
+from hil.roce.opcodes import Operation
 from hil.testing.roce import START_NS, Side, connect, disconnect, management, message
 from hil.verdict import Verdict
 
 PASS, FAIL, INVALID = Verdict.PASS, Verdict.FAIL, Verdict.INVALID
+READ_RESPONSES = range(Operation.RDMA_READ_RESPONSE_FIRST, Operation.RDMA_READ_RESPONSE_ONLY)
 
 
 def sides(ids: tuple[int, int] = (11, 22), psn: int = -1) -> tuple[Side, Side]:
@@ -55,17 +57,17 @@ def in_time(*streams: Iterable[CapturedFrame]) -> list[CapturedFrame]:
 
 
 def at(name: str, frames: Iterable[CapturedFrame], by_ns: int = 0) -> list[CapturedFrame]:
-    """The frames as another interface has them, so much later."""
+    """The frames as seen at another interface, some time later."""
     return [replace(frame, interface=name, time_ns=frame.time_ns + by_ns) for frame in frames]
 
 
 def numbered(frames: Iterable[CapturedFrame], first: int = 1) -> list[CapturedFrame]:
-    """The frames with IPv4 identifications that go on."""
+    """The frames with consecutive IPv4 identifications."""
     return [again for n, frame in enumerate(frames) for again in resent([frame], 0, number=first + n)]
 
 
 def sending(rounds: int, *, step_ns: int = 20_000, back: int = 0) -> tuple[list[CapturedFrame], tuple[Side, Side]]:
-    """A connection with messages of its active end and then some of the other's, and where its ends got to."""
+    """A connection with messages of its active end and then of the other end, and the state of both ends."""
     ends = sides()
     parts = [*connect(*ends), *(part for _ in range(rounds) for part in message(*ends, 0))]
     parts += [(1 - side, data) for _ in range(back) for side, data in message(ends[1], ends[0], 0)]
@@ -74,7 +76,7 @@ def sending(rounds: int, *, step_ns: int = 20_000, back: int = 0) -> tuple[list[
 
 
 def cut(frames: Iterable[CapturedFrame], snap: int) -> io.BytesIO:
-    """A capture whose snap length ends inside the CM's messages."""
+    """A capture with a snap length that ends inside the CM messages."""
     blocks = [enhanced(f.data[:snap], ticks=f.time_ns, original=len(f.data)) for f in frames]
     return io.BytesIO(section() + interface(name="m", resolution=9, snap=snap) + b"".join(blocks))
 
@@ -89,8 +91,8 @@ def only(file: io.BytesIO) -> Judged:
 
 @pytest.mark.parametrize("early_ns", [600_000, 5_000_000, 400_000_000])
 @pytest.mark.parametrize("link", ["DREQ", "DREP"])
-def test_how_long_after_the_end_a_packet_came_is_told_by_its_own_interface(early_ns: int, link: str) -> None:
-    """It was under way, 10 us behind the message, as one mirror shows; another mirror's clock is ahead or behind."""
+def test_a_late_packet_is_timed_by_its_own_interface(early_ns: int, link: str) -> None:
+    """One mirror shows a packet under way, 10 us behind the message; another mirror's clock is ahead or behind."""
     frames, ends = sending(6)
     end = place(frames, link)
     if link == "DREQ":
@@ -105,26 +107,26 @@ def test_how_long_after_the_end_a_packet_came_is_told_by_its_own_interface(early
 
 @pytest.mark.parametrize("behind_ns", [150_000, 300_000, 500_000, 3_000_000])
 @pytest.mark.parametrize("from_last", [0, 1])
-def test_where_everything_comes_twice_a_copy_that_is_alone_proves_nothing(behind_ns: int, from_last: int) -> None:
-    """Two mirror sessions into one port, and the first copy of a packet in front of the DREQ is missing."""
+def test_a_single_copy_in_a_doubled_capture_proves_nothing(behind_ns: int, from_last: int) -> None:
+    """Two mirror sessions share a port, and the first copy of a packet in front of the DREQ is missing."""
     frames = at("mirror", sending(6)[0])
     end = place(frames, "DREQ")
     last = max(n for n in range(end) if kind(frames[n]) == "RC" and opcode(frames[n]) == 2) - from_last
     assert one(in_time(frames, later(frames, behind_ns))).verdict is PASS
     alone = one(in_time(without(frames, last), later(frames, behind_ns)))
-    # So close that it was under way in any case.
+    # The packet is so close that it was under way in any case.
     assert alone.verdict is (PASS if (behind_ns, from_last) == (150_000, 1) else INVALID)
 
 
 @pytest.mark.parametrize("behind_ns", [9_000_000, 11_000_000, 25_000_000])
 def test_captures_merged_into_one_interface_without_numbers_make_no_fail(behind_ns: int) -> None:
-    """A DREQ is not sent again before its answer could have come: it is there twice, and so is all in front of it."""
+    """A DREQ that comes again too early for a retry is a copy, and so is every packet in front of it."""
     frames = at("mirror", made(sides(), 300))
     assert FAIL not in {c.verdict for c in judged(in_time(frames, later(frames, behind_ns)))}
 
 
-def test_what_is_too_long_ago_to_be_compared_makes_no_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same with so much data between the copies that the bytes of the first are not kept."""
+def test_copies_whose_first_bytes_are_not_kept_make_no_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is so much data between the copies that the bytes of the first are not kept."""
     monkeypatch.setattr(roce, "MTU", 4096)
     monkeypatch.setattr(roce, "MTU_CODE", 5)
     frames = at("mirror", sending(800, step_ns=5_000)[0])
@@ -134,15 +136,15 @@ def test_what_is_too_long_ago_to_be_compared_makes_no_fail(monkeypatch: pytest.M
 @pytest.mark.parametrize("behind_ns", [15_000_000, 2_500_000_000])
 @pytest.mark.parametrize("name", ["mirror", "side-a"])
 def test_copies_of_a_dreq_are_not_its_repetitions(behind_ns: int, name: str) -> None:
-    """Nine of the sixteen that the REQ allows, each of them twice: the CM has not given up."""
+    """Nine DREQs of the sixteen that the REQ allows, each with a copy, do not show that the CM gave up."""
     frames = unnumbered(recorded("reset")[:-1])
     asked = [*frames[:-1], *(f for n in range(9) for f in later(frames[-1:], n * 5_000_000_000))]
     assert {c.verdict for c in judged(arp(in_time(asked, at(name, asked, behind_ns)), 120))} == {INVALID}
 
 
 @pytest.mark.parametrize(("name", "behind_ns"), [("mirror", 1_500_000), ("side-a", 150_000), ("side-a", 5_000_000)])
-def test_copies_of_what_was_sent_again_are_no_further_tries(name: str, behind_ns: int) -> None:
-    """Three of six retries, twice each: the peer is not known to be deaf, and its DREP is missing."""
+def test_copies_of_retries_are_no_further_tries(name: str, behind_ns: int) -> None:
+    """Three of six retries with a copy each do not show that the peer is deaf, so its DREP is missing."""
     frames = made(sides(), 3, step_ns=1_000_000)
     end = place(frames, "DREQ")
     last = [f for f in frames[:end] if kind(f) == "RC" and f.interface == "side-a"][-1]
@@ -154,7 +156,7 @@ def test_copies_of_what_was_sent_again_are_no_further_tries(name: str, behind_ns
 
 
 def test_a_clock_that_goes_on_in_unequal_steps_is_coarse() -> None:
-    """Stamps are given in bursts of about 4 ms: what was under way behind the DREQ cannot be told from what was not."""
+    """Stamps come in bursts of about 4 ms, so packets under way behind the DREQ cannot be identified."""
     frames, ends = sending(300)
     end = place(frames, "DREQ")
     late = frame(frames[end].time_ns + 10_000, next(message(*ends, 0))[1], "side-a")
@@ -166,7 +168,7 @@ def test_a_clock_that_goes_on_in_unequal_steps_is_coarse() -> None:
     assert one(stamped).verdict is INVALID
 
 
-def test_where_the_order_is_known_to_be_wrong_nothing_is_a_fail() -> None:
+def test_a_wrong_order_makes_no_fail() -> None:
     """One interface's clock was a second ahead and was set right just in front of the DREP."""
     frames = recorded("reset")
     end = place(frames, "DREP")
@@ -180,7 +182,7 @@ def test_where_the_order_is_known_to_be_wrong_nothing_is_a_fail() -> None:
 
 
 def test_two_labs_with_one_gateway_address_make_no_fail() -> None:
-    """Their gateways have one virtual MAC address, and their PSNs are near enough to be one stream's."""
+    """Their gateways share a virtual MAC address, and their PSNs are close enough for one stream."""
     gateway = 0x5E000101
     here = between(made(sides(), 60, step_ns=100_000), 0xA1, gateway)
     there = later(between(made(sides((111, 222), 136_000), 5, step_ns=31_000), 0xB1, gateway), 300_000)
@@ -188,7 +190,7 @@ def test_two_labs_with_one_gateway_address_make_no_fail() -> None:
 
 
 def test_data_that_goes_another_way_than_the_cm_is_missed() -> None:
-    """Over another uplink, or in a VLAN while the CM is in none: the CM's messages alone make no pass."""
+    """Data goes over another uplink or VLAN than the CM's messages, which alone make no pass."""
     frames, ends = sending(20)
     late = frame(frames[-1].time_ns + 50_000_000, next(message(*ends, 0))[1], "side-a")
     cm, data = between(frames, 0xC1, 0xD1), between([*frames, late], 0xC2, 0xD2)
@@ -199,8 +201,8 @@ def test_data_that_goes_another_way_than_the_cm_is_missed() -> None:
         assert any("in another VLAN or network as well" in doubt for doubt in announced.doubts)
 
 
-def test_the_cms_messages_alone_say_that_no_data_is_there() -> None:
-    """A pass of what never sent anything, or sent it where nobody recorded."""
+def test_a_pass_by_cm_messages_alone_is_noted() -> None:
+    """The connection sent no data, or sent it over a link that was not captured."""
     frames = [f for f in made(sides(), 4) if kind(f) != "RC"]
     connection = one(frames)
     assert connection.verdict is PASS and "no data of it is in the capture, only the CM's messages" in connection.notes
@@ -208,8 +210,8 @@ def test_the_cms_messages_alone_say_that_no_data_is_there() -> None:
 
 @pytest.mark.parametrize("macs", [*itertools.permutations((1, 2, 3, 4))])
 @pytest.mark.parametrize("chunk_bytes", [1 << 12, 1 << 20])
-def test_networks_do_not_hang_on_the_values_of_macs(macs: tuple[int, int, int, int], chunk_bytes: int) -> None:
-    """Four routers: one way goes by two of them, the other by two others, and once by one of each."""
+def test_networks_do_not_depend_on_the_values_of_macs(macs: tuple[int, int, int, int], chunk_bytes: int) -> None:
+    """Of four routers one direction uses two, the other the other two, and one packet uses one of each."""
     frames, ends = sending(20)
     late = frame(frames[-1].time_ns + 50_000_000, next(message(*ends[::-1], 0))[1], "side-b")
     (late,) = numbered([late], 900)
@@ -226,11 +228,11 @@ def test_networks_do_not_hang_on_the_values_of_macs(macs: tuple[int, int, int, i
     assert broke == ["nothing of the connection follows the DREP"]
 
 
-# --- what is missing -------------------------------------------------------------------------------------------------
+# --- missing packets -------------------------------------------------------------------------------------------------
 
 
 def test_answers_that_stop_are_missed() -> None:
-    """Nineteen seconds without an answer, and the sender does not mind; and the answers of the last READ."""
+    """Nineteen seconds pass without an answer or a retry, and the answers of the last READ are missing."""
     frames, _ = sending(200, step_ns=20_000_000)
     stopped = [f for n, f in enumerate(frames) if not (kind(f) == "RC" and f.interface == "side-b" and n > 30)]
     read = made(sides(), 8)
@@ -243,13 +245,13 @@ def test_answers_that_stop_are_missed() -> None:
 
 
 def first_message_back(frames: Sequence[CapturedFrame]) -> list[int]:
-    """Where the packets of the passive end's first message are."""
+    """The places of the packets of the passive end's first message."""
     return [n for n, f in enumerate(frames) if kind(f) == "RC" and f.interface == "side-b" and opcode(f) < 3][:4]
 
 
 @pytest.mark.parametrize("snap", [122, 128, 132])
 def test_a_snap_length_that_cuts_the_first_psn_away_is_a_doubt(snap: int) -> None:
-    """The passive end's first message may be missing then; so may retries be that the REQ allows."""
+    """The passive end's first message, or retries that the REQ allows, may be missing."""
     frames, _ = sending(1, back=2)
     lost = without(frames, *first_message_back(frames))
     assert one(lost).verdict is INVALID
@@ -258,8 +260,8 @@ def test_a_snap_length_that_cuts_the_first_psn_away_is_a_doubt(snap: int) -> Non
     assert "a snap length cuts CM messages in front of their first PSN or their retry counts" in connection.doubts
 
 
-def test_a_first_psn_that_is_told_late_is_told_all_the_same() -> None:
-    """One mirror cuts the REQ, the other's comes when packets have come already: those in front of them are missing."""
+def test_a_first_psn_that_comes_late_still_counts() -> None:
+    """The complete copy of the REQ comes after the first packets, and shows that earlier ones are missing."""
     frames, _ = sending(1, back=2)
     lost = without(frames, *first_message_back(frames))
     both = [(f.time_ns, 0, f.data[:128], len(f.data)) for f in lost]
@@ -269,8 +271,8 @@ def test_a_first_psn_that_is_told_late_is_told_all_the_same() -> None:
     assert only(io.BytesIO(file)).verdict is INVALID
 
 
-def test_being_refused_is_no_silence() -> None:
-    """Three times the receiver was not ready, then three tries of six had no answer: the peer is not deaf yet."""
+def test_an_rnr_nak_is_no_silence() -> None:
+    """Three RNR NAKs and three of six tries without an answer do not show that the peer is deaf."""
     frames = made(sides(), 3, step_ns=1_000_000)
     end = place(frames, "DREQ")
     last = [f for f in frames[:end] if kind(f) == "RC" and f.interface == "side-a"][-1]
@@ -288,7 +290,7 @@ def test_being_refused_is_no_silence() -> None:
 
 
 def test_a_rej_of_a_rep_that_is_missing_is_no_pass() -> None:
-    """It says which message it answers. An RTU answers one as well, and whoever sent it was not left without."""
+    """A REJ names the message that it answers, and an RTU answers a REP too."""
     ends = sides()
     request, _, ready = connect(*ends)
     rej = bytearray(232)
@@ -303,7 +305,7 @@ def test_a_rej_of_a_rep_that_is_missing_is_no_pass() -> None:
 
 
 def test_a_psn_that_is_sent_again_twice_fills_no_other_gap() -> None:
-    """Two PSNs were skipped, one came again two times, the other never."""
+    """Of two skipped PSNs one came again twice, the other one never."""
     frames, _ = sending(2)
     sent = frames[3:7]
     again = [sent[0], sent[1], sent[3]]
@@ -312,7 +314,7 @@ def test_a_psn_that_is_sent_again_twice_fills_no_other_gap() -> None:
 
 
 def test_a_queue_pair_used_again_without_the_cm_makes_no_fail() -> None:
-    """Behind the DREP its number sends on from far other PSNs: that is somebody else, whoever told them."""
+    """Packets with far other PSNs behind the DREP belong to another connection."""
     frames, _ = sending(4)
     ends = sides(psn=500_000)
     parts = [part for n in range(3) for part in message(*ends, n)]
@@ -326,7 +328,7 @@ def test_a_queue_pair_used_again_without_the_cm_makes_no_fail() -> None:
 
 
 def changed(f: CapturedFrame, changes: dict[int, bytes]) -> CapturedFrame:
-    """A frame with other bytes at those places of its CM message."""
+    """A frame with other bytes at these places of its CM message."""
     data, start = bytearray(f.data), 14 + 20 + 8 + 12 + 8 + 24
     for offset, value in changes.items():
         data[start + offset : start + offset + len(value)] = value
@@ -334,8 +336,8 @@ def changed(f: CapturedFrame, changes: dict[int, bytes]) -> CapturedFrame:
     return replace(f, data=bytes(data))
 
 
-def test_an_xrc_targets_queue_pair_is_where_the_rep_has_it() -> None:
-    """In the place of the end-to-end context (annex A14)."""
+def test_an_xrc_rep_has_its_queue_pair_in_another_field() -> None:
+    """The QP is in the field of the end-to-end context (annex A14)."""
     frames = made(sides(), 0)
     request, reply = frames[:2]
     start = 14 + 20 + 8 + 12 + 8 + 24
@@ -345,8 +347,8 @@ def test_an_xrc_targets_queue_pair_is_where_the_rep_has_it() -> None:
     assert (connection.verdict, connection.facts.ends[1].qpn) == (PASS, 0x12)
 
 
-def test_what_follows_the_drep_is_told_with_the_drep_in_front_of_it() -> None:
-    """The DREQ and the DREP come again behind the data: it followed the first."""
+def test_a_late_packet_belongs_to_the_drep_in_front_of_it() -> None:
+    """DREQ and DREP come again behind the data, which followed the first DREP."""
     frames, ends = sending(2)
     late = numbered([frame(frames[-1].time_ns + 5_000_000, next(message(*ends, 0))[1], "side-a")], 900)
     connection = one([*frames, *late, *resent(frames[-2:], 5_000_000_000, number=500)])
@@ -354,15 +356,14 @@ def test_what_follows_the_drep_is_told_with_the_drep_in_front_of_it() -> None:
     assert f"after frame {len(frames)}: [{len(frames) + 1}]" in broken.seen
 
 
-def test_the_answer_to_a_flush_is_no_reads() -> None:
-    """FLUSH and ATOMIC WRITE have a response without data (annex A19); it is missed where it is not there."""
+def test_the_answer_to_a_flush_is_no_read_response() -> None:
+    """FLUSH and ATOMIC WRITE have a response without data (annex A19), which is missed when it is absent."""
     ends = sides()
     parts = list(connect(*ends))
     for n in range(2):
-        parts.append((0, roce.frame(*ends, 0x1C, ends[1].qpn, ends[0].psn, bytes(24))))
-        parts.append(
-            (1, roce.frame(*ends[::-1], 0x10, ends[0].qpn, ends[0].psn, struct.pack("!I", 0x1F << 24 | n + 1)))
-        )
+        parts.append((0, roce.frame(*ends, Operation.FLUSH, ends[1].qpn, ends[0].psn, bytes(24))))
+        answer, aeth = Operation.RDMA_READ_RESPONSE_ONLY, struct.pack("!I", 0x1F << 24 | n + 1)
+        parts.append((1, roce.frame(*ends[::-1], answer, ends[0].qpn, ends[0].psn, aeth)))
         ends[0].psn += 1
     parts += [*message(*ends, 0), *disconnect(*ends)]
     frames = numbered(frame(START_NS + n * 20_000, data, INTERFACES[side]) for n, (side, data) in enumerate(parts))
@@ -373,16 +374,16 @@ def test_the_answer_to_a_flush_is_no_reads() -> None:
     assert one(without(frames, 4)).verdict is INVALID
 
 
-def test_once_is_one_time() -> None:
-    """The words of a REQ that nobody answered."""
+def test_one_try_is_given_in_the_singular() -> None:
+    """The words of a REQ that was never answered use the singular for one time."""
     assert one(recorded("reset")[:1]).how == "the REQ was sent 1 time and never answered"
 
 
-# --- what stays a fail, and what stays a pass ------------------------------------------------------------------------
+# --- verdicts that must stay -----------------------------------------------------------------------------------------
 
 
 def built(parts: Iterable[tuple[int, bytes]], *, step_ns: int = 20_000) -> list[CapturedFrame]:
-    """Frames one after the other, numbered as their senders do."""
+    """Frames one after the other, with consecutive identifications of each sender."""
     return numbered(frame(START_NS + n * step_ns, data, INTERFACES[side]) for n, (side, data) in enumerate(parts))
 
 
@@ -396,7 +397,7 @@ def late_data(frames: Sequence[CapturedFrame], ends: tuple[Side, Side], name: st
 def test_a_peer_that_is_gone_owes_no_drep_however_short_the_timer_is(
     made_as: Callable[[Sequence[CapturedFrame]], list[CapturedFrame]],
 ) -> None:
-    """Retries every 8 ms could be a mirror's copies, if anything else were there twice; all sixteen DREQs follow."""
+    """Retries every 8 ms would be copies if other packets were twice there; all sixteen DREQs follow."""
     ends = sides()
     base = built([*connect(*ends), *message(*ends, 0)])
     data = [part for side, part in message(*ends, 0) if side == 0]
@@ -411,8 +412,8 @@ def test_a_peer_that_is_gone_owes_no_drep_however_short_the_timer_is(
         assert twice.verdict is not FAIL
 
 
-def test_both_ports_of_a_router_show_a_breach_and_no_breach_where_there_is_none() -> None:
-    """One MAC address on all its ports: each packet is there with the sender's and with the receiver's."""
+def test_both_ports_of_a_router_show_only_a_real_breach() -> None:
+    """Each packet comes twice, with the MAC addresses of sender and receiver; the router has one for all ports."""
     frames, ends = sending(40, back=3)
 
     def mirrored(sent: Sequence[CapturedFrame]) -> list[CapturedFrame]:
@@ -428,7 +429,7 @@ def test_both_ports_of_a_router_show_a_breach_and_no_breach_where_there_is_none(
 
 
 def test_a_router_that_takes_over_takes_nothing_from_a_breach() -> None:
-    """From the middle on the packets come by another router, and go on where they were."""
+    """From the middle on the packets come through another router and continue the earlier ones."""
     frames, ends = sending(40)
     ways = [between([*frames, *late_data(frames, ends)], 0xA1, router) for router in (0xC1, 0xC2)]
     moved = [ways[n >= 100][n] for n in range(len(ways[0]))]
@@ -438,11 +439,10 @@ def test_a_router_that_takes_over_takes_nothing_from_a_breach() -> None:
 
 @pytest.mark.parametrize("lag_ns", [3_000, 8_000, 50_000])
 @pytest.mark.parametrize("made_as", [list, unnumbered])
-def test_where_everything_comes_twice_what_is_shown_is_shown(
+def test_a_doubled_capture_still_shows_a_breach(
     lag_ns: int, made_as: Callable[[Sequence[CapturedFrame]], list[CapturedFrame]]
 ) -> None:
-    """A packet under way between two copies of the DREQ stays that; one behind the DREP stays a breach, even where
-    DREQ and DREP are sent once more behind it."""
+    """A packet under way stays no breach, and one behind the DREP stays one, also before repeated DREQs and DREPs."""
     ends = sides()
     frames = at("mirror", built([*connect(*ends), *message(*ends, 0), *disconnect(*ends)]))
     data = next(message(*ends, 0))[1]
@@ -456,8 +456,8 @@ def test_where_everything_comes_twice_what_is_shown_is_shown(
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_breach_of_which_the_first_packet_is_missing_is_one(lost: int) -> None:
-    """PSNs that go on almost where they were are this queue pair's."""
+def test_a_breach_without_its_first_packet_is_a_breach(lost: int) -> None:
+    """PSNs that nearly continue the earlier ones belong to this queue pair."""
     ends = sides()
     frames = built([*connect(*ends), *message(*ends, 0), *disconnect(*ends)])
     data = [part for side, part in message(*ends, 0) if side == 0]
@@ -467,7 +467,7 @@ def test_a_breach_of_which_the_first_packet_is_missing_is_one(lost: int) -> None
 
 @pytest.mark.parametrize("behind", [40, 5000])
 def test_a_queue_pair_used_again_from_earlier_psns_makes_no_fail(behind: int) -> None:
-    """In front of the first PSN that the CM told nothing can be the connection's own."""
+    """No packet of the connection has a PSN in front of the first one in the CM message."""
     frames, _ = sending(10, step_ns=1_000_000)
     ends = sides(psn=Side(0x0A000001, 0x11, 11).psn - behind)
     parts = [part for n in range(5) for part in message(*ends, n)]
@@ -477,7 +477,7 @@ def test_a_queue_pair_used_again_from_earlier_psns_makes_no_fail(behind: int) ->
 
 
 def test_data_in_another_vlan_is_missed_by_each_of_two_connections() -> None:
-    """The second uses the queue pairs again, and its data goes where the first one's went."""
+    """The second connection reuses the queue pairs, and its data takes the way of the first one's."""
 
     def connection(ids: tuple[int, int], psn: int, start_ns: int) -> list[CapturedFrame]:
         ends = sides(ids, psn)
@@ -489,16 +489,16 @@ def test_data_in_another_vlan_is_missed_by_each_of_two_connections() -> None:
     assert PASS not in {c.verdict for c in connections}
 
 
-def test_two_tenants_with_equal_numbers_do_not_hang_on_each_other() -> None:
-    """One VLAN's connection began before the capture; the other's is all there, and has data of its own."""
+def test_two_tenants_with_equal_numbers_are_independent() -> None:
+    """One VLAN's connection began before the capture; the other VLAN's is complete, with its own data."""
     frames, _ = sending(10)
     both = in_time((tagged(f, 10) for f in frames), (tagged(f, 20) for f in frames[5:]))
     verdicts = {c.facts.vlans[0]: c.verdict for c in judged(both)}
     assert verdicts[(10,)] is PASS
 
 
-def test_equal_answers_to_what_was_sent_again_are_no_copies() -> None:
-    """One mirror, no numbers: three messages are sent again by the timer, and each is answered with the same ACK."""
+def test_equal_answers_to_repeated_messages_are_no_copies() -> None:
+    """Three messages are sent again by the timer, and each gets the same ACK, without identifications."""
     ends = sides()
     frames = built(connect(*ends), step_ns=1_000_000)
     messages = [list(message(*ends, n)) for n in range(3)]
@@ -520,8 +520,8 @@ def test_equal_answers_to_what_was_sent_again_are_no_copies() -> None:
     assert not any(end.requests.copies for end in connection.facts.ends)
 
 
-def test_whoever_closed_owes_no_answer() -> None:
-    """The peer sends for 30 ms until its CM has read the DREQ, the first that it ever sent."""
+def test_an_end_that_closed_owes_no_answer() -> None:
+    """The peer sends for 30 ms, for the first time, until its CM has read the DREQ."""
     ends = sides()
     frames = built([*connect(*ends), *(p for _ in range(5) for p in message(*ends, 0))], step_ns=1_000_000)
     (_, dreq), (_, drep) = disconnect(*ends)
@@ -536,7 +536,7 @@ def test_whoever_closed_owes_no_answer() -> None:
 
 @pytest.mark.parametrize(("remote", "wait_ns"), [(20, 4_500_000_000), (14, 150_000_000)])
 def test_a_cm_message_is_sent_again_after_the_shorter_of_two_time_outs(remote: int, wait_ns: int) -> None:
-    """The REQ has one for each end: a DREQ that comes again after the shorter one was sent again."""
+    """The REQ has a time-out for each end: a DREQ that comes again after the shorter one was sent again."""
     frames, ends = sending(10, step_ns=1_000_000)
     request = changed(frames[0], {43: bytes([remote << 3]), 47: bytes([20 << 3 | 6])})
     frames = at("mirror", [request, *frames[1:]])
@@ -550,7 +550,7 @@ def test_a_cm_message_is_sent_again_after_the_shorter_of_two_time_outs(remote: i
 
 @pytest.mark.parametrize("gap_ns", [1_000_000, 100_000_000])
 def test_a_fine_clock_that_shows_bursts_is_not_coarse(gap_ns: int) -> None:
-    """Microseconds on a fast link: most packets share theirs with the one before, and bursts are far apart."""
+    """On a fast link most packets share their microsecond with the one before, and bursts are far apart."""
     ends, frames, at_ns = sides(), [], START_NS
     for side, data in connect(*ends):
         at_ns += 1_000_003
