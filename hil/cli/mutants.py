@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hil.cli.options import LAB, give_up
+from hil.cli.options import LAB, give_up, or_give_up
 from hil.cli.tests import JOBS, parallel, prepared, suite_arguments
 from hil.errors import HilError
 from hil.labs.kinds import jobs as jobs_on
@@ -39,10 +39,11 @@ def mutants(lab: Path, jobs: int | None, whole: bool, listed: bool, names: tuple
     """
     from hil.report import mutants as report
 
+    every = or_give_up(catalogue.mutants)
     if listed:
-        click.echo("\n".join(report.listing(catalogue.mutants().values())))
+        click.echo("\n".join(report.listing(every.values())))
         return
-    known = {name: m for name, m in catalogue.mutants().items() if m.layer is Layer.PROVIDER and m.breaks}
+    known = {name: m for name, m in every.items() if m.layer is Layer.PROVIDER and m.breaks}
     if unknown := set(names) - known.keys():
         give_up(f"there is no mutant {', '.join(sorted(unknown))} of the provider; there are {', '.join(known)}")
     jobs = jobs_on(prepared(lab), jobs)

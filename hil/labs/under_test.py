@@ -50,8 +50,11 @@ def provider_under_test(text: str) -> ProviderUnderTest:
     if not text:
         return ProviderUnderTest("", OWN)
     installed = {point.name: point.value for point in entry_points(group=GROUP)}
-    known = {name: mutant.home for name, mutant in mutants().items() if mutant.layer is Layer.PROVIDER}
-    place = installed.get(text) or known.get(text) or text
+    place = installed.get(text, text)
+    if not _PLACE.fullmatch(place):
+        # Only now: a package whose mutant cannot be loaded must not keep another's provider from a run.
+        known = {name: mutant.home for name, mutant in mutants().items() if mutant.layer is Layer.PROVIDER}
+        place = known.get(text, text)
     if not _PLACE.fullmatch(place):
         names = f"installed providers: {', '.join(sorted(installed)) or 'none'}; mutants: {', '.join(known)}"
         raise SetupError(f"there is no provider {text}: write PACKAGE.MODULE:FACTORY, or one of these names. {names}")

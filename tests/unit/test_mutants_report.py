@@ -4,9 +4,12 @@ import ast
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import hil.mutants
+from hil.cli.main import main
 from hil.evidence.bundle import VerdictRecord
+from hil.labs.under_test import provider_under_test
 from hil.mutants.catalogue import Layer, Mutant, mutants
 from hil.report.mutants import listing, sight, told
 from hil.verdict import Verdict
@@ -71,3 +74,25 @@ def test_a_mutant_that_only_other_tests_notice_is_not_found() -> None:
     assert not seen.found
     assert "NOT FOUND: no failed test names SEND-14" in told(seen)[1]
     assert seen.invalid == ("c",)
+
+
+def test_a_mutant_that_cannot_be_loaded_is_named_with_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listing ends with 2 and one line; a run with another provider does not need the mutant."""
+    info = tmp_path / "bad-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[hil.mutants]\nX = nosuch:x\n[hil.providers]\nmine = hil.provider.provider:Provider\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mutants.cache_clear()
+    provider_under_test.cache_clear()
+    try:
+        done = CliRunner().invoke(main, ["mutants", "--list"])
+        assert done.exit_code == 2 and "mutant X, nosuch:x, of package bad 1.0 cannot be loaded" in done.stderr
+        assert provider_under_test("mine").factory == "hil.provider.provider:Provider"
+    finally:
+        mutants.cache_clear()
+        provider_under_test.cache_clear()
